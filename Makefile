@@ -1,0 +1,91 @@
+# Everything a reader or a contributor does, one target each: `make help` lists them.
+#
+# pip's own settings pass through untouched. So a machine without a GPU can have the much smaller
+# CPU build of torch by pointing PIP_EXTRA_INDEX_URL (or PIP_INDEX_URL) at torch's index of CPU builds.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# What a user may set, as in `make book MODEL=gpt2 CORES=2`.
+PYTHON ?= python3
+PARAMS ?= params/laptop.yml
+MODEL ?=
+CORES ?=
+PORT ?= 8000
+NBVAL_JOBS ?= 2
+
+# The same in every run: no warnings about forked tokenizers, and one order of sets.
+export TOKENIZERS_PARALLELISM := false
+export PYTHONHASHSEED := 0
+
+# All paths are relative, so that a space in the path of the project does no harm. Programs that a
+# run starts by name (papermill, snakemake, jupyter) are those of the environment.
+STAMP := .venv/.installed
+PY := PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python
+# The tests ask no hub for anything; what they need has been fetched before.
+TEST_PY := HF_HUB_OFFLINE=1 $(PY)
+
+# The stamp is written last and holds the directory it was made in. An environment without it is half
+# made; one with another directory was moved or copied, and would import the code of its old place.
+SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
+
+.PHONY: help setup book serve notebooks test test-fast lint format clean distclean FORCE
+
+help: ## List the targets
+	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PORT=n] [PYTHON=python3.12]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## Make the environment in .venv (the other targets do it when needed)
+	@:
+
+$(STAMP): requirements.lock pyproject.toml $(if $(SETUP_OK),,FORCE)
+ifneq ($(SETUP_OK),yes)
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo 'No program named "$(PYTHON)": name a Python, as in: make setup PYTHON=python3.12' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %s: name another, as in: make setup PYTHON=python3.12" % sys.version.split()[0])'
+	@"$(PYTHON)" -m venv --clear .venv
+endif
+	@rm -f $(STAMP)
+	@echo 'Installing requirements.lock into .venv: some minutes the first time (PIP_VERBOSE=1 shows more) ...'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@pwd -P > $(STAMP)
+	@echo 'The environment in .venv is ready.'
+
+book: setup ## Run every analysis and build the book into _build/html
+	@$(PY) -m seqcirc_utils.workflow book $(if $(MODEL),--model "$(MODEL)") --params "$(PARAMS)" $(if $(CORES),--cores "$(CORES)")
+
+serve: ## Show the built book at http://127.0.0.1:8000 (PORT=n for another port)
+	@[ -e _build/html/index.html ] || { echo 'No book in _build/html yet: run "make book" first.' >&2; exit 1; }
+	@echo 'The book is at http://127.0.0.1:$(PORT)/ until you press Ctrl-C.'
+	@"$(PYTHON)" -m http.server --bind 127.0.0.1 --directory _build/html "$(PORT)"
+
+notebooks: setup ## Run the committed notebooks again at their default parameters, in place
+	@$(PY) -m seqcirc_utils.workflow notebooks
+
+test: setup ## Run the unit tests, then check the committed notebooks' outputs
+	@$(PY) -m seqcirc_utils.models fetch smollm2-135m-instruct
+	@$(TEST_PY) -m pytest tests
+	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest --nbval-lax --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:python \
+	  -n "$(NBVAL_JOBS)" --dist loadscope notebooks
+
+test-fast: setup ## Run only the unit tests that take seconds
+	@$(TEST_PY) -m pytest -m 'not slow' tests
+
+lint: setup ## Check style and formatting, notebooks included
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: setup ## Sort imports, fix what can be fixed, and format, notebooks included
+	@$(PY) -m ruff check --fix-only .
+	@$(PY) -m ruff format .
+
+clean: ## Remove the book and all results (keeps .venv and the fetched models)
+	@rm -rf _build book/runs results
+
+distclean: clean ## Remove .venv and the caches in this directory as well
+	@rm -rf .venv .snakemake .pytest_cache .ruff_cache seqcirc_utils.egg-info
