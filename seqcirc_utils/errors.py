@@ -1,0 +1,20 @@
+"""The one kind of error a user can cause and mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the caller can put right: says what was wrong, what is allowed, what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython (so Jupyter and papermill too) to print one line, not a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def unknown(kind: str, name: object, allowed: Iterable[str], hint: str = "") -> UserError:
+    """The error for a name that is not among the allowed ones, with the nearest of them."""
+    allowed = sorted(map(str, allowed))
+    near = difflib.get_close_matches(str(name), allowed, n=1)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return UserError(f"unknown {kind} {name!r}{guess}: allowed are {', '.join(allowed)}{hint}.")

