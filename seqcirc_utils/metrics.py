@@ -1,0 +1,127 @@
+"""Scores of a prompt at its end: logit difference, accuracy, and intervals over prompts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
+
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import Model
+from seqcirc_utils.tasks import Prompts
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the final position says, per prompt; the last axis is the prompt.
+
+    Attributes:
+        logit_diff: logit(answer) - logit(last member), the paper's metric.
+        correct: Whether the answer is the top token of the whole vocabulary.
+        answer_prob: Probability of the answer.
+        last_prob: Probability of the last member.
+    """
+
+    logit_diff: torch.Tensor
+    correct: torch.Tensor
+    answer_prob: torch.Tensor
+    last_prob: torch.Tensor
+
+    @classmethod
+    def read(cls, logits: torch.Tensor, prompts: Prompts) -> "Scores":
+        """Score final-position logits ``[..., n, vocab]`` against the prompts' answers."""
+        if not torch.isfinite(logits).all():
+            raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
+        logits = logits.float()
+        shape = logits.shape[:-1] + (1,)
+        answer_ids = prompts.answer_ids.to(logits.device)[:, None].expand(shape)
+        last_ids = prompts.last_ids.to(logits.device)[:, None].expand(shape)
+        answer, last = logits.gather(-1, answer_ids)[..., 0], logits.gather(-1, last_ids)[..., 0]
+        norm = logits.logsumexp(-1)
+        return cls(
+            logit_diff=(answer - last).cpu(),
+            correct=(logits.argmax(-1) == answer_ids[..., 0]).cpu(),
+            answer_prob=(answer - norm).exp().cpu(),
+            last_prob=(last - norm).exp().cpu(),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: list["Scores"], dim: int = 0) -> "Scores":
+        """Join scores along a dimension."""
+        return cls(*(torch.cat([getattr(p, f) for p in parts], dim) for f in cls.__annotations__))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@torch.no_grad()
+def score(model: Model, prompts: Prompts, batch: int = 64) -> Scores:
+    """Run the whole model on the prompts, plainly."""
+    parts = []
+    for rows in torch.arange(len(prompts)).split(batch):
+        part = prompts[rows.tolist()]
+        logits = model.bridge(part.tokens.to(model.device))[:, -1]
+        parts.append(Scores.read(logits, part))
+    return Scores.concatenate(parts)
+
+
+def paper_filter(model: Model) -> Callable[[Prompts], torch.Tensor]:
+    """The paper's filter: the answer is on top, with more than twice the last member's probability.
+
+    Returns:
+        A function ``prompts -> bool [n]`` for :func:`seqcirc_utils.tasks.prompt_sets`.
+    """
+
+    def keep(prompts: Prompts) -> torch.Tensor:
+        return passes_paper_filter(score(model, prompts))
+
+    return keep
+
+
+def passes_paper_filter(scores: Scores) -> torch.Tensor:
+    """Which prompts the paper's filter keeps ``[n]``."""
+    return scores.correct & (scores.answer_prob > 2 * scores.last_prob)
+
+
+def interval(values: torch.Tensor, seed: int = 0) -> Interval:
+    """Mean of ``[n]`` values with a percentile bootstrap interval over prompts."""
+    values = values.double()
+    low, high = bootstrap_ci(values, generator=derive_generator(seed, "interval"))
+    return Interval(values.mean().item(), low.item(), high.item())
+
+
+def intervals(values: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Means of ``[m, n]`` values over prompts, and the bootstrap bounds: three ``[m]`` tensors."""
+    values = values.double()
+    low, high = bootstrap_ci(values, generator=derive_generator(seed, "interval"))
+    return values.mean(-1), low, high
+
+
+def rate(successes: torch.Tensor) -> Interval:
+    """Share of ``[n]`` successes with the exact (Clopper-Pearson) interval."""
+    ci = success_rate_ci(successes.tolist())
+    return Interval(ci.point_estimate, ci.ci_low, ci.ci_high)
+
+
+def positive_baseline(logit_diff: torch.Tensor, what: str) -> float:
+    """The mean logit difference that percentages refer to.
+
+    Raises:
+        UserError: when it is not positive; a ratio of it would mean nothing.
+    """
+    mean = logit_diff.mean().item()
+    if not mean > 0:
+        raise UserError(
+            f"{what} has a mean logit difference of {mean:.3f}: the model does not prefer the next "
+            "member, so shares of this score mean nothing. Choose another task, model or template."
+        )
+    return mean

@@ -1,0 +1,444 @@
+"""The sequence-continuation tasks: sequences, sentence templates, prompts, token positions.
+
+A prompt shows ``n_members`` consecutive members of a sequence in a sentence template and ends where
+the next one is due (paper, section on data): ``Adam born in May. Kate born in June. … Paul born
+in``. Every prompt of a set has the same number of tokens, so that nothing is ever padded and
+position -1 is the end of every prompt.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from seqcirc_utils.errors import UserError, unknown
+from seqcirc_utils.models import Model
+
+
+@dataclass(frozen=True)
+class Task:
+    """One sequence. ``members`` stand in order; ``title`` is what headings call the task."""
+
+    title: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """One sentence form: ``<filler> <verb> in <member>.``"""
+
+    verb: str
+    fillers: tuple[str, ...]
+
+
+TASKS: dict[str, Task] = {
+    "digits": Task("Digits", tuple(str(i) for i in range(1, 13))),
+    "number_words": Task(
+        "Number words",
+        ("one", "two", "three", "four", "five", "six")
+        + ("seven", "eight", "nine", "ten", "eleven", "twelve"),
+    ),
+    "months": Task(
+        "Months",
+        ("January", "February", "March", "April", "May", "June")
+        + ("July", "August", "September", "October", "November", "December"),
+    ),
+}
+
+_NAMES = tuple(
+    "Adam Alex Alice Andrew Anna Anne Arthur Ben Bill Bob Carl Charles Chris Daniel David Donald "
+    "Edward Elizabeth Emily Frank Fred George Henry Jack Jacob James Jane Jean Jim John Joseph "
+    "Lewis Louis Luke Maria Mark Martin Mary Matt Matthew Max Michael Neil Nick Paul Peter Ray "
+    "Richard Rob Robert Rose Sam Samuel Sarah Scott Simon Stephen Thomas Tim Tom Victor William "
+    "Kate Laura Linda Susan".split()
+)
+_THINGS = tuple(
+    "Ball Bell Book Box Bus Camera Cap Card Car Cart Chain Flag Gate Gold Key Letter Light Lock Map "
+    "Mask Net Note Paper Pen Phone Pin Plate Radio Ring Rock Rod Salt Shell Star Stone Table Tool "
+    "Top Train Tree Tube Van Wall Watch Wind Window Wire Wood Desk Hat Lamp Coat".split()
+)
+
+TEMPLATES: dict[str, Template] = {
+    "born": Template("born", _NAMES),
+    "lost": Template("lost", _THINGS),
+    "done": Template("done", _THINGS),
+}
+
+MIN_FILLERS = 12
+"""A template needs this many single-token fillers, or its prompts would be all alike."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How one tokenizer writes one task.
+
+    Attributes:
+        members: The task's members in order.
+        ids: Token id of each, or ``None`` where the tokenizer splits it.
+        space_apart: Whether the space before a member is a token of its own (digits in many
+            tokenizers); prompts then end with that space.
+    """
+
+    members: tuple[str, ...]
+    ids: tuple[int | None, ...]
+    space_apart: bool
+
+    def starts(self, n_members: int) -> list[int]:
+        """Indices from which ``n_members`` members and an answer are single tokens."""
+        last = len(self.members) - n_members
+        return [s for s in range(last) if None not in self.ids[s : s + n_members + 1]]
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def vocabulary(task: str, tokenizer: Any) -> Vocabulary:
+    """Find the single-token members of a task.
+
+    Raises:
+        UserError: for an unknown task.
+    """
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    members = TASKS[task].members
+    spaced = [_encode(tokenizer, f" {member}") for member in members]
+    space = _encode(tokenizer, " ")
+    if any(len(ids) == 1 for ids in spaced):
+        ids = tuple(i[0] if len(i) == 1 else None for i in spaced)
+        return Vocabulary(members, ids, space_apart=False)
+    bare = [i[len(space) :] if i[: len(space)] == space else [] for i in spaced]
+    ids = tuple(i[0] if len(i) == 1 else None for i in bare)
+    return Vocabulary(members, ids, space_apart=len(space) == 1)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one task with everything that is known about them; ``n`` prompts of ``pos`` tokens.
+
+    Attributes:
+        task: Name of the task.
+        texts: The prompts as text.
+        tokens: Token ids ``[n, pos]``, the prepended token included.
+        answer_ids: Token of the next member ``[n]``.
+        last_ids: Token of the last member shown, the metric's incorrect answer ``[n]``.
+        member_positions: Token position of every member ``[n, n_members]``.
+        in_positions: Token position of every "in" ``[n, n_members + 1]``.
+        members: Members shown, in order of appearance, per prompt.
+        answers: The next member, per prompt; that of the clean prompt for corrupted ones.
+        starts: Index of the first member in the task's sequence (-1 for corrupted prompts).
+        templates: Name of the template, per prompt.
+        fillers: Names or things, per prompt.
+    """
+
+    task: str
+    texts: list[str]
+    tokens: torch.Tensor
+    answer_ids: torch.Tensor
+    last_ids: torch.Tensor
+    member_positions: torch.Tensor
+    in_positions: torch.Tensor
+    members: list[tuple[str, ...]]
+    answers: list[str]
+    starts: list[int]
+    templates: list[str]
+    fillers: list[tuple[str, ...]] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Sequence[int]) -> "Prompts":
+        """The prompts of the given rows."""
+        rows = list(rows)
+        changes = {}
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                changes[name] = value[rows]
+            elif isinstance(value, list):
+                changes[name] = [value[row] for row in rows]
+        return replace(self, **changes)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per prompt, for people."""
+        return pd.DataFrame(
+            {
+                "prompt": self.texts,
+                "answer": self.answers,
+                "last member": [m[-1] for m in self.members],
+                "start": self.starts,
+                "template": self.templates,
+            }
+        )
+
+    def groups(self) -> dict[str, torch.Tensor]:
+        """Position groups, disjoint and complete: name to boolean mask ``[n, pos]``.
+
+        ``member 1`` …, ``in`` (those before a shown member), ``end`` (the last token) and
+        ``other``.
+        """
+        n, pos = self.tokens.shape
+        rows = torch.arange(n)
+        groups = {}
+        left = torch.ones(n, pos, dtype=torch.bool)
+        for i in range(self.member_positions.shape[1]):
+            mask = torch.zeros(n, pos, dtype=torch.bool)
+            mask[rows, self.member_positions[:, i]] = True
+            groups[f"member {i + 1}"] = mask
+        mask = torch.zeros(n, pos, dtype=torch.bool)
+        mask[rows[:, None], self.in_positions[:, :-1]] = True
+        groups["in"] = mask
+        mask = torch.zeros(n, pos, dtype=torch.bool)
+        mask[:, -1] = True
+        groups["end"] = mask
+        for mask in groups.values():
+            left &= ~mask
+        groups["other"] = left
+        return groups
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """The disjoint sets of one run; no two share a prompt.
+
+    Attributes:
+        evaluation: Clean prompts that every reported number is measured on.
+        corrupted: The same prompts with random members (paired by row).
+        discovery: Clean prompts for choosing circuits, never for reporting.
+        means: Corrupted prompts with fillers of their own, behind the mean activations.
+        drawn: How many clean prompts were drawn to fill evaluation and discovery.
+    """
+
+    evaluation: Prompts
+    corrupted: Prompts
+    discovery: Prompts
+    means: Prompts
+    drawn: int
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What is needed to write one prompt."""
+
+    template: str
+    fillers: tuple[str, ...]
+    start: int
+    shown: tuple[int, ...]
+    answer: int
+
+
+class _Writer:
+    """Turns drafts of one task into :class:`Prompts` for one model."""
+
+    def __init__(self, model: Model, task: str, templates: Sequence[str], n_members: int) -> None:
+        if not templates:
+            raise UserError(f"no template asked for: allowed are {', '.join(TEMPLATES)}.")
+        for name in templates:
+            if name not in TEMPLATES:
+                raise unknown("template", name, TEMPLATES)
+        self.model, self.task, self.n_members = model, task, n_members
+        self.vocabulary = vocabulary(task, model.tokenizer)
+        self.starts = self.vocabulary.starts(n_members)
+        if not self.starts:
+            split = [
+                m
+                for m, i in zip(self.vocabulary.members, self.vocabulary.ids, strict=True)
+                if i is None
+            ]
+            raise UserError(
+                f"task {task!r} does not fit the tokenizer of {model.facts.title}: no "
+                f"{n_members + 1} consecutive members are single tokens (split: "
+                f"{', '.join(split) or 'none'}); choose another task, fewer members or another "
+                "model."
+            )
+        self.fillers = {name: self._single_token_fillers(name) for name in templates}
+
+    def _single_token_fillers(self, name: str) -> tuple[str, ...]:
+        tokenizer = self.model.tokenizer
+        kept = tuple(
+            filler
+            for filler in TEMPLATES[name].fillers
+            if len(_encode(tokenizer, filler)) == len(_encode(tokenizer, f" {filler}")) == 1
+        )
+        if len(kept) < MIN_FILLERS:
+            raise UserError(
+                f"template {name!r} has only {len(kept)} single-token fillers under the tokenizer "
+                f"of {self.model.facts.title} ({MIN_FILLERS} are needed): choose another template."
+            )
+        return kept
+
+    def draw(self, rng: random.Random, index: int, used: set) -> _Draft:
+        """Draw a clean prompt; starts and templates take turns, fillers are never used twice."""
+        names = list(self.fillers)
+        template = names[(index // len(self.starts)) % len(names)]
+        start = self.starts[index % len(self.starts)]
+        while True:
+            fillers = tuple(rng.sample(self.fillers[template], self.n_members + 1))
+            if (template, fillers) not in used:
+                break
+        used.add((template, fillers))
+        shown = tuple(range(start, start + self.n_members))
+        return _Draft(template, fillers, start, shown, start + self.n_members)
+
+    def corrupt(self, rng: random.Random, draft: _Draft) -> _Draft:
+        """Replace the members by random ones of the same kind, in an order that continues nowhere.
+
+        No neighbours are consecutive, and the last two do not increase; so the prompt suggests no
+        next member. (The paper excludes consecutive last members only.)
+        """
+        allowed = [i for i, token in enumerate(self.vocabulary.ids) if token is not None]
+        if self.n_members == 1:
+            others = [i for i in allowed if i != draft.shown[0]]
+            return replace(draft, start=-1, shown=(rng.choice(others),))
+        while True:
+            shown = tuple(rng.choice(allowed) for _ in range(self.n_members))
+            steps = [b - a for a, b in zip(shown, shown[1:], strict=False)]
+            if 1 not in steps and steps[-1] <= 0 and shown != draft.shown:
+                return replace(draft, start=-1, shown=shown)
+
+    def write(self, drafts: Sequence[_Draft]) -> Prompts:
+        """Write drafts as text and tokens, and find the position of every part."""
+        vocab, tokenizer = self.vocabulary, self.model.tokenizer
+        prefix = [] if self.model.prepend_id is None else [self.model.prepend_id]
+        rows, texts, member_at, in_at = [], [], [], []
+        for draft in drafts:
+            verb = TEMPLATES[draft.template].verb
+            text, members, ins = "", [], []
+            for filler, member in zip(draft.fillers, draft.shown, strict=False):
+                text += f"{filler} {verb} in"
+                ins.append(len(text) - 1)
+                text += f" {vocab.members[member]}"
+                members.append(len(text) - 1)
+                text += ". "
+            text += f"{draft.fillers[-1]} {verb} in"
+            ins.append(len(text) - 1)
+            text += " " if vocab.space_apart else ""
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            spans = encoded["offset_mapping"]
+
+            def token_at(character: int, spans: list = spans) -> int:
+                return len(prefix) + next(i for i, (_, e) in enumerate(spans) if e > character)
+
+            rows.append(prefix + encoded["input_ids"])
+            texts.append(text)
+            member_at.append([token_at(c) for c in members])
+            in_at.append([token_at(c) for c in ins])
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) != 1:
+            raise UserError(
+                f"the prompts of {self.task!r} have {lengths} tokens under the tokenizer of "
+                f"{self.model.facts.title}: they must be of one length, since nothing is padded."
+            )
+        tokens, member_positions = torch.tensor(rows), torch.tensor(member_at)
+        expected = torch.tensor([[vocab.ids[m] for m in draft.shown] for draft in drafts])
+        if not torch.equal(tokens.gather(1, member_positions), expected):
+            raise UserError(
+                f"the tokenizer of {self.model.facts.title} writes the members of {self.task!r} "
+                "differently inside a sentence: this task cannot be used with this model."
+            )
+        return Prompts(
+            task=self.task,
+            texts=texts,
+            tokens=tokens,
+            answer_ids=torch.tensor([vocab.ids[draft.answer] for draft in drafts]),
+            last_ids=torch.tensor([vocab.ids[draft.answer - 1] for draft in drafts]),
+            member_positions=member_positions,
+            in_positions=torch.tensor(in_at),
+            members=[tuple(vocab.members[m] for m in draft.shown) for draft in drafts],
+            answers=[vocab.members[draft.answer] for draft in drafts],
+            starts=[draft.start for draft in drafts],
+            templates=[draft.template for draft in drafts],
+            fillers=[draft.fillers for draft in drafts],
+        )
+
+
+def clean_prompts(
+    model: Model,
+    task: str,
+    n: int,
+    *,
+    seed: int = 0,
+    templates: Sequence[str] = ("born",),
+    n_members: int = 4,
+) -> Prompts:
+    """``n`` clean prompts with any number of members, starts taking turns (see notebook 01)."""
+    _positive("n", n)
+    writer = _Writer(model, task, templates, n_members)
+    rng = random.Random(f"{seed}:{task}:clean:{n_members}")
+    used: set = set()
+    return writer.write([writer.draw(rng, i, used) for i in range(n)])
+
+
+def prompt_sets(
+    model: Model,
+    task: str,
+    *,
+    n_prompts: int,
+    n_means: int,
+    n_discovery: int | None = None,
+    seed: int = 0,
+    templates: Sequence[str] = ("born",),
+    keep: Callable[[Prompts], torch.Tensor] | None = None,
+) -> PromptSets:
+    """Draw the disjoint prompt sets of a run.
+
+    Args:
+        model: Gives the tokenizer and the token put in front.
+        task: Name in :data:`TASKS`.
+        n_prompts: Evaluation prompts.
+        n_means: Corrupted prompts behind the mean activations.
+        n_discovery: Discovery prompts; as many as evaluation prompts when ``None``.
+        seed: The same seed draws the same prompts; enlarging one set leaves the others alone.
+        templates: Names in :data:`TEMPLATES`, taking turns.
+        keep: Optional filter ``prompts -> bool [n]`` (the paper's: ``metrics.paper_filter``).
+
+    Raises:
+        UserError: unknown names, counts below 1, a tokenizer that splits the task's members, or a
+            filter that keeps hardly anything.
+    """
+    n_discovery = n_prompts if n_discovery is None else n_discovery
+    for name, n in (("n_prompts", n_prompts), ("n_means", n_means), ("n_discovery", n_discovery)):
+        _positive(name, n)
+    writer = _Writer(model, task, templates, n_members=4)
+    used: set = set()
+    drawn = 0
+
+    def fill(purpose: str, wanted: int) -> list[_Draft]:
+        nonlocal drawn
+        rng = random.Random(f"{seed}:{task}:{purpose}")
+        kept: list[_Draft] = []
+        tried = 0
+        while len(kept) < wanted:
+            if tried >= 20 * wanted:
+                raise UserError(
+                    f"the filter kept {len(kept)} of {tried} {task} prompts, {wanted} are needed: "
+                    f"{model.facts.title} cannot do the task well enough; leave paper_filter off."
+                )
+            batch = [writer.draw(rng, tried + i, used) for i in range(wanted)]
+            tried += len(batch)
+            mask = [True] * len(batch) if keep is None else keep(writer.write(batch)).tolist()
+            kept += [draft for draft, good in zip(batch, mask, strict=True) if good]
+        drawn += tried
+        return kept[:wanted]
+
+    def corrupt(drafts: list[_Draft], purpose: str) -> Prompts:
+        rng = random.Random(f"{seed}:{task}:{purpose}:corrupted")
+        return writer.write([writer.corrupt(rng, draft) for draft in drafts])
+
+    evaluation, discovery = fill("evaluation", n_prompts), fill("discovery", n_discovery)
+    rng = random.Random(f"{seed}:{task}:means")
+    means = [writer.draw(rng, i, used) for i in range(n_means)]
+    return PromptSets(
+        evaluation=writer.write(evaluation),
+        corrupted=corrupt(evaluation, "evaluation"),
+        discovery=writer.write(discovery),
+        means=corrupt(means, "means"),
+        drawn=drawn,
+    )
+
+
+def _positive(name: str, n: int) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, got {n!r}.")
