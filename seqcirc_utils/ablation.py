@@ -334,7 +334,5 @@ def path_effects(
             evaluator.block(layer, stream)
         z[layer] = seen["z"]
     patched = object.__new__(Evaluator)
-    patched.__dict__.update(
-        vars(evaluator), replacement=Activations(z, run.activations.mlp)
-    )
+    patched.__dict__.update(vars(evaluator), replacement=Activations(z, run.activations.mlp))
     return patched.replaced([[receiver] for receiver in receivers])

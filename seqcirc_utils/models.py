@@ -343,7 +343,10 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         hf_model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="eager"
+            directory,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            attn_implementation="eager",
         )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
