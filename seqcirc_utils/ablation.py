@@ -287,6 +287,22 @@ class Evaluator:
         return logit_readout(self.model.bridge, stream[:, -1], chunk_size=self.max_rows).values
 
 
+def _during_block(
+    evaluator: Evaluator,
+    layer: int,
+    stream: torch.Tensor,
+    kind: str,
+    instead: dict[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The value at one hook of a block run on ``stream``, with other hooks' values given."""
+    seen: list[torch.Tensor] = []
+    hooks = [(_hook(layer, k), lambda v, hook, new=new: new) for k, new in (instead or {}).items()]
+    hooks.append((_hook(layer, kind), lambda v, hook: seen.append(v)))
+    with evaluator.model.bridge.hooks(fwd_hooks=hooks):
+        evaluator.block(layer, stream)
+    return seen[0]
+
+
 @torch.no_grad()
 def path_effects(
     evaluator: Evaluator, sender: Component, receivers: Sequence[Component], source: str
@@ -315,24 +331,16 @@ def path_effects(
     for receiver in receivers:
         if sender.head is None or receiver.head is None or receiver.layer <= sender.layer:
             raise UserError(f"no path from {sender} into the {source} of {receiver}.")
-    bridge, run = evaluator.model.bridge, evaluator.run
-    weights = bridge.blocks[sender.layer].attn.W_O[sender.head]
+    run = evaluator.run
+    weights = evaluator.model.bridge.blocks[sender.layer].attn.W_O[sender.head]
     old = run.activations.z[sender.layer][:, :, sender.head]
     new = evaluator.replacement.z[sender.layer][:, :, sender.head]
     change = (new - old) @ weights
     z = run.activations.z.clone()
     for layer in sorted({receiver.layer for receiver in receivers}):
         stream = run.residual[layer]
-        seen: dict[str, torch.Tensor] = {}
-        with bridge.hooks(fwd_hooks=[(_hook(layer, source), lambda v, hook: seen.update(new=v))]):
-            evaluator.block(layer, stream + change)
-        hooks = [
-            (_hook(layer, source), lambda v, hook, new=seen["new"]: new),
-            (_hook(layer, "z"), lambda v, hook: seen.update(z=v)),
-        ]
-        with bridge.hooks(fwd_hooks=hooks):
-            evaluator.block(layer, stream)
-        z[layer] = seen["z"]
+        read = _during_block(evaluator, layer, stream + change, source)
+        z[layer] = _during_block(evaluator, layer, stream, "z", instead={source: read})
     patched = object.__new__(Evaluator)
     patched.__dict__.update(vars(evaluator), replacement=Activations(z, run.activations.mlp))
     return patched.replaced([[receiver] for receiver in receivers])

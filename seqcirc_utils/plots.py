@@ -63,7 +63,8 @@ def _close(figure: Figure) -> Figure:
 
 def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> Figure:
     """One prompt, token by token, coloured by position group."""
-    colours = dict(zip(groups, [*sns.color_palette("crest", 4), "#E69F00", "#D55E00", "#dddddd"]))
+    palette = [*sns.color_palette("crest", len(groups) - 3), "#E69F00", "#D55E00", "#dddddd"]
+    colours = dict(zip(groups, palette, strict=True))
     figure, axis = plt.subplots(figsize=(9, 1.9))
     for i, token in enumerate(tokens):
         group = next(name for name, mask in groups.items() if mask[i])
@@ -84,7 +85,9 @@ def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> 
     axis.set_xticks(np.arange(len(tokens)) + 0.5, range(len(tokens)), fontsize=7)
     sns.despine(ax=axis, left=True)
     handles = [Patch(color=colours[name], label=name) for name in groups]
-    axis.legend(handles=handles, ncols=7, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
+    axis.legend(
+        handles=handles, ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8
+    )
     return _close(figure)
 
 
@@ -134,7 +137,7 @@ def lens_trajectory(curves: Mapping[str, np.ndarray]) -> Figure:
 
 
 def lens_heatmaps(maps: Mapping[str, np.ndarray], columns: Sequence[str]) -> Figure:
-    """Mean lens probability by layer and position, one panel per label ``[layer + 1, position]``."""
+    """Mean lens probability by layer and position; a panel per label ``[layer + 1, position]``."""
     figure, axes = plt.subplots(
         1, len(maps), figsize=(3.1 * len(maps) + 1, 4.6), sharey=True, layout="constrained"
     )
@@ -162,7 +165,7 @@ def component_grid(frame: pd.DataFrame, column: str) -> np.ndarray:
 def component_heatmaps(
     panels: Mapping[str, np.ndarray], label: str, percent: bool = False
 ) -> Figure:
-    """Heat maps over all components, heads and MLP apart; the colour scale is cut at the extremes.
+    """Heat maps over all components, heads and MLP apart; colours are cut at the extremes.
 
     Args:
         panels: Title to grid (see :func:`component_grid`).
@@ -216,7 +219,7 @@ def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = Fals
 def agreement(
     x: Sequence[float], y: Sequence[float], names: Sequence[str], labels: tuple
 ) -> Figure:
-    """Scatter of two measures of the same things, with the line of equality and the outermost named.
+    """Scatter of two measures of the same things, with the line of equality.
 
     Args:
         x: First measure.

@@ -56,8 +56,8 @@ _NAMES = tuple(
     "Kate Laura Linda Susan".split()
 )
 _THINGS = tuple(
-    "Ball Bell Book Box Bus Camera Cap Card Car Cart Chain Flag Gate Gold Key Letter Light Lock Map "
-    "Mask Net Note Paper Pen Phone Pin Plate Radio Ring Rock Rod Salt Shell Star Stone Table Tool "
+    "Ball Bell Book Box Bus Camera Cap Card Car Cart Chain Flag Gate Gold Key Letter Light Lock "
+    "Map Mask Net Note Paper Pen Phone Pin Plate Radio Ring Rock Rod Salt Shell Star Stone Table Tool "
     "Top Train Tree Tube Van Wall Watch Wind Window Wire Wood Desk Hat Lamp Coat".split()
 )
 
@@ -117,7 +117,7 @@ def vocabulary(task: str, tokenizer: Any) -> Vocabulary:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one task with everything that is known about them; ``n`` prompts of ``pos`` tokens.
+    """``n`` prompts of one task, ``pos`` tokens each, with everything that is known about them.
 
     Attributes:
         task: Name of the task.
