@@ -1,0 +1,70 @@
+"""A small project in a temporary directory: the real library, small notebooks in their places."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from seqcirc_utils import stages, store
+
+PARAMETERS = """\
+model: str = "gpt2"  # the model
+{task}
+templates: list = ["born"]  # sentences
+n_prompts: int = 8  # evaluation prompts
+paper_filter: bool = False  # as the paper does
+seed: int = 0  # draws everything random
+results: str = "results/default"  # where results go"""
+TASK = 'task: str = "months"  # what is continued'
+TASKS = 'tasks: list = ["digits", "number_words", "months"]  # what is compared'
+WORK = {
+    "04_circuit_discovery": 'print(run.input("03_patching", "txt").read_text())',
+    "06_cross_task": 'for _t in tasks:\n    run.input("03_patching", "txt", _t)\n'
+    '    run.input("04_circuit_discovery", "txt", _t)',
+}
+MORE = {"03_patching": "threshold: float = 0.8  # part to keep\ndevice: str = 'auto'  # where"}
+
+
+def write_notebook(root: Path, stage: str, work: str = "", more: str = "") -> Path:
+    """Write a stage's notebook; ``work`` stands between begin() and finish()."""
+    per_task = stages.STAGES[stage].per_task
+    declared = PARAMETERS.format(task=TASK if per_task else TASKS)
+    declared += "\n" + (more or MORE.get(stage, ""))
+    cell = nbformat.v4.new_code_cell
+    book = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell(f"Text.\n\n# Title of {stage}\n\n# Second"),
+            cell(declared.strip(), metadata={"tags": ["parameters"]}),
+            cell(f'from seqcirc_utils import stages\n\nrun = stages.begin("{stage}", globals())'),
+            cell(work or WORK.get(stage, "pass")),
+            cell(
+                "import sys\n\nfrom seqcirc_utils import store\n\n"
+                'print("progress bar", file=sys.stderr)\n'
+                'store.write_text(run.path("txt"), f"{n_prompts}")\n'
+                "run.finish(model={'name': model}, n_prompts=n_prompts)"
+            ),
+        ],
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}},
+    )
+    path = root / "notebooks" / f"{stage}.ipynb"
+    nbformat.write(book, path)
+    return path
+
+
+def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the project and let this process and its kernels work in it."""
+    shutil.copytree(
+        store.ROOT / "seqcirc_utils",
+        root / "seqcirc_utils",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    shutil.copytree(store.ROOT / "params", root / "params")
+    shutil.copy(store.ROOT / "Snakefile", root)
+    (root / "notebooks").mkdir()
+    (root / "book").mkdir()
+    for stage in stages.STAGES:
+        write_notebook(root, stage)
+    monkeypatch.setattr(store, "ROOT", root)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    return root

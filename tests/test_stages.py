@@ -1,0 +1,174 @@
+"""Stages refuse bad parameters before any compute, and never leave half a result."""
+
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from stage_project import make, write_notebook
+
+from seqcirc_utils import stages, store
+from seqcirc_utils.errors import UserError
+
+GOOD = {"model": "gpt2", "task": "months", "n_prompts": 8}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    return make(tmp_path, monkeypatch)
+
+
+def test_declares_what_the_notebook_says(project):
+    found = stages.declared("03_patching")
+    assert found["n_prompts"] == stages.Parameter("n_prompts", 8, int, "evaluation prompts")
+    assert found["templates"].default == ["born"]
+    assert found["paper_filter"].default is False
+
+
+def test_fills_in_defaults_and_takes_an_int_for_a_float(project):
+    full = stages.check("03_patching", {"n_prompts": 2, "threshold": 1})
+    assert full["n_prompts"] == 2 and full["task"] == "months"
+    assert full["threshold"] == 1.0 and isinstance(full["threshold"], float)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"n_promts": 3}, "did you mean 'n_prompts'"),
+        ({"n_prompts": True}, "must be int, not bool"),
+        ({"n_prompts": "8"}, "at least 1"),
+        ({"n_prompts": 8.0}, "must be int, not float"),
+        ({"n_prompts": 0}, "at least 1"),
+        ({"n_prompts": -1}, "at least 1"),
+        ({"seed": -1}, "at least 0"),
+        ({"threshold": 0}, "above 0"),
+        ({"threshold": 1.1}, "at most 1"),
+        ({"threshold": float("nan")}, "at most 1"),
+        ({"paper_filter": 1}, "must be bool"),
+        ({"task": "month"}, "did you mean 'months'"),
+        ({"task": ["months"]}, "must be str"),
+        ({"templates": []}, "is empty"),
+        ({"templates": ["born", "born"]}, "twice"),
+        ({"templates": ["bron"]}, "did you mean 'born'"),
+        ({"templates": [1]}, "must be str, not 1"),
+        ({"templates": "born"}, "must be list"),
+        ({"model": "gpt3"}, "did you mean 'gpt2'"),
+        ({"model": "./nowhere"}, "does not exist"),
+        ({"model": None}, "must be str"),
+        ({"results": " "}, "results is empty"),
+        ({"device": "gpu"}, "auto, cpu, cuda"),
+    ],
+)
+def test_refuses(project, bad, said):
+    with pytest.raises(UserError, match="03_patching") as caught:
+        stages.execute("03_patching", bad, project / "out.ipynb")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(project.glob("out*"))
+
+
+def test_refuses_bad_tasks_and_stages(project):
+    for tasks in ([], ["months", "months"], ["moths"]):
+        with pytest.raises(UserError, match="06_cross_task"):
+            stages.check("06_cross_task", {"tasks": tasks})
+    with pytest.raises(UserError, match="did you mean '03_patching'"):
+        stages.check("3_patching", {})
+
+
+def test_refuses_a_parameter_that_is_no_annotated_literal(project):
+    for line in ("n_top = 3  # bare", "n_top: int = 1 + 2  # derived"):
+        write_notebook(project, "03_patching", more=line)
+        with pytest.raises(UserError, match="n_top .* annotated literal"):
+            stages.check("03_patching", {})
+
+
+def test_begin_finds_names_that_nothing_declares(project):
+    namespace = {name: p.default for name, p in stages.declared("03_patching").items()}
+    allowed = {"In": [], "Out": {}, "_1": 3, "stages": stages, "Path": Path, "exit": exit}
+    run = stages.begin("03_patching", namespace | allowed)
+    assert run.directory == project / "results/default/gpt2/months"
+    assert run.path("csv") == run.directory / "03_patching.csv"
+    with pytest.raises(UserError, match="did you mean 'n_prompts'"):
+        stages.begin("03_patching", namespace | {"n_prompt": 3})
+    with pytest.raises(UserError, match="at least 1"):
+        stages.begin("03_patching", namespace | {"n_prompts": 0})
+
+
+def test_sources_follow_imports(project):
+    names = [path.name for path in stages.sources("03_patching")]
+    assert names[0] == "03_patching.ipynb"
+    assert {"stages.py", "store.py", "errors.py", "models.py"} <= set(names)
+    assert not {"workflow.py", "circuits.py"} & set(names)
+    write_notebook(project, "03_patching", work="from seqcirc_utils import workflow as _w")
+    assert "workflow.py" in [path.name for path in stages.sources("03_patching")]
+
+
+def test_fingerprint_sees_code_and_parameters_but_no_outputs(project):
+    before = stages.fingerprint("03_patching", GOOD)
+    path = project / "notebooks/03_patching.ipynb"
+    book = nbformat.read(path, 4)
+    book.cells[3].outputs = [nbformat.v4.new_output("stream", text="1")]
+    nbformat.write(book, path)
+    assert stages.fingerprint("03_patching", GOOD | {"results": "x"}) == before
+    assert stages.fingerprint("03_patching", GOOD | {"n_prompts": 9}) != before
+    write_notebook(project, "03_patching", work="print(2)")
+    assert stages.fingerprint("03_patching", GOOD) != before
+
+
+@pytest.mark.slow
+def test_a_run_writes_everything_and_remakes_what_is_stale(project):
+    where = project / "results/default/gpt2/months"
+    output = where / "04_circuit_discovery.ipynb"
+    stages.execute("04_circuit_discovery", {"n_prompts": 3}, output, progress=False)
+    upstream = where / "03_patching.run.json"
+    made = json.loads(upstream.read_text())
+    assert made["parameters"]["n_prompts"] == 3 and made["versions"]["torch"]
+    assert (where / "03_patching.ipynb").is_file()
+    text = output.read_text()
+    assert '"stderr"' not in text and '"papermill"' not in text
+    record = json.loads((where / "04_circuit_discovery.run.json").read_text())
+    assert record["inputs"] == {"03_patching.run.json": made["library"]}
+    assert stages.is_current("04_circuit_discovery", where, {"n_prompts": 3})
+    assert not stages.is_current("04_circuit_discovery", where, {"n_prompts": 4})
+
+    # Another upstream notebook makes both stale; asking for the input makes it again.
+    write_notebook(project, "03_patching", work="print('new')")
+    assert not stages.is_current("04_circuit_discovery", where)
+    run = stages.Run("04_circuit_discovery", stages.check("04_circuit_discovery", {"n_prompts": 3}))
+    assert run.input("03_patching", "txt").read_text() == "3"
+    again = json.loads(upstream.read_text())
+    assert again["library"] != made["library"]
+    assert not stages.is_current("04_circuit_discovery", where)
+    assert run.input("03_patching", "txt").is_file()
+    assert json.loads(upstream.read_text()) == again
+    with pytest.raises(UserError, match="makes no file"):
+        run.input("03_patching", "csv")
+    with pytest.raises(UserError, match="unknown input"):
+        run.input("02_logit_attribution", "csv")
+
+
+@pytest.mark.slow
+def test_a_failed_run_leaves_no_output_but_says_why(project):
+    work = "from seqcirc_utils.errors import UserError\n\nraise UserError('no such thing')"
+    write_notebook(project, "03_patching", work=work)
+    output = project / "out.ipynb"
+    output.write_text("old")
+    with pytest.raises(UserError, match="03_patching failed: no such thing") as caught:
+        stages.execute("03_patching", {}, output)
+    assert str(project / "out.failed.ipynb") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in project.glob("*out*")) == ["out.failed.ipynb"]
+    assert not list(project.glob(".out*"))
+
+
+@pytest.mark.slow
+def test_the_kernel_is_this_interpreter(project, monkeypatch, tmp_path):
+    kernels = tmp_path / "jupyter" / "kernels" / "python3"
+    kernels.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "wrong", "language": "python"}
+    (kernels / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    write_notebook(project, "03_patching", work="import sys\nprint(sys.executable)")
+    output = stages.execute("03_patching", {}, project / "out.ipynb")
+    assert sys.executable in output.read_text()
+    assert store.read_json(project / "results/default/gpt2/months/03_patching.run.json")

@@ -1,0 +1,220 @@
+"""The command line: strict parameters files, publishing, and what Snakemake runs again."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from stage_project import make, write_notebook
+
+from seqcirc_utils import stages, store, workflow
+from seqcirc_utils.errors import UserError
+
+TOC = {
+    "format": "jb-book",
+    "root": "intro",
+    "parts": [
+        {"caption": "Start", "chapters": [{"file": "method"}]},
+        {"caption": "Digits", "chapters": [{"file": "runs/digits/03_patching"}]},
+        {"caption": "Months", "chapters": [{"file": "runs/months/03_patching"}]},
+        {"caption": "All", "chapters": [{"file": "runs/06_cross_task"}]},
+    ],
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    root = make(tmp_path, monkeypatch)
+    (root / "book/_toc.yml").write_text(yaml.safe_dump(TOC))
+    return root
+
+
+def parameters(project, **values):
+    file = project / "params" / "mine.yml"
+    file.write_text(yaml.safe_dump({"model": "gpt2", "tasks": ["months"]} | values))
+    return file
+
+
+def pretend(plan, stage, task=None, cells=()):
+    """Write what a run of a stage would have left."""
+    job = workflow.Job(plan, stage, task)
+    cells = [nbformat.v4.new_markdown_cell("# Title\n\ntext"), *cells]
+    job.notebook.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), job.notebook)
+    run = stages.Run(stage, stages.check(stage, plan.parameters(stage, task)))
+    run.library = job.fingerprint
+    run.finish(model={"name": "gpt2"})
+    return job
+
+
+def pretend_all(plan):
+    for job in plan.jobs():
+        pretend(plan, job.stage, job.task)
+
+
+@pytest.mark.parametrize("name", ["laptop", "quick", "test", "paper"])
+def test_shipped_parameters_are_read(name):
+    values = yaml.safe_load((store.ROOT / "params" / f"{name}.yml").read_text())
+    assert set(values) == {
+        *("model", "tasks", "templates", "n_prompts", "n_means", "paper_filter", "seed")
+    }
+
+
+def test_a_stage_gets_what_it_declares(project):
+    plan = workflow.read_plan(parameters(project, threshold=0.5, n_prompts=3))
+    assert "threshold" in plan.parameters("03_patching", "months")
+    assert "threshold" not in plan.parameters("04_circuit_discovery", "months")
+    assert plan.parameters("06_cross_task")["tasks"] == ["months"]
+    assert plan.directory("months") == project / "results/mine/gpt2/months"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"n_promts": 3}, "did you mean 'n_prompts'"),
+        ({"n_prompts": 0}, "at least 1"),
+        ({"tasks": ["moths"]}, "did you mean 'months'"),
+        ({"tasks": []}, "is empty"),
+        ({"model": "gpt3"}, "did you mean 'gpt2'"),
+        ({"results": "elsewhere"}, "unknown parameter"),
+        ({"task": "months"}, "unknown parameter"),
+    ],
+)
+def test_bad_files_are_one_line_and_nothing_runs(project, capsys, values, said):
+    file = parameters(project, **values)
+    assert workflow.main(["book", "--params", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert not (project / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["book", "--params", "nowhere.yml"],
+        ["book", "--cores", "0"],
+        ["book", "--cores", "two"],
+        ["book", "--model", "gpt3"],
+        ["build"],
+        [],
+        ["stage", "03_patching", "--output", "x.ipynb"],
+        ["stage", "06_cross_task", "--task", "months", "--output", "x.ipynb"],
+        ["stage", "99_more", "--output", "x.ipynb"],
+    ],
+)
+def test_bad_commands_are_one_line(project, capsys, arguments):
+    assert workflow.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_file_that_is_no_mapping_or_no_yaml(project, capsys):
+    for text in ("- a", "a: [", "", "\x00"):
+        file = project / "params" / "odd.yml"
+        file.write_text(text)
+        assert workflow.main(["publish", "--params", str(file)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_lists_parameters(project, capsys):
+    with pytest.raises(SystemExit) as caught:
+        workflow.main(["--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert "n_prompts: int = 8  evaluation prompts" in said and "06_cross_task (all tasks)" in said
+
+
+def test_publish(project):
+    plan = workflow.read_plan(parameters(project))
+    pretend_all(plan)
+    figure = plan.directory("months") / "figures" / "a.svg"
+    store.write_text(figure, "<svg/>")
+    stale = project / "book/runs/digits/03_patching.ipynb"
+    store.write_text(stale, "old")
+    workflow.publish(plan)
+    runs = project / "book/runs"
+    assert not stale.parent.exists()
+    assert "# Months: Title" in (runs / "months/03_patching.ipynb").read_text()
+    assert "# Title" in (runs / "06_cross_task.ipynb").read_text()
+    assert (runs / "figures/months/a.svg").is_file()
+    assert (runs / "provenance.md").read_text().startswith("# Provenance\n")
+    toc = yaml.safe_load((runs / "_toc.yml").read_text())
+    assert [part["caption"] for part in toc["parts"]] == ["Start", "Months", "All"]
+    assert toc["parts"][1]["chapters"] == [{"file": "runs/months/03_patching"}]
+    times = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    workflow.publish(plan)
+    assert times == {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+
+
+def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
+    plan = workflow.read_plan(parameters(project, tasks=["digits", "months"]))
+    pretend_all(plan)
+    workflow.publish(plan)
+    assert not (project / "book/runs/_toc.yml").exists()
+
+
+def test_publish_refuses_missing_and_failed_notebooks(project):
+    plan = workflow.read_plan(parameters(project))
+    with pytest.raises(UserError, match="does not exist"):
+        workflow.publish(plan)
+    pretend_all(plan)
+    cell = nbformat.v4.new_code_cell("1/0")
+    cell.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    pretend(plan, "03_patching", "months", [cell])
+    with pytest.raises(UserError, match="holds an error"):
+        workflow.publish(plan)
+    assert not (project / "book/runs").exists()
+
+
+@pytest.mark.slow
+def test_snakemake_runs_exactly_what_changed(project):
+    file = parameters(project, n_prompts=3)
+    environment = os.environ | {"PYTHONPATH": str(project)}
+
+    def planned():
+        plan = workflow.read_plan(file)
+        for job in plan.jobs():
+            job.forget_if_stale()
+        command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "host", "--cores", "1"]
+        command += ["--rerun-triggers", "mtime", "params", "input", "--config"]
+        command += [f"params_file={file}"]
+        done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout + done.stderr
+        return {stage for stage in stages.STAGES if f"{stage}, " in said}
+
+    assert planned() == set(stages.STAGES)
+    plan = workflow.read_plan(file)
+    pretend_all(plan)
+    assert planned() == set()
+    file.touch()
+    assert planned() == set()
+    write_notebook(project, "02_logit_attribution", work="print('other')")
+    assert planned() == {"02_logit_attribution"}
+    pretend_all(plan)
+    parameters(project, n_prompts=3, threshold=0.5)  # only 03 declares it, two others read 03
+    assert planned() == {"03_patching", "04_circuit_discovery", "06_cross_task"}
+
+
+@pytest.mark.slow
+def test_snakemake_runs_the_stages(project):
+    plan = workflow.read_plan(parameters(project, n_prompts=3))
+    workflow._run_snakemake(plan, 1)
+    record = json.loads(workflow.Job(plan, "06_cross_task", None).record.read_text())
+    assert record["inputs"] and record["parameters"]["n_prompts"] == 3
+    assert all(job.notebook.is_file() for job in plan.jobs())
+
+
+@pytest.mark.slow
+def test_notebooks_run_in_place(project, monkeypatch):
+    monkeypatch.setattr(workflow.models, "fetch", lambda name: None)
+    stage = "01_task_construction"
+    monkeypatch.setattr(stages, "STAGES", {stage: stages.STAGES[stage]})
+    workflow.notebooks()
+    text = (project / f"notebooks/{stage}.ipynb").read_text()
+    assert '"execution_count": 1' in text
+    assert "progress bar" not in text.split('"outputs"')[-1].split('"source"')[0]
+    assert "iopub" not in text
