@@ -1,0 +1,146 @@
+"""Tiny random models of three architectures, their tokenizer, and the real default model."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the hub
+matplotlib.use("Agg")
+
+from seqcirc_utils import ablation, models, tasks  # noqa: E402
+
+ARCHITECTURES = ("gpt2", "llama", "gemma2")
+SIZES = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def word_tokenizer(space_apart: bool = False, without: tuple[str, ...] = ()):
+    """A tokenizer of whole words: all that the tasks write, with and without a leading space.
+
+    ``space_apart`` makes the space before digits a token of its own, as many tokenizers do.
+    Words in ``without`` are split after their first letter.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["in"]
+    for template in tasks.TEMPLATES.values():
+        words += [template.verb, *template.fillers]
+    for task in tasks.TASKS.values():
+        words += task.members
+    known = ["<unk>", "<bos>", "<eos>", " ", "."]
+    known += [form for word in dict.fromkeys(words) for form in (word, f" {word}")]
+    ids = {word: i for i, word in enumerate(known)}
+    tokenizer = Tokenizer(kinds.WordLevel(ids, unk_token="<unk>"))
+    halves = "".join(rf" ?{word[0]}(?={word[1:]}\b)|" for word in without)
+    number = r"\d+" if space_apart else r" ?\d+"
+    rule = Regex(rf"{halves} ?[A-Za-z]+|{number}|\.| ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(rule, "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def tiny_config(architecture: str, d_vocab: int):
+    """Three layers of four heads; Llama and Gemma 2 share keys and values in twos."""
+    from transformers import Gemma2Config, GPT2Config, LlamaConfig
+
+    if architecture == "gpt2":
+        return GPT2Config(
+            vocab_size=d_vocab, n_positions=64, n_embd=32, n_layer=3, n_head=4, **SIZES
+        )
+    shared = {
+        "vocab_size": d_vocab,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        **SIZES,
+    }
+    if architecture == "llama":
+        return LlamaConfig(**shared)
+    # A window shorter than the prompts: local and global layers differ.
+    window = {"sliding_window": 8, "query_pre_attn_scalar": 8, "pad_token_id": 0}
+    return Gemma2Config(**shared, head_dim=8, **window)
+
+
+def save_tiny(architecture: str, directory: Path, tokenizer) -> Path:
+    """Write a random model and a tokenizer as ``save_pretrained`` does."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(architecture, len(tokenizer)))
+        with torch.no_grad():
+            for weight in model.parameters():  # biases and norms too, or they would test nothing
+                weight.add_(torch.randn_like(weight) * 0.2)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_directories(tmp_path_factory, tokenizer):
+    root = tmp_path_factory.mktemp("tiny")
+    return {name: save_tiny(name, root / name, tokenizer) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_directories):
+    """The tiny models by architecture."""
+    return {name: models.load(str(path), "cpu") for name, path in tiny_directories.items()}
+
+
+@pytest.fixture(scope="session")
+def gpt2(tiny):
+    return tiny["gpt2"]
+
+
+@pytest.fixture(scope="session")
+def sets(gpt2):
+    """Prompts that suit every tiny model: they share the tokenizer."""
+    return tasks.prompt_sets(gpt2, "months", n_prompts=6, n_means=10)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def any_tiny(request, tiny):
+    return tiny[request.param]
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    """The real default model; tests that ask for it are marked ``model``."""
+    return models.load(models.DEFAULT, "cpu")
+
+
+@pytest.fixture
+def hooks_left():
+    """Count the hooks on a model, forward and backward, of torch and of TransformerLens."""
+
+    def count(model: models.Model) -> int:
+        found = 0
+        for module in model.bridge.modules():
+            found += len(module._forward_hooks) + len(module._forward_pre_hooks)
+            found += len(module._backward_hooks)
+            found += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))
+        return found
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def means(tiny, sets):
+    """Mean activations of every tiny model on the corrupted prompts set aside for them."""
+    return {
+        name: ablation.record(model, sets.means).activations.mean() for name, model in tiny.items()
+    }
