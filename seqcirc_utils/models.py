@@ -325,6 +325,7 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
     Raises:
         UserError: for a bad name, device or dtype, or weights that cannot be had.
     """
+    from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -348,9 +349,10 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
             use_safetensors=True,
             attn_implementation="eager",
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{name} in {directory} is not a model we can read: {first}") from error
+    n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
     # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
     bridge = TransformerBridge.boot_transformers(
         str(directory),
@@ -377,7 +379,7 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
         n_key_value_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),
         d_model=int(bridge.cfg.d_model),
         d_vocab=int(bridge.cfg.d_vocab),
-        n_parameters=sum(p.numel() for p in hf_model.parameters()),
+        n_parameters=n_parameters,
         prepend=prepend,
     )
     prepend_id = None if prepend is None else tokenizer.convert_tokens_to_ids(prepend)
