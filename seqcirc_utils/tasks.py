@@ -57,8 +57,8 @@ _NAMES = tuple(
 )
 _THINGS = tuple(
     "Ball Bell Book Box Bus Camera Cap Card Car Cart Chain Flag Gate Gold Key Letter Light Lock "
-    "Map Mask Net Note Paper Pen Phone Pin Plate Radio Ring Rock Rod Salt Shell Star Stone Table Tool "
-    "Top Train Tree Tube Van Wall Watch Wind Window Wire Wood Desk Hat Lamp Coat".split()
+    "Map Mask Net Note Paper Pen Phone Pin Plate Radio Ring Rock Rod Salt Shell Star Stone Table "
+    "Tool Top Train Tree Tube Van Wall Watch Wind Window Wire Wood Desk Hat Lamp Coat".split()
 )
 
 TEMPLATES: dict[str, Template] = {
@@ -274,10 +274,15 @@ class _Writer:
         names = list(self.fillers)
         template = names[(index // len(self.starts)) % len(names)]
         start = self.starts[index % len(self.starts)]
-        while True:
+        for _ in range(1000):
             fillers = tuple(rng.sample(self.fillers[template], self.n_members + 1))
             if (template, fillers) not in used:
                 break
+        else:
+            raise UserError(
+                f"template {template!r} has too few fillers for so many different prompts: "
+                "ask for fewer prompts or more templates."
+            )
         used.add((template, fillers))
         shown = tuple(range(start, start + self.n_members))
         return _Draft(template, fillers, start, shown, start + self.n_members)
