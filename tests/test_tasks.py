@@ -1,0 +1,294 @@
+"""Prompts are what they are said to be: token by token, set by set, draw by draw."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import word_tokenizer
+
+from seqcirc_utils import tasks
+from seqcirc_utils.errors import UserError
+
+
+def model_with(tokenizer, prepend_id=1):
+    """All that writing prompts asks of a model."""
+    facts = SimpleNamespace(title="Tiny")
+    return SimpleNamespace(tokenizer=tokenizer, prepend_id=prepend_id, facts=facts)
+
+
+@pytest.fixture(scope="module")
+def spaced():
+    return model_with(word_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def apart():
+    return model_with(word_tokenizer(space_apart=True))
+
+
+def draw(model, task="months", **changes):
+    options = {"n_prompts": 18, "n_means": 20, "templates": ("born", "lost", "done")} | changes
+    return tasks.prompt_sets(model, task, **options)
+
+
+def index(prompts):
+    members = tasks.TASKS[prompts.task].members
+    return [[members.index(m) for m in shown] for shown in prompts.members]
+
+
+def parts(sets):
+    return {n: getattr(sets, n) for n in ("evaluation", "corrupted", "discovery", "means")}
+
+
+def check_writing(model, task):
+    """Every promise about positions, members, answers, for one tokenizer and task."""
+    sets = draw(model, task)
+    tokenizer = model.tokenizer
+    members = tasks.TASKS[task].members
+    vocabulary = tasks.vocabulary(task, tokenizer)
+    in_id = tokenizer(" in", add_special_tokens=False)["input_ids"]
+    prefix = [] if model.prepend_id is None else [model.prepend_id]
+    lengths = set()
+    for prompts in parts(sets).values():
+        lengths.add(prompts.tokens.shape[1])
+        for i, text in enumerate(prompts.texts):
+            row = prompts.tokens[i].tolist()
+            # The tokens are the text's own, nothing padded or cut.
+            assert row == prefix + tokenizer(text, add_special_tokens=False)["input_ids"]
+            template = tasks.TEMPLATES[prompts.templates[i]]
+            shown = [
+                f"{f} {template.verb} in {m}. "
+                for f, m in zip(prompts.fillers[i], prompts.members[i], strict=False)
+            ]
+            end = f"{prompts.fillers[i][-1]} {template.verb} in"
+            assert text == "".join(shown) + end + (" " if vocabulary.space_apart else "")
+            assert len(set(prompts.fillers[i])) == 5
+            # Each position holds what it is said to hold.
+            at = prompts.member_positions[i].tolist()
+            assert [tokenizer.decode([row[p]]).strip() for p in at] == list(prompts.members[i])
+            assert [[row[p]] for p in prompts.in_positions[i].tolist()] == [in_id] * 5
+            assert all(a < b for a, b in zip(prompts.in_positions[i].tolist(), at, strict=False))
+            gap = len(row) - 1 - prompts.in_positions[i, -1].item()
+            assert gap == (1 if vocabulary.space_apart else 0)
+            # The answer is the successor; the incorrect answer is the one before it.
+            answer = members.index(prompts.answers[i])
+            assert prompts.answer_ids[i] == vocabulary.ids[answer]
+            assert prompts.last_ids[i] == vocabulary.ids[answer - 1]
+        for name, mask in prompts.groups().items():
+            assert mask.shape == prompts.tokens.shape, name
+        total = torch.stack([m.long() for m in prompts.groups().values()]).sum(0)
+        assert (total == 1).all()  # disjoint and complete
+        counts = {name: set(m.sum(1).tolist()) for name, m in prompts.groups().items()}
+        assert all(counts[f"member {k}"] == {1} for k in range(1, 5))
+        assert counts["end"] == {1}
+        assert counts["in"] == {4}
+    assert len(lengths) == 1
+    for prompts in (sets.evaluation, sets.discovery):
+        for shown, start, answer in zip(
+            index(prompts), prompts.starts, prompts.answers, strict=True
+        ):
+            assert shown == list(range(start, start + 4))
+            assert members[start + 4] == answer
+    return sets
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_prompts_are_what_they_say_with_spaced_members(spaced, task):
+    check_writing(spaced, task)
+
+
+def test_prompts_are_what_they_say_with_the_space_apart(apart):
+    assert tasks.vocabulary("digits", apart.tokenizer).space_apart
+    assert not tasks.vocabulary("months", apart.tokenizer).space_apart
+    sets = check_writing(apart, "digits")
+    assert sets.evaluation.texts[0].endswith("in ")
+    end = sets.evaluation.groups()["end"]
+    assert (sets.evaluation.tokens[end] == apart.tokenizer.convert_tokens_to_ids(" ")).all()
+
+
+def test_prompts_are_what_they_say_with_nothing_in_front(spaced):
+    check_writing(model_with(spaced.tokenizer, None), "months")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_prompts_are_what_they_say_with_the_default_model(default_model, task):
+    sets = check_writing(default_model, task)
+    first = default_model.tokenizer.decode([sets.evaluation.tokens[0, 0].item()])
+    assert first == "<|endoftext|>"
+    # Numbers above nine are two tokens, so nothing beyond nine is shown or asked for.
+    highest = {"digits": "9", "number_words": "twelve", "months": "December"}[task]
+    assert highest in sets.evaluation.answers
+    assert not {"10", "11", "12"} & set(sets.evaluation.answers)
+
+
+def test_the_same_seed_draws_the_same_prompts_and_another_does_not(spaced):
+    one, two, other = draw(spaced), draw(spaced), draw(spaced, seed=1)
+    for name, prompts in parts(one).items():
+        assert prompts.texts == parts(two)[name].texts
+        assert torch.equal(prompts.tokens, parts(two)[name].tokens)
+        assert prompts.texts != parts(other)[name].texts
+
+
+def test_no_two_sets_share_a_prompt_or_fillers(spaced):
+    sets = draw(spaced, n_prompts=60, n_means=60)
+    seen = []
+    for prompts in (sets.evaluation, sets.discovery, sets.means):
+        seen += zip(prompts.templates, prompts.fillers, strict=True)
+    assert len(seen) == 180 == len(set(seen))
+    texts = [text for prompts in parts(sets).values() for text in prompts.texts]
+    assert len(texts) == len(set(texts)) == 240
+
+
+@pytest.mark.parametrize("n", [8, 16, 24])
+def test_starts_and_templates_take_turns(spaced, n):
+    sets = draw(spaced, n_prompts=n)  # months: 8 starts
+    for prompts in (sets.evaluation, sets.discovery):
+        assert sorted(prompts.starts) == sorted(list(range(8)) * (n // 8))
+        used = {t: prompts.templates.count(t) for t in prompts.templates}
+        assert set(used.values()) == {8} and len(used) == n // 8
+
+
+def test_corrupted_prompts_suggest_no_next_member(spaced):
+    sets = draw(spaced, n_prompts=80, n_means=80)
+    clean, corrupted = sets.evaluation, sets.corrupted
+    for prompts in (corrupted, sets.means):
+        assert set(prompts.starts) == {-1}
+        for shown in index(prompts):
+            assert 1 not in [b - a for a, b in zip(shown, shown[1:], strict=False)]
+            assert shown[-1] <= shown[-2]
+    assert corrupted.fillers == clean.fillers and corrupted.templates == clean.templates
+    assert corrupted.answers == clean.answers
+    assert torch.equal(corrupted.answer_ids, clean.answer_ids)
+    assert torch.equal(corrupted.last_ids, clean.last_ids)
+    assert torch.equal(corrupted.member_positions, clean.member_positions)
+    assert all(a != b for a, b in zip(corrupted.members, clean.members, strict=True))
+    differs = corrupted.tokens != clean.tokens
+    allowed = sum(m for name, m in clean.groups().items() if name.startswith("member")).bool()
+    assert differs.any(1).all() and not (differs & ~allowed).any()
+    assert {i for shown in index(sets.means) for i in shown} == set(range(12))  # all get used
+
+
+def test_enlarging_one_set_leaves_the_earlier_ones_alone(spaced):
+    small = draw(spaced)
+    for changes in ({"n_means": 50}, {"n_discovery": 40}):
+        large = draw(spaced, **changes)
+        assert large.evaluation.texts == small.evaluation.texts
+        assert large.corrupted.texts == small.corrupted.texts
+    means = draw(spaced, n_means=50)
+    assert means.discovery.texts == small.discovery.texts
+    assert means.means.texts[:20] == small.means.texts and len(means.means) == 50
+    assert draw(spaced, n_discovery=40).discovery.texts[:18] == small.discovery.texts
+
+
+@pytest.mark.parametrize("count", ["n_prompts", "n_means", "n_discovery"])
+@pytest.mark.parametrize("n", [0, -1, "3", True, 2.0])
+def test_a_bad_count_is_refused(spaced, count, n):
+    with pytest.raises(UserError, match=f"{count} must be a whole number.*got {n!r}"):
+        draw(spaced, **{count: n})
+
+
+def test_a_bad_count_of_clean_prompts_is_refused(spaced):
+    with pytest.raises(UserError, match="n must be a whole number"):
+        tasks.clean_prompts(spaced, "months", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "month"}, "unknown task 'month'.*did you mean 'months'"),
+        ({"templates": ("bron",)}, "unknown template 'bron'.*did you mean 'born'"),
+        ({"templates": ()}, "no template asked for"),
+    ],
+)
+def test_an_unknown_task_or_template_is_refused(spaced, changes, said):
+    with pytest.raises(UserError, match=said):
+        draw(spaced, **changes)
+
+
+def test_a_split_member_is_never_shown_nor_asked_for():
+    model = model_with(word_tokenizer(without=("March",)))
+    assert len(model.tokenizer(" March", add_special_tokens=False)["input_ids"]) == 2
+    sets = draw(model)
+    assert tasks.vocabulary("months", model.tokenizer).ids[2] is None
+    assert set(sets.evaluation.starts) == set(range(3, 8))
+    for prompts in parts(sets).values():
+        assert "March" not in " ".join(prompts.texts) and "March" not in prompts.answers
+
+
+def test_a_task_that_the_tokenizer_splits_is_refused_and_named():
+    model = model_with(word_tokenizer(without=("March", "July", "November")))
+    with pytest.raises(UserError, match="does not fit the tokenizer of Tiny") as error:
+        draw(model)
+    assert "split: March, July, November" in str(error.value)
+    with pytest.raises(UserError, match="fewer members"):
+        draw(model)
+    assert len(tasks.clean_prompts(model, "months", 3, n_members=2)) == 3
+
+
+def test_a_template_whose_fillers_are_split_is_refused(monkeypatch, spaced):
+    monkeypatch.setitem(
+        tasks.TEMPLATES, "born", tasks.Template("born", tuple(f"Ab{i}" for i in range(20)))
+    )
+    with pytest.raises(UserError, match="'born' has only 0 single-token fillers"):
+        draw(spaced, templates=("born",))
+
+
+@pytest.mark.parametrize("n_members", [1, 2, 6, 11])
+def test_any_number_of_members_can_be_shown(spaced, n_members):
+    prompts = tasks.clean_prompts(spaced, "months", 12, n_members=n_members)
+    assert prompts.member_positions.shape == (12, n_members)
+    assert {len(m) for m in prompts.members} == {n_members}
+    for shown, answer in zip(index(prompts), prompts.answers, strict=True):
+        assert answer == tasks.TASKS["months"].members[shown[-1] + 1]
+    assert set(prompts.starts) == set(range(12 - n_members))
+
+
+def test_too_many_members_are_refused(spaced):
+    with pytest.raises(UserError, match="no 13 consecutive members"):
+        tasks.clean_prompts(spaced, "months", 3, n_members=12)
+
+
+def test_a_filter_that_keeps_all_changes_nothing(spaced):
+    plain = draw(spaced)
+    kept = draw(spaced, keep=lambda p: torch.ones(len(p), dtype=torch.bool))
+    assert {n: p.texts for n, p in parts(kept).items()} == {
+        n: p.texts for n, p in parts(plain).items()
+    }
+    assert kept.drawn == plain.drawn == 36
+
+
+def test_a_filter_that_keeps_nothing_is_refused_after_a_while(spaced):
+    with pytest.raises(UserError, match="kept 0 of 360 months prompts, 18 are needed"):
+        draw(spaced, keep=lambda p: torch.zeros(len(p), dtype=torch.bool))
+
+
+def test_a_filter_that_keeps_half_draws_twice_as_many(spaced):
+    def even(prompts):
+        return torch.arange(len(prompts)) % 2 == 0
+
+    sets = draw(spaced, keep=even)
+    assert len(sets.evaluation) == len(sets.discovery) == 18
+    assert sets.drawn == 2 * 36
+    plain = draw(spaced, n_prompts=36)
+    assert sets.evaluation.texts[:9] == plain.evaluation.texts[:18:2]
+
+
+def test_a_filter_holds_for_all_that_is_kept(spaced):
+    def early(prompts):
+        return torch.tensor([s < 3 for s in prompts.starts])
+
+    sets = draw(spaced, keep=early)
+    assert {*sets.evaluation.starts, *sets.discovery.starts} == {0, 1, 2}
+    assert torch.equal(sets.corrupted.answer_ids, sets.evaluation.answer_ids)
+
+
+def test_rows_can_be_picked(spaced):
+    prompts = draw(spaced).evaluation
+    some = prompts[[4, 1]]
+    assert len(some) == 2 and some.texts == [prompts.texts[4], prompts.texts[1]]
+    assert torch.equal(some.tokens, prompts.tokens[[4, 1]])
+    assert some.answers == [prompts.answers[4], prompts.answers[1]] and some.task == "months"
+    frame = some.frame()
+    assert frame["answer"].tolist() == some.answers
+    assert frame["last member"].tolist() == [m[-1] for m in some.members]
