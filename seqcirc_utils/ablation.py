@@ -79,12 +79,12 @@ class Run:
         residual: The stream that enters each block, and the last one's output
             ``[layer + 1, n, pos, d_model]``.
         activations: What the components wrote.
-        block_arguments: What else the model hands to its blocks.
+        block_arguments: What else the model hands to each block (masks may differ by layer).
     """
 
     residual: torch.Tensor
     activations: Activations
-    block_arguments: dict[str, Any]
+    block_arguments: list[dict[str, Any]]
 
 
 def _hook(layer: int, kind: str) -> str:
@@ -106,7 +106,7 @@ def record(model: Model, prompts: Prompts, batch: int = 64) -> Run:
     names = {_hook(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
     names.add(_hook(last, "out"))
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    arguments: dict[str, Any] = {}
+    arguments: list[dict[str, Any]] = [{} for _ in range(last + 1)]
 
     def keep(value: torch.Tensor, hook: Any, name: str) -> None:
         kept[name].append(value.clone())
@@ -114,18 +114,23 @@ def record(model: Model, prompts: Prompts, batch: int = 64) -> Run:
     hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
     for rows in prompts.tokens.split(batch):
         bridge.run_with_hooks(rows.to(model.device), return_type=None, fwd_hooks=hooks)
-    handle = bridge.blocks[0].register_forward_pre_hook(
-        lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True
-    )
+    handles = [
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs, found=found: found.update(kwargs), with_kwargs=True
+        )
+        for block, found in zip(bridge.blocks, arguments, strict=True)
+    ]
     try:
         # One prompt suffices: all have one length, so masks and positions are those of the others.
         bridge(prompts.tokens[:1].to(model.device))
     finally:
-        handle.remove()
-    for name in ("past_key_values", "past_key_value", "layer_past"):
-        arguments.pop(name, None)
-    if "use_cache" in arguments:
-        arguments["use_cache"] = False
+        for handle in handles:
+            handle.remove()
+    for found in arguments:
+        for name in ("past_key_values", "past_key_value", "layer_past"):
+            found.pop(name, None)
+        if "use_cache" in found:
+            found["use_cache"] = False
     whole = {name: torch.cat(parts) for name, parts in kept.items()}
 
     def stack(kind: str) -> torch.Tensor:
@@ -181,15 +186,14 @@ class Evaluator:
         """A set of components as boolean masks: heads ``[layer, head]``, MLPs ``[layer]``."""
         heads = torch.zeros(self.model.n_layers, self.model.n_heads, dtype=torch.bool)
         mlps = torch.zeros(self.model.n_layers, dtype=torch.bool)
+        known = set(components(self.model))
         for component in names:
-            try:
-                if component.head is None:
-                    mlps[component.layer] = True
-                else:
-                    heads[component.layer, component.head] = True
-            except IndexError:
-                known = map(str, components(self.model))
-                raise unknown("component", str(component), known) from None
+            if component not in known:
+                raise unknown("component", str(component), map(str, known))
+            if component.head is None:
+                mlps[component.layer] = True
+            else:
+                heads[component.layer, component.head] = True
         return heads, mlps
 
     def replaced(
@@ -280,7 +284,7 @@ class Evaluator:
 
     def block(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """Run one block on a residual stream ``[rows, pos, d_model]``."""
-        out = self.model.bridge.blocks[layer](stream, **self.run.block_arguments)
+        out = self.model.bridge.blocks[layer](stream, **self.run.block_arguments[layer])
         return out[0] if isinstance(out, tuple) else out
 
     def _unembed(self, stream: torch.Tensor) -> torch.Tensor:
@@ -331,6 +335,11 @@ def path_effects(
     for receiver in receivers:
         if sender.head is None or receiver.head is None or receiver.layer <= sender.layer:
             raise UserError(f"no path from {sender} into the {source} of {receiver}.")
+    if "ln1_post" in evaluator.model.bridge.blocks[sender.layer]._modules:
+        raise UserError(
+            f"{evaluator.model.facts.title} normalises what its heads write, so one head's write "
+            "cannot be moved along a path of its own: path patching does not apply."
+        )
     run = evaluator.run
     weights = evaluator.model.bridge.blocks[sender.layer].attn.W_O[sender.head]
     old = run.activations.z[sender.layer][:, :, sender.head]
