@@ -1,0 +1,57 @@
+"""Attributions add up, the lens ends in the model, gradients match autograd."""
+
+import pytest
+import torch
+
+from seqcirc_utils import attribution, metrics, models, tasks
+from seqcirc_utils.ablation import Component, components
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_direct_attribution_adds_up(tiny_directories, sets, architecture):
+    # A model of its own: processing changes the weights for good.
+    model = models.load(str(tiny_directories[architecture]), "cpu")
+    before = metrics.score(model, sets.evaluation).logit_diff
+    names, parts = attribution.direct_attribution(attribution.processed(model), sets.evaluation)
+    assert names == ["embed", *map(str, components(model)), "bias"]
+    assert (parts.sum(0) - before).abs().max() < 1e-3 * before.abs().max()
+    assert parts[1:-1].abs().max() > 1e-3
+
+
+def test_the_lens_ends_in_the_model(gpt2, sets, tokenizer):
+    vocabulary = tasks.vocabulary("months", tokenizer)
+    positions, lens = attribution.member_lens(gpt2, sets.evaluation, vocabulary)
+    assert positions[-1] == sets.evaluation.tokens.shape[1] - 1
+    assert lens.shape == (4, len(sets.evaluation), len(positions), 12)
+    probabilities = gpt2.bridge(sets.evaluation.tokens).softmax(-1)[:, positions]
+    expected = probabilities[..., list(vocabulary.ids)].detach()
+    torch.testing.assert_close(lens[-1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_position_attribution_is_gradient_times_difference(gpt2, sets):
+    pair = sets.evaluation[[0]], sets.corrupted[[0]]
+    found = attribution.position_attribution(gpt2, *pair)
+    kept = {}
+    name = "blocks.1.hook_mlp_out"
+
+    def keep(value, hook):
+        kept["value"] = value
+        if not value.requires_grad:
+            value = value.detach().requires_grad_(True)
+        value.retain_grad()
+        kept["value"] = value
+        return value
+
+    with torch.no_grad():
+        gpt2.bridge.run_with_hooks(
+            pair[0].tokens, fwd_hooks=[(name, lambda v, hook: kept.update(clean=v.clone()))]
+        )
+    logits = gpt2.bridge.run_with_hooks(pair[1].tokens, fwd_hooks=[(name, keep)])[0, -1]
+    (logits[pair[0].answer_ids[0]] - logits[pair[0].last_ids[0]]).backward()
+    difference = (kept["clean"] - kept["value"]).detach()
+    expected = (difference * kept["value"].grad).sum(-1)[0]
+    torch.testing.assert_close(found[Component(1, None)], expected, atol=1e-5, rtol=1e-3)
+    first = int(pair[0].member_positions[0, 0])
+    for values in found.values():
+        assert values[:first].abs().max() < 1e-6  # the prompts are the same up to there
+    assert expected.abs().max() > 1e-5

@@ -1,0 +1,92 @@
+"""Figures are drawn from results, without warnings, and say what they should."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from seqcirc_utils import plots
+from seqcirc_utils.ablation import Component
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def frame():
+    names = [Component(layer, head) for layer in range(3) for head in (0, 1, None)]
+    effect = RNG.normal(size=len(names))
+    return pd.DataFrame(
+        {
+            "component": list(map(str, names)),
+            "layer": [c.layer for c in names],
+            "head": pd.array([c.head for c in names], dtype="Int64"),
+            "effect": effect,
+            "low": effect - 0.1,
+            "high": effect + 0.2,
+        }
+    )
+
+
+def test_grid_puts_every_component_in_its_place(frame):
+    grid = plots.component_grid(frame, "effect")
+    assert grid.shape == (3, 3)
+    by_name = frame.set_index("component")["effect"]
+    assert grid[2, 1] == by_name["2.1"] and grid[1, 2] == by_name["mlp1"]
+
+
+def test_every_figure_draws(frame):
+    score = {"accuracy": [0.5, 1], "accuracy_low": [0.2, 0.6], "accuracy_high": [0.8, 1]}
+    score |= {f"logit_diff{s}": [1.0, 2.0] for s in ("", "_low", "_high")}
+    groups = {"member 1": [True, False], "in": [False] * 2, "end": [False, True]}
+    groups["other"] = [False] * 2
+    grid = plots.component_grid(frame, "effect")
+    square = pd.DataFrame(RNG.normal(size=(2, 2)), index=["a", "b"], columns=["a", "b"])
+    figures = [
+        plots.token_strip(["May", " end"], groups),
+        plots.accuracy_panels(pd.DataFrame({"x": ["a", "b"]} | score), "x", "start"),
+        plots.lens_trajectory({"last member": RNG.random((4, 5)), "other": RNG.random((4, 5))}),
+        plots.lens_heatmaps({"one": RNG.random((4, 2)), "two": RNG.random((4, 2))}, ["a", "b"]),
+        plots.component_heatmaps({"one": grid, "two": grid}, "logits", percent=True),
+        plots.component_bars(frame, 4, "logits"),
+        plots.agreement([1, 2, 3], [1, 2, 2], ["a", "b", "c"], ("x", "y")),
+        plots.table_heatmap(square, "value"),
+        plots.size_curve({1: 0.2, 8: 0.9}, 0.8, 8, [0.1, 0.2]),
+    ]
+    for figure in figures:
+        assert isinstance(figure, Figure)
+        for axis in figure.axes:
+            assert axis.has_data() or axis.texts
+
+
+def test_map_frames_what_all_circuits_share():
+    shared = {Component(0, 0), Component(2, None)}
+    circuits = {"digits": shared | {Component(1, 1)}, "months": shared | {Component(0, 1)}}
+    figure = plots.circuit_map(circuits, n_layers=3, n_heads=2)
+    frames = [p for p in figure.axes[0].patches if p.get_linewidth() == 1.4]
+    assert sorted((round(p.get_x()), round(p.get_y())) for p in frames) == [(0, 0), (3, 2)]
+    stripes = [p for p in figure.axes[0].patches if abs(p.get_width() - 0.45) < 1e-9]
+    assert len(stripes) == 6
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    plots.use_style()
+    for name in ("a.svg", "b.svg"):
+        plots.save(plots.circuit_map({"digits": {Component(0, 0)}}, 2, 2), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_tasks_keep_their_colours():
+    assert (
+        plots.task_colours(["months"])["months"]
+        == plots.task_colours(["digits", "months"])["months"]
+    )
+    assert len(set(plots.task_colours(["digits", "number_words", "months"]).values())) == 3
