@@ -319,8 +319,17 @@ def _build(plan: Plan) -> Path:
     folder = store.ROOT / "book"
     own = folder / "runs" / "_toc.yml"
     toc = own if own.is_file() else folder / "_toc.yml"
-    command = [sys.executable, "-m", "jupyter_book", "build", str(folder), "-n", "-W"]
-    command += ["--keep-going", "--path-output", str(store.ROOT), "--toc", str(toc)]
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [
+        str(folder),
+        "-n",
+        "-W",
+        "--keep-going",
+        "--path-output",
+        str(store.ROOT),
+        "--toc",
+        str(toc),
+    ]
     if (store.ROOT / "_config.yml").is_file():
         command += ["--config", str(store.ROOT / "_config.yml")]
     done = subprocess.run(command, cwd=store.ROOT)
