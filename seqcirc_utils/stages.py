@@ -285,7 +285,8 @@ def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in metadata.items() if k not in ("execution", "papermill")}
+    # Papermill gives every cell an empty list of tags, which says nothing.
+    return {k: v for k, v in metadata.items() if v and k not in ("execution", "papermill")}
 
 
 def directory(results: str, model: str, task: str | None = None) -> Path:
