@@ -2,17 +2,23 @@
 
 A component is a head (its ``hook_z``, before the output projection) or an MLP (its write into the
 residual stream). A replaced component's value comes from :class:`Activations`: the mean over
-corrupted prompts (mean ablation, the paper's), or another run of the same prompts (activation
-patching).
+corrupted prompts (mean ablation, the paper's), nothing (zero ablation), or another run of the same
+prompts (resample ablation, activation patching).
 
-Why it is fast: nothing below the first replaced component changes, so a candidate starts there,
-from the residual stream kept by one earlier run, and only the final position is unembedded.
-Candidates that start in one layer share a batch. ``tests/test_ablation.py`` holds the result to
-whole passes with plain hooks.
+Why it is fast, and still exact:
+
+- nothing below the first replaced component changes, so a candidate starts there, from the residual
+  stream that an earlier run left;
+- what is replaced at all positions is not computed;
+- above the last head that still reads other positions, only the final position is computed;
+- only the final position is unembedded, and for a logit difference only two tokens of it.
+
+``tests/test_ablation.py`` holds the results to whole passes with plain hooks.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +73,12 @@ class Activations:
     mlp: torch.Tensor
 
     def mean(self) -> "Activations":
-        """The mean over prompts, position by position."""
+        """The mean over prompts, position by position: mean ablation."""
         return Activations(self.z.mean(1, keepdim=True), self.mlp.mean(1, keepdim=True))
+
+    def zero(self) -> "Activations":
+        """Nothing at every position: zero ablation."""
+        return Activations(torch.zeros_like(self.z[:, :1]), torch.zeros_like(self.mlp[:, :1]))
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,13 @@ class Run:
             ``[layer + 1, n, pos, d_model]``.
         activations: What the components wrote.
         block_arguments: What else the model hands to each block (masks may differ by layer).
+        attention_arguments: What else each block hands to its attention.
     """
 
     residual: torch.Tensor
     activations: Activations
     block_arguments: list[dict[str, Any]]
+    attention_arguments: list[dict[str, Any]]
 
 
 def _hook(layer: int, kind: str) -> str:
@@ -106,7 +118,6 @@ def record(model: Model, prompts: Prompts, batch: int = 64) -> Run:
     names = {_hook(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
     names.add(_hook(last, "out"))
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    arguments: list[dict[str, Any]] = [{} for _ in range(last + 1)]
 
     def keep(value: torch.Tensor, hook: Any, name: str) -> None:
         kept[name].append(value.clone())
@@ -114,30 +125,42 @@ def record(model: Model, prompts: Prompts, batch: int = 64) -> Run:
     hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
     for rows in prompts.tokens.split(batch):
         bridge.run_with_hooks(rows.to(model.device), return_type=None, fwd_hooks=hooks)
-    handles = [
-        block.register_forward_pre_hook(
-            lambda module, args, kwargs, found=found: found.update(kwargs), with_kwargs=True
-        )
-        for block, found in zip(bridge.blocks, arguments, strict=True)
-    ]
-    try:
-        # One prompt suffices: all have one length, so masks and positions are those of the others.
-        bridge(prompts.tokens[:1].to(model.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    for found in arguments:
-        for name in ("past_key_values", "past_key_value", "layer_past"):
-            found.pop(name, None)
-        if "use_cache" in found:
-            found["use_cache"] = False
+    modules = [*bridge.blocks, *(block.attn for block in bridge.blocks)]
+    arguments = _arguments(modules, lambda: bridge(prompts.tokens[:1].to(model.device)))
     whole = {name: torch.cat(parts) for name, parts in kept.items()}
 
     def stack(kind: str) -> torch.Tensor:
         return torch.stack([whole[_hook(layer, kind)] for layer in range(last + 1)])
 
     residual = torch.cat([stack("in"), whole[_hook(last, "out")][None]])
-    return Run(residual, Activations(stack("z"), stack("mlp")), arguments)
+    activations = Activations(stack("z"), stack("mlp"))
+    return Run(residual, activations, arguments[: last + 1], arguments[last + 1 :])
+
+
+def _arguments(modules: Sequence[torch.nn.Module], call: Callable[[], Any]) -> list[dict[str, Any]]:
+    """The keyword arguments that each module gets during one call, but for stream and cache."""
+    found: list[dict[str, Any]] = [{} for _ in modules]
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.update(kwargs), with_kwargs=True
+        )
+        for module, seen in zip(modules, found, strict=True)
+    ]
+    try:
+        # One prompt suffices: all have one length, so masks and positions are those of the others.
+        call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for seen in found:
+        for name in ("hidden_states", "past_key_values", "past_key_value", "layer_past"):
+            seen.pop(name, None)
+        if "use_cache" in seen:
+            seen["use_cache"] = False
+    return found
+
+
+_Swap = tuple[torch.Tensor, torch.Tensor]  # where [candidate, n, pos, …], and by what
 
 
 class Evaluator:
@@ -152,7 +175,8 @@ class Evaluator:
         max_rows: Rows (candidates times prompts) of one batch: bounds the memory.
 
     Raises:
-        UserError: when the replacement fits neither the prompts nor the model.
+        UserError: when there are no prompts, or the replacement fits neither the prompts nor the
+            model.
     """
 
     def __init__(
@@ -164,6 +188,8 @@ class Evaluator:
         answers: Prompts | None = None,
         max_rows: int = 128,
     ) -> None:
+        if not len(prompts):
+            raise UserError("there are no prompts to evaluate: at least one is needed.")
         self.model = model
         self.prompts = prompts
         self.answers = prompts if answers is None else answers
@@ -180,20 +206,29 @@ class Evaluator:
                 f"the replacement holds {replacement.z.shape[1]} prompts: 1 or {len(prompts)} fit."
             )
         self.replacement = replacement
-        self.intact = Scores.read(self._unembed(self.run.residual[-1]), self.answers)
+        final = self._unembed(self.run.residual[-1])
+        self._reference = final.float().log_softmax(-1)
+        self.intact = Scores.read(final, self.answers, self._reference)
+        ids = torch.stack([self.answers.answer_ids, self.answers.last_ids]).to(final.device)
+        self._directions = model.bridge.W_U[:, ids].permute(1, 2, 0)  # [2, n, d_model]
+        bias = model.bridge.b_U
+        self._biases = bias[ids] if bias is not None and bias.numel() else torch.zeros(())
+        self._by_parts = self._parts_add_up()
+        self._two_tokens = self._two_tokens_suffice()
 
     def masks(self, names: Iterable[Component]) -> tuple[torch.Tensor, torch.Tensor]:
         """A set of components as boolean masks: heads ``[layer, head]``, MLPs ``[layer]``."""
         heads = torch.zeros(self.model.n_layers, self.model.n_heads, dtype=torch.bool)
         mlps = torch.zeros(self.model.n_layers, dtype=torch.bool)
-        known = set(components(self.model))
         for component in names:
-            if component not in known:
-                raise unknown("component", str(component), map(str, known))
-            if component.head is None:
-                mlps[component.layer] = True
+            layer, head = component
+            if not (0 <= layer < len(heads) and (head is None or 0 <= head < heads.shape[1])):
+                known = map(str, components(self.model))
+                raise unknown("component", str(component), known)
+            if head is None:
+                mlps[layer] = True
             else:
-                heads[component.layer, component.head] = True
+                heads[layer, head] = True
         return heads, mlps
 
     def replaced(
@@ -225,16 +260,17 @@ class Evaluator:
         ]
         found: dict[int, Scores] = {}
         bar = tqdm(total=len(candidates), desc=progress, unit="set", disable=progress is None)
-        with bar:
+        with bar, torch.no_grad():
             for rows in batches:
-                logits = self._replay(
+                stream = self.replay(
                     [self.masks(candidates[i]) for i in rows],
-                    [positions[i] for i in rows],
+                    self.run.residual[starts[rows[0]]],
                     starts[rows[0]],
+                    [positions[i] for i in rows],
                 )
-                scores = Scores.read(logits, self.answers)
+                scores = Scores.read(self._unembed(stream), self.answers, self._reference)
                 for i, row in enumerate(rows):
-                    found[row] = Scores(*(getattr(scores, f)[i : i + 1] for f in vars(scores)))
+                    found[row] = scores[i : i + 1]
                 bar.update(len(rows))
         return Scores.concatenate([found[i] for i in range(len(candidates))])
 
@@ -243,44 +279,237 @@ class Evaluator:
     ) -> Scores:
         """Scores of circuits: every component outside each of the sets is replaced."""
         everything = set(components(self.model))
-        outside = [everything - set(circuit) for circuit in circuits]
+        circuits = [set(circuit) for circuit in circuits]
         for circuit in circuits:
             self.masks(circuit)  # refuses unknown components
-        return self.replaced(outside, progress=progress)
+        return self.replaced([everything - circuit for circuit in circuits], progress=progress)
+
+    def replay(
+        self,
+        masks: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        residual: torch.Tensor,
+        start: int,
+        positions: Sequence[torch.Tensor | None] | None = None,
+        trace: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Run blocks ``start`` and up with each candidate's components replaced.
+
+        Args:
+            masks: What each candidate replaces, from :meth:`masks`.
+            residual: What enters block ``start`` ``[n, pos, d_model]`` (the final position alone
+                will do where no candidate keeps a head from there on).
+            start: The first block to run.
+            positions: Per candidate, the positions to replace ``[n, pos]`` (or ``None``: all).
+            trace: Filled, for a single candidate, with the stream that enters each block and what
+                its components compute, under the names of the model's hooks.
+
+        Returns:
+            The last block's output at the final position, or at all ``[candidate, n, p, d_model]``.
+        """
+        device = residual.device
+        count, (n, pos) = len(masks), self.prompts.tokens.shape
+        positions = [None] * count if positions is None else positions
+        some = torch.tensor([p is not None for p in positions])
+        where = torch.ones(count, n, pos, dtype=torch.bool, device=device)
+        for i in some.nonzero().flatten().tolist():
+            where[i] = positions[i].to(device)
+        heads = torch.stack([m[0] for m in masks])
+        mlps = torch.stack([m[1] for m in masks])
+        attends = ~heads.all(-1) | some[:, None]  # [candidate, layer]: is there work to do?
+        computes = ~mlps | some[:, None]
+        readers = attends.any(0).nonzero().flatten().tolist() if self._by_parts else [len(mlps[0])]
+        last_reader = max(readers, default=-1)
+        stream = residual.expand(count, *residual.shape)
+        if start > last_reader:
+            stream = stream[:, :, -1:]
+        for layer in range(start, self.model.n_layers):
+            if trace is not None:
+                trace[_hook(layer, "in")] = stream[0]
+            swaps: dict[str, _Swap] = {}
+            if heads[:, layer].any():
+                mask = where[..., None] & heads[:, layer].to(device)[:, None, None, :]
+                swaps["z"] = (mask[..., None], self.replacement.z[layer])
+            if mlps[:, layer].any():
+                mask = where & mlps[:, layer].to(device)[:, None, None]
+                swaps["mlp"] = (mask[..., None], self.replacement.mlp[layer])
+            if not self._by_parts:
+                stream = self._block(layer, stream, swaps, trace)
+                continue
+            stream = stream + self._attention(layer, stream, swaps, attends[:, layer], trace)
+            if layer >= last_reader:
+                stream = stream[:, :, -1:]
+            stream = stream + self._mlp(layer, stream, swaps, computes[:, layer], trace)
+        return stream
+
+    def difference(self, stream: torch.Tensor) -> torch.Tensor:
+        """Logit differences ``[candidate, n]`` of last residuals ``[candidate, n, p, d_model]``."""
+        if not self._two_tokens:
+            logits = self._unembed(stream)
+            answers, lasts = self.answers.answer_ids, self.answers.last_ids
+            rows = torch.arange(logits.shape[1])
+            return (logits[:, rows, answers] - logits[:, rows, lasts]).float()
+        final = self.model.bridge.ln_final(stream[:, :, -1])
+        answer, last = torch.einsum("cnd,tnd->tcn", final, self._directions) + (
+            self._biases[:, None] if self._biases.ndim else 0
+        )
+        return (answer - last).float()
+
+    def estimate(self, removed: Iterable[Component] = (), rows: int = 0) -> dict[Component, float]:
+        """First-order change of the mean logit difference if one more component were replaced.
+
+        Attribution patching at a circuit: gradient of the logit difference, with ``removed``
+        replaced, times what replacing each remaining component would change.
+
+        Args:
+            removed: Components replaced already.
+            rows: How many prompts to use; all when 0.
+        """
+        masks = self.masks(removed)
+        part = self if not rows or rows >= len(self.prompts) else self._first(rows)
+        trace: dict[str, torch.Tensor] = {}
+        with torch.enable_grad():
+            stream = part.run.residual[0].detach().requires_grad_()
+            final = part.replay([masks], stream, 0, trace=trace)
+            total = part.difference(final).mean()
+            names = [name for name in trace if not name.endswith("hook_in")]
+            slopes = torch.autograd.grad(total, [trace[n] for n in names], allow_unused=True)
+        slope = dict(zip(names, slopes, strict=True))
+        heads, mlps = masks
+        found = {}
+        for layer in range(self.model.n_layers):
+            for kind, gone in (("z", heads[layer]), ("mlp", mlps[layer : layer + 1])):
+                name = _hook(layer, kind)
+                if name not in trace or slope[name] is None:
+                    effect = torch.zeros(len(gone))
+                else:
+                    own, to = trace[name].detach(), getattr(part.replacement, kind)[layer]
+                    change = slope[name] * (to[:, -own.shape[1] :] - own)
+                    # z: [n, pos, head, d_head]; MLP: [n, pos, d_model]
+                    effect = change.sum((0, 1, 3)) if kind == "z" else change.sum()[None]
+                for i, out in enumerate(gone.tolist()):
+                    if not out:
+                        component = Component(layer, i if kind == "z" else None)
+                        found[component] = float(effect[i])
+        return found
+
+    def _first(self, rows: int) -> "Evaluator":
+        """This evaluator on its first prompts, without running the model again."""
+        part = object.__new__(Evaluator)
+        new = self.replacement
+        if new.z.shape[1] > 1:
+            new = Activations(new.z[:, :rows], new.mlp[:, :rows])
+        part.__dict__.update(
+            vars(self),
+            prompts=self.prompts[range(rows)],
+            answers=self.answers[range(rows)],
+            replacement=new,
+            run=replace(self.run, residual=self.run.residual[:, :rows]),
+            _directions=self._directions[:, :rows],
+            _biases=self._biases[:, :rows] if self._biases.ndim else self._biases,
+        )
+        return part
+
+    def _attention(
+        self,
+        layer: int,
+        stream: torch.Tensor,
+        swaps: dict[str, _Swap],
+        attends: torch.Tensor,
+        trace: dict[str, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """What attention adds to ``[candidate, n, p, d_model]``; computed only where it attends."""
+        block, new = self.model.bridge.blocks[layer], self.replacement.z[layer]
+        post = getattr(block, "ln1_post", lambda write: write)
+        if not attends.any():
+            return post(block.attn.o(new.flatten(-2)))[:, -stream.shape[2] :]
+        own = _rows(stream, attends)
+
+        def act(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            z = inputs[0].reshape(own[..., 0].shape + new.shape[-2:])
+            if trace is not None:
+                z = trace[_hook(layer, "z")] = z.flatten(0, 1)
+                z = z.reshape(own[..., 0].shape + new.shape[-2:])
+            return (_swapped(z, swaps.get("z"), attends).reshape(inputs[0].shape),)
+
+        # Torch's own hook: TransformerLens' context manager costs more than a short attention.
+        handle = block.attn.o.register_forward_pre_hook(act)
+        try:
+            out = block.attn(
+                hidden_states=block.ln1(own.flatten(0, 1)), **self.run.attention_arguments[layer]
+            )
+        finally:
+            handle.remove()
+        write = post(out[0] if isinstance(out, tuple) else out).reshape(own.shape)
+        if attends.all():
+            return write
+        full = post(block.attn.o(new.flatten(-2))).expand(stream.shape)
+        return full.index_copy(0, attends.nonzero().flatten().to(full.device), write)
+
+    def _mlp(
+        self,
+        layer: int,
+        stream: torch.Tensor,
+        swaps: dict[str, _Swap],
+        computes: torch.Tensor,
+        trace: dict[str, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """What the MLP adds to ``[candidate, n, p, d_model]``; computed only where it is kept."""
+        block, last = self.model.bridge.blocks[layer], stream.shape[2]
+        new = self.replacement.mlp[layer][:, -last:]
+        if not computes.any():
+            return new
+        post = getattr(block, "ln2_post", lambda write: write)
+        own = _rows(stream, computes)
+        write = post(block.mlp(block.ln2(own.flatten(0, 1))))
+        if trace is not None:
+            trace[_hook(layer, "mlp")] = write
+        write = _swapped(write.reshape(own.shape), swaps.get("mlp"), computes, last)
+        if computes.all():
+            return write
+        rows = computes.nonzero().flatten().to(new.device)
+        return new.expand(stream.shape).index_copy(0, rows, write)
+
+    def _block(
+        self,
+        layer: int,
+        stream: torch.Tensor,
+        swaps: dict[str, _Swap],
+        trace: dict[str, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """A whole block, for architectures whose parts do not simply add up."""
+        everyone = torch.ones(len(stream), dtype=torch.bool)
+
+        def act(value: torch.Tensor, hook: Any, kind: str) -> torch.Tensor:
+            if trace is not None:
+                trace[_hook(layer, kind)] = value
+            split = value.reshape(*stream.shape[:2], *value.shape[1:])
+            return _swapped(split, swaps.get(kind), everyone).reshape(value.shape)
+
+        hooks = [(_hook(layer, kind), partial(act, kind=kind)) for kind in ("z", "mlp")]
+        with self.model.bridge.hooks(fwd_hooks=hooks):
+            return self.block(layer, stream.flatten(0, 1)).reshape(stream.shape)
 
     @torch.no_grad()
-    def _replay(
-        self, masks: list[tuple[torch.Tensor, torch.Tensor]], positions: list, start: int
-    ) -> torch.Tensor:
-        """Final-position logits ``[candidate, n, vocab]`` of candidates that start in one layer."""
-        bridge, device = self.model.bridge, self.run.residual.device
-        n, pos = self.prompts.tokens.shape
-        everywhere = torch.ones(n, pos, dtype=torch.bool)
-        where = torch.stack([everywhere if p is None else p for p in positions])
-        where = where.to(device)[..., None]  # [candidate, n, pos, 1]
-        heads = torch.stack([m[0] for m in masks]).to(device)
-        mlps = torch.stack([m[1] for m in masks]).to(device)
-        rows = len(masks) * n
+    def _parts_add_up(self) -> bool:
+        """Whether a block is its attention and then its MLP, each added to the stream."""
+        everyone = torch.ones(1, dtype=torch.bool)
+        for layer in range(self.model.n_layers):
+            stream = self.run.residual[layer, :1][None]
+            try:
+                stream = stream + self._attention(layer, stream, {}, everyone, None)
+                stream = stream + self._mlp(layer, stream, {}, everyone, None)
+            except (AttributeError, TypeError, RuntimeError):
+                return False
+            if not torch.allclose(stream[0], self.run.residual[layer + 1, :1], 1e-4, 1e-3):
+                return False
+        return True
 
-        def swap(value: torch.Tensor, mask: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-            split = value.reshape(len(masks), n, *value.shape[1:])
-            return torch.where(mask, new, split).reshape(value.shape)
-
-        hooks = []
-        for layer in range(start, self.model.n_layers):
-            if heads[:, layer].any():
-                mask = (where & heads[:, layer][:, None, None, :])[..., None]
-                new = self.replacement.z[layer]
-                hooks.append((_hook(layer, "z"), lambda v, hook, m=mask, r=new: swap(v, m, r)))
-            if mlps[:, layer].any():
-                mask = where & mlps[:, layer][:, None, None, None]
-                new = self.replacement.mlp[layer]
-                hooks.append((_hook(layer, "mlp"), lambda v, hook, m=mask, r=new: swap(v, m, r)))
-        stream = self.run.residual[start].repeat(len(masks), 1, 1)
-        with bridge.hooks(fwd_hooks=hooks):
-            for layer in range(start, self.model.n_layers):
-                stream = self.block(layer, stream)
-        return self._unembed(stream).reshape(len(masks), rows // len(masks), -1)
+    @torch.no_grad()
+    def _two_tokens_suffice(self) -> bool:
+        """Whether final norm and two directions give the logit difference (no soft cap)."""
+        self._two_tokens = True
+        found = self.difference(self.run.residual[-1][None])[0].cpu()
+        return torch.allclose(found, self.intact.logit_diff, 1e-4, 1e-4)
 
     def block(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """Run one block on a residual stream ``[rows, pos, d_model]``."""
@@ -288,7 +517,69 @@ class Evaluator:
         return out[0] if isinstance(out, tuple) else out
 
     def _unembed(self, stream: torch.Tensor) -> torch.Tensor:
-        return logit_readout(self.model.bridge, stream[:, -1], chunk_size=self.max_rows).values
+        chunk = self.max_rows
+        grad = torch.is_grad_enabled()
+        final = stream[..., -1, :]
+        return logit_readout(self.model.bridge, final, chunk_size=chunk, enable_grad=grad).values
+
+
+def _swapped(
+    value: torch.Tensor, swap: _Swap | None, chosen: torch.Tensor, last: int = 0
+) -> torch.Tensor:
+    """``value`` of the chosen candidates with replacements where the mask says so."""
+    if swap is None:
+        return value
+    mask, new = swap
+    return torch.where(_rows(mask, chosen)[:, :, -last:], new[:, -last:], value)
+
+
+def _rows(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The chosen candidates' rows; no copy when all are chosen."""
+    return values if chosen.all() else values[chosen.to(values.device)]
+
+
+class Pruning:
+    """A circuit that loses components one after another; each trial starts where it differs.
+
+    The stream that enters every block is kept, so a trial of a component in layer ``l`` runs blocks
+    ``l`` and up only, whatever was removed before.
+
+    Args:
+        evaluator: The evaluator.
+        removed: Components that are out from the beginning.
+    """
+
+    def __init__(self, evaluator: Evaluator, removed: Iterable[Component] = ()) -> None:
+        self.evaluator = evaluator
+        self.removed = set(removed)
+        self._streams = list(evaluator.run.residual)
+        self._pending: tuple[frozenset[Component], list[torch.Tensor], torch.Tensor]
+        self.score = evaluator.intact.logit_diff
+        if self.removed:
+            self.try_without(())
+            self.accept()
+
+    @torch.no_grad()
+    def try_without(self, components: Iterable[Component]) -> torch.Tensor:
+        """Logit differences ``[n]`` without these components too."""
+        gone = frozenset(components)
+        changed = gone or self.removed
+        start = min(c.layer for c in changed)
+        masks = self.evaluator.masks(self.removed | gone)
+        trace: dict[str, torch.Tensor] = {}
+        final = self.evaluator.replay([masks], self._streams[start], start, trace=trace)
+        score = self.evaluator.difference(final)[0].cpu()
+        if not torch.isfinite(score).all():
+            raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
+        layers = range(start + 1, self.evaluator.model.n_layers)
+        streams = [trace[_hook(layer, "in")] for layer in layers]
+        self._pending = gone, [*self._streams[: start + 1], *streams, final[0]], score
+        return score
+
+    def accept(self) -> None:
+        """Make the last trial the present state."""
+        gone, self._streams, self.score = self._pending
+        self.removed |= gone
 
 
 def _during_block(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
@@ -20,16 +21,30 @@ class Scores:
         correct: Whether the answer is the top token of the whole vocabulary.
         answer_prob: Probability of the answer.
         last_prob: Probability of the last member.
+        kl: Kullback-Leibler divergence from the reference (nats), usually the whole model; zero
+            where no reference was given.
     """
 
     logit_diff: torch.Tensor
     correct: torch.Tensor
     answer_prob: torch.Tensor
     last_prob: torch.Tensor
+    kl: torch.Tensor
 
     @classmethod
-    def read(cls, logits: torch.Tensor, prompts: Prompts) -> "Scores":
-        """Score final-position logits ``[..., n, vocab]`` against the prompts' answers."""
+    def read(
+        cls, logits: torch.Tensor, prompts: Prompts, reference: torch.Tensor | None = None
+    ) -> "Scores":
+        """Score final-position logits ``[..., n, vocab]`` against the prompts' answers.
+
+        Args:
+            logits: Final-position logits.
+            prompts: Say which token is the answer, and which the last member.
+            reference: Log probabilities ``[n, vocab]`` to measure the divergence from.
+
+        Raises:
+            UserError: for logits that are not finite.
+        """
         if not torch.isfinite(logits).all():
             raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
         logits = logits.float()
@@ -38,12 +53,20 @@ class Scores:
         last_ids = prompts.last_ids.to(logits.device)[:, None].expand(shape)
         answer, last = logits.gather(-1, answer_ids)[..., 0], logits.gather(-1, last_ids)[..., 0]
         norm = logits.logsumexp(-1)
+        kl = torch.zeros_like(norm)
+        if reference is not None:
+            kl = (reference.exp() * (reference - logits)).sum(-1) + norm
         return cls(
             logit_diff=(answer - last).cpu(),
             correct=(logits.argmax(-1) == answer_ids[..., 0]).cpu(),
             answer_prob=(answer - norm).exp().cpu(),
             last_prob=(last - norm).exp().cpu(),
+            kl=kl.clamp(min=0).cpu(),
         )
+
+    def __getitem__(self, rows: Any) -> "Scores":
+        """The scores of some rows (the first axis)."""
+        return Scores(*(getattr(self, f)[rows] for f in vars(self)))
 
     @classmethod
     def concatenate(cls, parts: list["Scores"], dim: int = 0) -> "Scores":

@@ -1,5 +1,7 @@
 """The fast evaluator against whole passes with plain hooks, on three architectures."""
 
+import random
+
 import pytest
 import torch
 from transformer_lens import patching
@@ -9,8 +11,8 @@ from seqcirc_utils.ablation import Component, Evaluator, components
 from seqcirc_utils.errors import UserError
 
 
-def plainly(model, prompts, names, replacement, positions=None):
-    """The slow, obvious way: one whole pass with a hook per component."""
+def plain_logits(model, prompts, names, replacement, positions=None):
+    """The slow, obvious way: one whole pass with a hook per component; logits ``[n, vocab]``."""
     n, pos = prompts.tokens.shape
     where = torch.ones(n, pos, dtype=torch.bool) if positions is None else positions
     hooks = []
@@ -31,8 +33,12 @@ def plainly(model, prompts, names, replacement, positions=None):
 
             hooks.append((f"blocks.{name.layer}.attn.hook_z", swap))
     with torch.no_grad():
-        logits = model.bridge.run_with_hooks(prompts.tokens, fwd_hooks=hooks)[:, -1]
-    return metrics.Scores.read(logits, prompts).logit_diff
+        return model.bridge.run_with_hooks(prompts.tokens, fwd_hooks=hooks)[:, -1]
+
+
+def plainly(model, prompts, *arguments):
+    """Logit differences ``[n]``, the slow way."""
+    return metrics.Scores.read(plain_logits(model, prompts, *arguments), prompts).logit_diff
 
 
 CANDIDATES = [
@@ -76,6 +82,90 @@ def test_keeping_everything_is_the_model_and_keeping_nothing_replaces_all(gpt2, 
     torch.testing.assert_close(kept[0], whole, atol=1e-5, rtol=1e-5)
     slow = plainly(gpt2, sets.evaluation, everything, means["gpt2"])
     torch.testing.assert_close(kept[1], slow, atol=1e-5, rtol=1e-5)
+
+
+def test_all_three_architectures_go_by_parts_and_whole_blocks_agree(any_tiny, sets, means):
+    evaluator = Evaluator(any_tiny, sets.evaluation, means[any_tiny.facts.title])
+    assert evaluator._by_parts
+    by_parts = evaluator.replaced(CANDIDATES).logit_diff
+    evaluator._by_parts = False  # what an architecture of another build gets
+    torch.testing.assert_close(
+        evaluator.replaced(CANDIDATES).logit_diff, by_parts, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_zero_ablation_writes_nothing(any_tiny, sets):
+    nothing = ablation.record(any_tiny, sets.means).activations.zero()
+    evaluator = Evaluator(any_tiny, sets.evaluation, nothing)
+    slow = plainly(any_tiny, sets.evaluation, CANDIDATES[3], nothing)
+    fast = evaluator.replaced(CANDIDATES[3:4]).logit_diff[0]
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
+
+
+def test_pruning_equals_whole_passes_whatever_the_order(any_tiny, sets, means):
+    mean = means[any_tiny.facts.title]
+    evaluator = Evaluator(any_tiny, sets.evaluation, mean)
+    pruning = ablation.Pruning(evaluator)
+    order = components(any_tiny)
+    random.Random(1).shuffle(order)
+    for i, component in enumerate(order):
+        score = pruning.try_without([component])
+        slow = plainly(any_tiny, sets.evaluation, [*pruning.removed, component], mean)
+        torch.testing.assert_close(score, slow, atol=1e-5, rtol=1e-5)
+        if i % 3:
+            pruning.accept()
+    again = ablation.Pruning(evaluator, pruning.removed)
+    torch.testing.assert_close(again.score, pruning.score, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("component", ["0.0", "mlp0", "1.2", "mlp1", "2.1", "mlp2"])
+def test_estimates_are_the_slope_of_a_small_replacement(any_tiny, sets, means, component):
+    component = Component.parse(component)
+    mean, small = means[any_tiny.facts.title], 1e-2
+    # Out already: something above, so that the component's own value is that of the whole run.
+    out = [Component(2, 3)] if component.layer < 2 else []
+    evaluator = Evaluator(any_tiny, sets.evaluation, mean)
+    estimate = evaluator.estimate(out)
+    assert set(estimate) == set(components(any_tiny)) - set(out)
+    own = evaluator.run.activations
+    nearly = {
+        kind: torch.lerp(
+            getattr(own, kind), getattr(mean, kind).expand_as(getattr(own, kind)), small
+        )
+        for kind in ("z", "mlp")
+    }
+    for kind, new in nearly.items():  # what is out already goes all the way
+        for c in out:
+            if kind == "z":
+                new[c.layer][:, :, c.head] = mean.z[c.layer][:, :, c.head]
+    evaluator.replacement = ablation.Activations(**nearly)
+    moved = evaluator.replaced([[*out, component], out]).logit_diff.mean(1)
+    slope = ((moved[0] - moved[1]) / small).item()
+    assert estimate[component] == pytest.approx(slope, rel=0.1, abs=3e-3)
+    assert abs(slope) > 1e-4
+
+
+def test_estimates_on_some_prompts_are_those_of_a_smaller_set(gpt2, sets, means):
+    evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
+    part = Evaluator(gpt2, sets.evaluation[[0, 1]], means["gpt2"])
+    some, same = evaluator.estimate([Component(1, None)], 2), part.estimate([Component(1, None)])
+    assert some == pytest.approx(same, rel=1e-4, abs=1e-6)
+
+
+def test_divergence_from_the_whole_model(gpt2, sets, means):
+    evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
+    scores = evaluator.replaced([[], [Component(2, None)]])
+    torch.testing.assert_close(scores.kl[0], torch.zeros(6), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        whole = gpt2.bridge(sets.evaluation.tokens)[:, -1].log_softmax(-1)
+        other = gpt2.bridge.run_with_hooks(
+            sets.evaluation.tokens,
+            fwd_hooks=[
+                ("blocks.2.hook_mlp_out", lambda v, hook: means["gpt2"].mlp[2].expand_as(v))
+            ],
+        )[:, -1].log_softmax(-1)
+    expected = torch.nn.functional.kl_div(other, whole, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(scores.kl[1], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_batch_size_does_not_matter(gpt2, sets, means):
