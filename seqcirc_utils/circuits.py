@@ -1,6 +1,6 @@
-"""What a circuit is, and how a first one is found."""
+"""What a circuit is, and what random circuits of its shape are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation import Component, Evaluator
-from seqcirc_utils.errors import UserError
 from seqcirc_utils.metrics import Interval, interval, positive_baseline
 
 
@@ -22,6 +21,7 @@ class Circuit:
         heads: ``[[layer, head], …]``, sorted.
         mlps: ``[layer, …]``, sorted.
         faithfulness: On evaluation prompts, of the whole model's logit difference.
+        edges: Names such as ``4.10->9.1.q``; empty when no edges were searched for.
     """
 
     model: str
@@ -34,6 +34,7 @@ class Circuit:
     heads: list[list[int]]
     mlps: list[int]
     faithfulness: dict[str, float]
+    edges: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -75,52 +76,38 @@ def faithfulness(evaluator: Evaluator, circuit: Sequence[Component], seed: int =
     return interval(evaluator.kept([circuit]).logit_diff[0] / whole, seed)
 
 
-def first_circuit(
-    evaluator: Evaluator, ranking: Sequence[Component], threshold: float
-) -> tuple[list[Component], dict[int, float]]:
-    """The smallest set of top-ranked components that keeps ``threshold``, found by bisection.
-
-    Bisection assumes that more components keep more; the scores met on the way are returned, so
-    that a reader can see where that fails.
-
-    Returns:
-        The components, and faithfulness by circuit size for every size that was tried.
-
-    Raises:
-        UserError: for a threshold outside (0, 1] or a whole model that cannot do the task.
-    """
-    if not 0 < threshold <= 1:
-        raise UserError(f"threshold must be in (0, 1], got {threshold}.")
-    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
-    tried: dict[int, float] = {}
-
-    def keeps(size: int) -> bool:
-        score = evaluator.kept([ranking[:size]]).logit_diff.mean().item()
-        tried[size] = score / whole
-        return tried[size] >= threshold
-
-    low, high = 0, len(ranking)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if keeps(middle) else (middle, high)
-    if high not in tried:
-        keeps(high)
-    return list(ranking[:high]), tried
-
-
 def random_like(
-    circuit: Sequence[Component], everything: Sequence[Component], draws: int, seed: int
+    circuit: Iterable[Component],
+    everything: Sequence[Component],
+    draws: int,
+    seed: int,
+    *,
+    by_layer: bool = False,
 ) -> list[list[Component]]:
-    """Random circuits with as many heads and as many MLPs as ``circuit``."""
-    heads = [c for c in everything if c.head is not None]
-    mlps = [c for c in everything if c.head is None]
-    n_heads, n_mlps = (len(part) for part in split(circuit))
+    """Random circuits with as many heads and as many MLPs as ``circuit``.
+
+    Args:
+        circuit: What to imitate.
+        everything: All components of the model.
+        draws: How many.
+        seed: Draws everything.
+        by_layer: As many heads in every layer as the circuit has there, and the circuit's own MLPs
+            (a layer has but one).
+    """
+    circuit = set(circuit)
+    pools: dict[tuple, list[Component]] = {}
+    for c in everything:
+        pools.setdefault((c.head is None, c.layer if by_layer else None), []).append(c)
     found = []
     for draw in range(draws):
         rng = derive_generator(seed, "random circuit", draw)
-        some = torch.randperm(len(heads), generator=rng)[:n_heads].tolist()
-        others = torch.randperm(len(mlps), generator=rng)[:n_mlps].tolist()
-        found.append([heads[i] for i in some] + [mlps[i] for i in others])
+        found.append(
+            [
+                pool[i]
+                for pool in pools.values()
+                for i in torch.randperm(len(pool), generator=rng)[: len(circuit & set(pool))]
+            ]
+        )
     return found
 
 

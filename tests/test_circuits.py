@@ -1,4 +1,4 @@
-"""Circuits as data, and the bisection that finds a first one."""
+"""Circuits as data, and random circuits of their shape."""
 
 from types import SimpleNamespace
 
@@ -8,40 +8,14 @@ import torch
 from seqcirc_utils import circuits
 from seqcirc_utils.ablation import Component
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.metrics import Scores
 
 EVERYTHING = [Component(layer, head) for layer in range(5) for head in (0, 1, 2, None)]
 
 
-def stub(score, baseline=2.0):
-    """An evaluator whose circuits score by a known rule."""
-
-    def kept(sets, progress=None):
-        values = torch.tensor([[score(list(s))] * 3 for s in sets])
-        return Scores(values, values > 0, values, values)
-
-    return SimpleNamespace(intact=SimpleNamespace(logit_diff=torch.full((3,), baseline)), kept=kept)
-
-
-@pytest.mark.parametrize("needed", [1, 2, 7, 19, 20])
-def test_bisection_finds_the_smallest_size(needed):
-    evaluator = stub(lambda s: 2.0 if len(s) >= needed else 1.0)
-    found, tried = circuits.first_circuit(evaluator, EVERYTHING, 0.8)
-    assert found == EVERYTHING[:needed] and tried[needed] == 1.0
-    assert all(value == 0.5 for size, value in tried.items() if size < needed)
-
-
-@pytest.mark.parametrize("threshold", [0, -0.1, 1.5])
-def test_a_threshold_that_means_nothing_is_refused(threshold):
-    with pytest.raises(UserError, match="threshold"):
-        circuits.first_circuit(stub(len), EVERYTHING, threshold)
-
-
 def test_a_model_that_cannot_do_the_task_is_refused():
+    evaluator = SimpleNamespace(intact=SimpleNamespace(logit_diff=torch.zeros(3)))
     with pytest.raises(UserError, match="logit difference"):
-        circuits.first_circuit(stub(len, baseline=-1.0), EVERYTHING, 0.8)
-    with pytest.raises(UserError, match="logit difference"):
-        circuits.faithfulness(stub(len, baseline=0.0), EVERYTHING)
+        circuits.faithfulness(evaluator, EVERYTHING)
 
 
 def test_circuits_survive_the_disk(tmp_path):
@@ -65,6 +39,13 @@ def test_random_circuits_match_in_size_and_repeat():
             len(part) for part in circuits.split(circuit)
         ]
         assert len(set(draw)) == len(draw)
+
+
+def test_random_circuits_by_layer_keep_the_layers_and_the_mlps():
+    circuit = [*EVERYTHING[1:4], EVERYTHING[8]]
+    for draw in circuits.random_like(circuit, EVERYTHING, 8, seed=1, by_layer=True):
+        assert [c.layer for c in draw if c.head is not None] == [0, 0, 2]
+        assert [c for c in draw if c.head is None] == [Component(0, None)]
 
 
 def test_p_values_are_never_zero():

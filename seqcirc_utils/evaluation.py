@@ -1,0 +1,154 @@
+"""How good a circuit is, on prompts it was not found with.
+
+Faithful (it does what the model does), complete (what is left out does not), minimal (nothing in it
+is idle), better than random circuits of its shape, and the same when found again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import false_discovery_control, wilcoxon
+from tqdm import tqdm
+from transformer_lens.utilities.statistics import derive_generator
+
+from seqcirc_utils.ablation import Activations, Component, Evaluator, Pruning, components
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.metrics import interval, positive_baseline, rate
+from seqcirc_utils.models import Model
+from seqcirc_utils.tasks import Prompts
+
+
+def quality(
+    evaluator: Evaluator, circuit: Iterable[Component], seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """A circuit's scores with 95% intervals over prompts.
+
+    Returns:
+        ``faithfulness`` (share of the whole model's mean logit difference), ``distance``
+        (|1 - share| prompt by prompt), ``kl`` (nats, to the whole model), ``accuracy``,
+        ``completeness`` (what is left when the circuit itself is ablated, as a share: low is good),
+        each a mapping with ``mean``, ``low``, ``high``.
+
+    Raises:
+        UserError: when the whole model's mean logit difference is not positive.
+    """
+    circuit = set(circuit)
+    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    kept = evaluator.kept([circuit])[0]
+    rest = evaluator.replaced([circuit])[0]
+    share = kept.logit_diff / whole
+    distance = (kept.logit_diff - evaluator.intact.logit_diff).abs() / whole
+    found = {
+        "faithfulness": interval(share, seed),
+        "distance": interval(distance, seed),
+        "kl": interval(kept.kl, seed),
+        "accuracy": rate(kept.correct),
+        "completeness": interval(rest.logit_diff / whole, seed),
+    }
+    return {name: vars(value) for name, value in found.items()}
+
+
+def minimality(
+    evaluator: Evaluator, circuit: Iterable[Component], *, progress: str | None = None
+) -> pd.DataFrame:
+    """What each component of a circuit contributes to it.
+
+    Returns:
+        A row per component, the most needed first: ``component``, ``change`` (of faithfulness when
+        it is removed from the circuit), ``p`` (Wilcoxon signed rank over prompts, one-sided: the
+        logit difference falls), ``q`` (Benjamini-Hochberg over the circuit).
+    """
+    circuit = sorted(set(circuit), key=components(evaluator.model).index)
+    if not circuit:
+        raise UserError("the circuit is empty: there is nothing to remove.")
+    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    outside = set(components(evaluator.model)) - set(circuit)
+    pruning = Pruning(evaluator, outside)
+    full = pruning.score
+    rows = []
+    for component in tqdm(circuit, desc=progress, unit="set", disable=progress is None):
+        change = (pruning.try_without([component]) - full).numpy()
+        moved = np.abs(change).max() > 0 and len(change) > 1
+        p = wilcoxon(change, alternative="less").pvalue if moved else 1.0
+        rows.append((str(component), change.mean() / whole, p))
+    frame = pd.DataFrame(rows, columns=["component", "change", "p"])
+    frame["q"] = false_discovery_control(frame["p"])
+    return frame.sort_values("change", kind="stable", ignore_index=True)
+
+
+def curve(
+    evaluator: Evaluator, ranking: Sequence[Component], sizes: Sequence[int]
+) -> tuple[pd.DataFrame, float, float]:
+    """Faithfulness by circuit size, and its areas (the MIB benchmark's CPR and CMD).
+
+    Args:
+        evaluator: Evaluation prompts.
+        ranking: All components, the most important first.
+        sizes: How many of them to keep; 0 and all are added.
+
+    Returns:
+        A table ``size``, ``faithfulness``; CPR, the area under faithfulness (more is better) and
+        CMD, the area of |1 - faithfulness| (less is better), over the kept share of components.
+    """
+    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    sizes = sorted({0, len(ranking), *sizes})
+    score = evaluator.kept([ranking[:size] for size in sizes]).logit_diff.mean(1).numpy() / whole
+    share = np.array(sizes) / len(ranking)
+    cpr = float(np.trapezoid(score, share))
+    cmd = float(np.trapezoid(np.abs(1 - score), share))
+    return pd.DataFrame({"size": sizes, "faithfulness": score}), cpr, cmd
+
+
+def by_ablation(
+    model: Model,
+    prompts: Prompts,
+    replacements: Mapping[str, Activations],
+    circuits: Mapping[str, Iterable[Component]],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each circuit under each kind of ablation.
+
+    Returns:
+        A row per pair: ``circuit``, ``ablation``, faithfulness ``mean``, ``low``, ``high``, ``kl``,
+        ``accuracy``.
+    """
+    rows = []
+    for kind, replacement in replacements.items():
+        evaluator = Evaluator(model, prompts, replacement)
+        whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+        for name, circuit in circuits.items():
+            kept = evaluator.kept([circuit])[0]
+            row = {"circuit": name, "ablation": kind} | vars(
+                interval(kept.logit_diff / whole, seed)
+            )
+            row |= {"kl": kept.kl.mean().item(), "accuracy": kept.correct.float().mean().item()}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def inclusion(
+    model: Model,
+    prompts: Prompts,
+    replacement: Activations,
+    search: Callable[[Evaluator], set[Component]],
+    resamples: int,
+    seed: int,
+    *,
+    progress: str | None = None,
+) -> pd.DataFrame:
+    """How often each component is found again on bootstrap resamples of the discovery prompts.
+
+    Returns:
+        A row per component: ``component``, ``inclusion`` (share of resamples that found it).
+    """
+    counts = dict.fromkeys(components(model), 0)
+    for draw in tqdm(range(resamples), desc=progress, unit="search", disable=progress is None):
+        rng = derive_generator(seed, "bootstrap", draw)
+        rows = torch.randint(len(prompts), (len(prompts),), generator=rng).tolist()
+        for component in search(Evaluator(model, prompts[rows], replacement)):
+            counts[component] += 1
+    return pd.DataFrame(
+        {"component": map(str, counts), "inclusion": [n / resamples for n in counts.values()]}
+    )

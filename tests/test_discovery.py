@@ -1,0 +1,161 @@
+"""The searches: equal to the plain published procedure, minimal, and safe from interruption."""
+
+import dataclasses
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from test_ablation import plain_logits, plainly
+
+from seqcirc_utils import discovery
+from seqcirc_utils.ablation import Component, Evaluator, components
+from seqcirc_utils.errors import UserError
+
+
+def evaluator_of(model, prompts, replacement):
+    """An evaluator on which a random model has something to lose.
+
+    The answer is the token that the components raise most; the last member is what the model says
+    with everything replaced, among the tokens below the answer.
+    """
+    whole, empty = (
+        plain_logits(model, prompts, names, replacement) for names in ([], components(model))
+    )
+    answers = (whole - empty).argmax(-1)
+    below = whole < whole.gather(-1, answers[:, None])
+    lasts = empty.masked_fill(~below, -torch.inf).argmax(-1)
+    chosen = dataclasses.replace(prompts, answer_ids=answers, last_ids=lasts)
+    return Evaluator(model, chosen, replacement)
+
+
+@pytest.fixture
+def evaluator(any_tiny, sets, means):
+    return evaluator_of(any_tiny, sets.discovery, means[any_tiny.facts.title])
+
+
+@pytest.fixture(scope="module")
+def gpt2_evaluator(gpt2, sets, means):
+    return evaluator_of(gpt2, sets.discovery, means["gpt2"])
+
+
+def naive_sweep(evaluator, threshold):
+    """The published procedure, whole passes and plain hooks."""
+    model, prompts = evaluator.model, evaluator.prompts
+    whole = plainly(model, prompts, [], evaluator.replacement).mean()
+    layers, heads = range(model.n_layers), range(model.n_heads)
+    out, backward = [], True
+    while True:
+        before = list(out)
+        for layer in reversed(layers) if backward else layers:
+            own = [Component(layer, head) for head in heads]
+            mlp = [Component(layer, None)]
+            for component in mlp + own if backward else own + mlp:
+                if component not in out:
+                    score = plainly(model, prompts, [*out, component], evaluator.replacement)
+                    if score.mean() / whole >= threshold:
+                        out.append(component)
+        if out == before:
+            return set(components(model)) - set(out)
+        backward = not backward
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.8, 0.95])
+def test_the_sweep_is_the_published_procedure(evaluator, threshold):
+    found = discovery.sweep(evaluator, threshold)
+    assert found.components == naive_sweep(evaluator, threshold)
+    kept = evaluator.kept([found.components]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
+    assert found.score == pytest.approx(kept.item(), abs=1e-5) and found.score >= threshold
+
+
+def test_the_sweep_removes_some_and_keeps_some(gpt2_evaluator):
+    assert 0 < len(discovery.sweep(gpt2_evaluator).components) < 15
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_ranked_ends_where_every_component_is_needed(evaluator, two_sided):
+    found = discovery.ranked(evaluator, 0.8, two_sided=two_sided)
+    circuit = found.components
+    whole = evaluator.intact.logit_diff.mean()
+    least, most = 0.8, 1.2 if two_sided else float("inf")
+    assert least <= found.score <= most
+    for component in circuit:
+        score = (evaluator.kept([circuit - {component}]).logit_diff.mean() / whole).item()
+        assert not least <= score <= most, component
+    assert list(found.frame().columns) == ["phase", "component", "size", "score", "removed"]
+
+
+@pytest.mark.parametrize("search", [discovery.sweep, discovery.ranked])
+def test_an_interrupted_search_continues(gpt2_evaluator, search, tmp_path, monkeypatch):
+    whole = search(gpt2_evaluator)
+    file = tmp_path / "search.json"
+    real, calls = discovery.Pruning.try_without, []
+
+    def failing(self, names):
+        calls.append(names)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(self, names)
+
+    monkeypatch.setattr(discovery.Pruning, "try_without", failing)
+    with pytest.raises(KeyboardInterrupt):
+        search(gpt2_evaluator, checkpoint=file)
+    monkeypatch.setattr(discovery.Pruning, "try_without", real)
+    again = search(gpt2_evaluator, checkpoint=file)
+    assert again.components == whole.components
+    assert [s["component"] for s in again.steps] == [s["component"] for s in whole.steps]
+    monkeypatch.setattr(discovery.Pruning, "try_without", lambda *_: pytest.fail("computed again"))
+    assert search(gpt2_evaluator, checkpoint=file).components == whole.components
+
+
+def test_a_search_killed_ten_times_ends_the_same(gpt2_evaluator, tmp_path, monkeypatch):
+    whole = discovery.ranked(gpt2_evaluator)
+    file, rng, kills = tmp_path / "search.json", random.Random(0), 0
+    real = discovery.Pruning.try_without
+
+    def slowly(self, names):
+        time.sleep(0.1)
+        return real(self, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(discovery.Pruning, "try_without", slowly)
+        for _ in range(10):
+            child = os.fork()
+            if not child:
+                try:
+                    torch.set_num_threads(1)
+                    discovery.ranked(gpt2_evaluator, checkpoint=file)
+                finally:
+                    os._exit(0)
+            time.sleep(rng.uniform(0.1, 0.4))
+            os.kill(child, signal.SIGKILL)
+            kills += os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert kills >= 5 and file.is_file()  # killed in the middle, with something done
+    again = discovery.ranked(gpt2_evaluator, checkpoint=file)
+    assert again.components == whole.components and again.score == pytest.approx(whole.score)
+
+
+def test_other_settings_or_a_damaged_file_begin_anew(gpt2_evaluator, tmp_path):
+    file = tmp_path / "search.json"
+    discovery.sweep(gpt2_evaluator, 0.5, checkpoint=file)
+    assert discovery.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
+    file.write_text('{"key": ')
+    assert discovery.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
+
+
+@pytest.mark.parametrize("search", [discovery.sweep, discovery.ranked])
+def test_what_means_nothing_is_refused(gpt2, sets, means, gpt2_evaluator, search):
+    for threshold in (0, -0.1, 1.01, float("nan")):
+        with pytest.raises(UserError, match="threshold"):
+            search(gpt2_evaluator, threshold)
+    prompts = gpt2_evaluator.prompts
+    swapped = dataclasses.replace(prompts, answer_ids=prompts.last_ids, last_ids=prompts.answer_ids)
+    with pytest.raises(UserError, match="logit difference"):
+        search(Evaluator(gpt2, swapped, means["gpt2"]))
+    with pytest.raises(UserError, match="no prompts"):
+        Evaluator(gpt2, prompts[[]], means["gpt2"])
+    broken = dataclasses.replace(means["gpt2"], mlp=means["gpt2"].mlp * float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        search(Evaluator(gpt2, prompts, broken))

@@ -1,0 +1,84 @@
+"""How circuits are judged, on tiny models where the answer can be computed plainly."""
+
+import numpy as np
+import pytest
+from test_ablation import plainly
+from test_discovery import evaluator_of
+
+from seqcirc_utils import ablation, discovery, evaluation
+from seqcirc_utils.ablation import Component, components
+from seqcirc_utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def judge(gpt2, sets, means):
+    return evaluator_of(gpt2, sets.evaluation, means["gpt2"])
+
+
+CIRCUIT = [Component(0, 0), Component(0, None), Component(1, 2), Component(2, None)]
+
+
+def test_quality_is_what_plain_passes_say(gpt2, judge, means):
+    found = evaluation.quality(judge, CIRCUIT)
+    whole = plainly(gpt2, judge.prompts, [], means["gpt2"])
+    rest = [c for c in components(gpt2) if c not in CIRCUIT]
+    kept = plainly(gpt2, judge.prompts, rest, means["gpt2"])
+    left = plainly(gpt2, judge.prompts, CIRCUIT, means["gpt2"])
+    base = whole.mean()
+    assert found["faithfulness"]["mean"] == pytest.approx((kept.mean() / base).item(), abs=1e-4)
+    assert found["completeness"]["mean"] == pytest.approx((left.mean() / base).item(), abs=1e-4)
+    distance = ((kept - whole).abs().mean() / base).item()
+    assert found["distance"]["mean"] == pytest.approx(distance, abs=1e-4)
+    assert found["kl"]["mean"] > 0
+    everything = evaluation.quality(judge, components(gpt2))
+    assert everything["faithfulness"]["mean"] == pytest.approx(1, abs=1e-5)
+    assert everything["distance"]["mean"] == pytest.approx(0, abs=1e-5)
+
+
+def test_minimality_removes_each_component_from_the_circuit(judge):
+    found = evaluation.minimality(judge, CIRCUIT).set_index("component")
+    whole = judge.intact.logit_diff.mean()
+    full = judge.kept([CIRCUIT]).logit_diff.mean()
+    for component in CIRCUIT:
+        without = judge.kept([set(CIRCUIT) - {component}]).logit_diff.mean()
+        change = ((without - full) / whole).item()
+        assert found.loc[str(component), "change"] == pytest.approx(change, abs=1e-4)
+    assert (found["q"] >= found["p"]).all() and found["change"].is_monotonic_increasing
+    with pytest.raises(UserError, match="empty"):
+        evaluation.minimality(judge, [])
+
+
+def test_a_component_that_does_nothing_has_p_one(gpt2, judge):
+    own = ablation.record(gpt2, judge.prompts).activations  # replaced by itself: nothing changes
+    idle = evaluator_of(gpt2, judge.prompts, own)
+    assert (evaluation.minimality(idle, CIRCUIT)["change"].abs() < 1e-5).all()
+
+
+def test_curve_areas(judge, gpt2):
+    table, cpr, cmd = evaluation.curve(judge, components(gpt2), [3, 7])
+    assert table["size"].tolist() == [0, 3, 7, 15]
+    assert table["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-5)
+    share = table["size"] / 15
+    assert cpr == pytest.approx(np.trapezoid(table["faithfulness"], share))
+    assert cmd >= abs(1 - cpr) - 1e-6  # the distance is never less than the signed area
+
+
+def test_kinds_of_ablation_differ(gpt2, judge, sets, means):
+    kinds = {"mean": means["gpt2"], "zero": means["gpt2"].zero()}
+    table = evaluation.by_ablation(
+        gpt2, judge.prompts, kinds, {"c": CIRCUIT, "all": components(gpt2)}
+    )
+    table = table.set_index(["circuit", "ablation"])["mean"]
+    assert table["all", "mean"] == pytest.approx(1, abs=1e-5)
+    assert table["c", "mean"] != pytest.approx(table["c", "zero"], abs=1e-3)
+
+
+def test_inclusion_counts_what_is_found_again(gpt2, judge, means):
+    found = evaluation.inclusion(
+        gpt2, judge.prompts, means["gpt2"], lambda e: set(CIRCUIT), 3, seed=0
+    ).set_index("component")["inclusion"]
+    assert found[str(CIRCUIT[0])] == 1 and found.sum() == len(CIRCUIT)
+    again = evaluation.inclusion(
+        gpt2, judge.prompts, means["gpt2"], lambda e: discovery.ranked(e).components, 2, seed=0
+    )
+    assert again["inclusion"].isin([0, 0.5, 1]).all() and again["inclusion"].max() > 0
