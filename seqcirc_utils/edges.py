@@ -1,0 +1,754 @@
+"""Edges: which component's write each part of a circuit needs to read, exactly and fast.
+
+Inside a node circuit, every reader (the q, k or v of a head, an MLP, the logits) reads the residual
+stream as a sum: embedding, and for each component below it either what that component writes now
+(the edge is kept) or its replacement (the edge is cut, or the component is not in the circuit).
+
+    input = embedding + all replacements + sum over kept edges of (write - replacement)
+
+Why it is fast, and still exact:
+
+- only components from which kept edges lead to the logits are computed;
+- a component that no key or value depends on is computed at the final position alone;
+- a candidate recomputes only what lies downstream of a reader whose edges changed.
+
+``tests/test_edges.py`` holds the results to plain passes and to TransformerLens.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from seqcirc_utils import store
+from seqcirc_utils.ablation import Component, Evaluator
+from seqcirc_utils.discovery import _fingerprint, _Search
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.metrics import positive_baseline
+
+SOURCES = ("q", "k", "v")
+
+
+class Edge(NamedTuple):
+    """A component's write as another reads it: ``4.10->9.1.q``, ``mlp3->mlp5``, ``mlp9->logits``.
+
+    Attributes:
+        sender: The component that writes.
+        receiver: The component that reads; ``None`` for the logits (the final residual).
+        source: ``q``, ``k`` or ``v`` when a head reads, else empty.
+    """
+
+    sender: Component
+    receiver: Component | None
+    source: str = ""
+
+    def __str__(self) -> str:
+        reader = "logits" if self.receiver is None else str(self.receiver)
+        return f"{self.sender}->{reader}" + (f".{self.source}" if self.source else "")
+
+    @classmethod
+    def parse(cls, name: str) -> "Edge":
+        """The edge of a name such as ``4.10->9.1.q``."""
+        sender, arrow, reader = name.partition("->")
+        try:
+            if not arrow:
+                raise UserError("no arrow")
+            if reader == "logits":
+                return cls(Component.parse(sender), None)
+            source = reader.rpartition(".")[2] if reader[-2:-1] == "." else ""
+            source = source if source in SOURCES else ""
+            receiver = Component.parse(reader.removesuffix(f".{source}"))
+            if (receiver.head is None) == bool(source):
+                raise UserError("a head is read into by q, k or v, an MLP by nothing")
+            return cls(Component.parse(sender), receiver, source)
+        except UserError:
+            raise UserError(
+                f"unknown edge {name!r}: edges are written like 4.10->9.1.q, 4.10->mlp5, "
+                "mlp3->mlp5 or mlp9->logits."
+            ) from None
+
+
+def _order(component: Component) -> tuple[int, float]:
+    """Where a component is computed: by layer, heads before the MLP."""
+    return component.layer, float("inf") if component.head is None else component.head
+
+
+def _sources(node: Component) -> tuple[str, ...]:
+    """The inputs of a component."""
+    return ("",) if node.head is None else SOURCES
+
+
+def _feeds(sender: Component, receiver: Component) -> bool:
+    """Whether ``receiver`` reads what ``sender`` writes (heads feed the MLP of their own layer)."""
+    own_mlp = receiver.head is None and sender.head is not None
+    return sender.layer < receiver.layer + own_mlp
+
+
+def edges_of(nodes: Iterable[Component]) -> list[Edge]:
+    """Every edge of a node circuit, receiver by receiver in the order of computation.
+
+    From each head and MLP into the q, k and v of each later head, each later MLP, and the logits.
+    """
+    ordered = sorted(set(nodes), key=_order)
+    inner = [Edge(n, r, s) for r in ordered for s in _sources(r) for n in ordered if _feeds(n, r)]
+    return inner + [Edge(n, None) for n in ordered]
+
+
+@dataclass(frozen=True)
+class _State:
+    """An edge circuit that has been run.
+
+    Attributes:
+        keep: Which edges are kept ``[reader, sender]``.
+        changes: Write minus replacement of the senders that were computed ``[1, n, p, d_model]``.
+        score: Logit differences ``[n]``.
+    """
+
+    keep: torch.Tensor
+    changes: dict[int, torch.Tensor]
+    score: torch.Tensor
+
+
+class EdgeEvaluator:
+    """Scores any set of kept edges of a node circuit.
+
+    Args:
+        evaluator: Prompts, and what cut edges and components outside the circuit carry.
+        nodes: The node circuit.
+
+    Attributes:
+        nodes: The circuit's components, in the order of computation.
+        edges: All its edges.
+        score: Logit differences ``[n]`` with every edge kept.
+
+    Raises:
+        UserError: for unknown components, and for a model whose components do not write into, and
+            read from, one sum.
+    """
+
+    def __init__(self, evaluator: Evaluator, nodes: Iterable[Component]) -> None:
+        self.evaluator = evaluator
+        self.nodes = sorted(set(nodes), key=_order)
+        evaluator.masks(self.nodes)  # refuses unknown components
+        self._check_blocks()
+        self.edges = edges_of(self.nodes)
+        readers = [(node, source) for node in self.nodes for source in _sources(node)]
+        self._readers: list[tuple[Component | None, str]] = [*readers, (None, "")]
+        number = {node: i for i, node in enumerate(self.nodes)}
+        self._place = {
+            edge: (self._readers.index(edge[1:]), number[edge.sender]) for edge in self.edges
+        }
+        # The readers of each component, and of the logits.
+        self._reads = {node: [] for node in [*self.nodes, None]}
+        for r, (node, _) in enumerate(self._readers):
+            self._reads[node].append(r)
+        self._constants = self._replacements_so_far()
+        self._whole = self._run(self._matrix(self.edges), None)
+        expected = evaluator.kept([self.nodes]).logit_diff[0]
+        close = torch.finfo(evaluator.replacement.mlp.dtype).eps ** 0.5
+        if not torch.allclose(self._whole.score, expected, close, close):
+            self._refuse("does not add up what its components write")
+        self.score = self._whole.score
+
+    def differences(
+        self, sets: Sequence[Iterable[Edge]], *, progress: str | None = None
+    ) -> torch.Tensor:
+        """Logit differences ``[set, n]`` with each set of edges kept and all others cut."""
+        keeps = [self._matrix(edges) for edges in sets]
+        changed = [(keep != self._whole.keep).any(1).nonzero().flatten().tolist() for keep in keeps]
+        first = [self._readers[min(c, default=-1)][0] for c in changed]
+        step = max(1, self.evaluator.max_rows // len(self.evaluator.prompts))
+        found = torch.zeros(len(keeps), len(self.evaluator.prompts))
+        bar = tqdm(total=len(keeps), desc=progress, unit="set", disable=progress is None)
+        with bar, torch.no_grad():
+            for node in dict.fromkeys(first):
+                # Candidates that differ from the whole at the same component share a batch.
+                for rows in torch.tensor([i for i, f in enumerate(first) if f == node]).split(step):
+                    final, _ = self._pass(torch.stack([keeps[i] for i in rows]), self._whole)
+                    found[rows] = self._score(final)
+                    bar.update(len(rows))
+        return found
+
+    def without(
+        self, sets: Sequence[Iterable[Edge]], *, progress: str | None = None
+    ) -> torch.Tensor:
+        """Logit differences ``[set, n]`` with each set of edges cut and all others kept."""
+        everything = set(self.edges)
+        return self.differences([everything - set(cut) for cut in sets], progress=progress)
+
+    def estimate(self, kept: Iterable[Edge] | None = None, rows: int = 0) -> dict[Edge, float]:
+        """First-order change of the mean logit difference if one more edge were cut.
+
+        Edge attribution patching at an edge circuit: (replacement - write) of the sender times the
+        gradient at the receiver's input, before its norm. One forward and one backward pass.
+
+        Args:
+            kept: The present edge circuit; all edges when ``None``.
+            rows: How many prompts to use; all when 0.
+
+        Returns:
+            Every kept edge's estimate, in logits.
+        """
+        keep = self._whole.keep if kept is None else self._matrix(kept)
+        part = self._first(rows) if rows else self
+        inputs: dict[int, torch.Tensor] = {}
+        with torch.enable_grad():
+            final, changes = part._pass(keep[None], None, inputs)
+            total = part.evaluator.difference(final).mean()
+            found = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
+        slopes = dict(zip(inputs, found, strict=True))
+        effects = {}
+        for edge, (reader, sender) in self._place.items():
+            if keep[reader, sender]:
+                slope = slopes.get(reader)
+                effects[edge] = 0.0
+                if slope is not None:
+                    change = changes[sender].detach()[:, :, -slope.shape[2] :]
+                    effects[edge] = -float((change * slope).sum())
+        return effects
+
+    def _refuse(self, why: str) -> None:
+        raise UserError(
+            f"{self.evaluator.model.facts.title} {why}, so a single component's write cannot be "
+            "kept or cut along one edge: edge circuits do not apply. Node circuits do."
+        )
+
+    def _check_blocks(self) -> None:
+        bridge = self.evaluator.model.bridge
+        if any("ln1_post" in block._modules for block in bridge.blocks):
+            self._refuse("normalises what its heads write together")
+        if getattr(bridge.cfg, "parallel_attn_mlp", False):
+            self._refuse("runs heads and MLP of a layer side by side")
+
+    def _matrix(self, edges: Iterable[Edge]) -> torch.Tensor:
+        """A set of edges as ``[reader, sender]``."""
+        keep = torch.zeros(len(self._readers), len(self.nodes), dtype=torch.bool)
+        for edge in edges:
+            if edge not in self._place:
+                raise UserError(
+                    f"unknown edge '{edge}': it is none of the {len(self.edges)} edges of this "
+                    "node circuit (see its attribute edges)."
+                )
+            keep[self._place[edge]] = True
+        return keep
+
+    @torch.no_grad()
+    def _replacements_so_far(self) -> dict[Component | None, torch.Tensor]:
+        """The sum of all replacements below each component ``[1 or n, pos, d_model]``."""
+        new, found = self.evaluator.replacement, {}
+        total = torch.zeros_like(new.mlp[0])
+        for layer, block in enumerate(self.evaluator.model.bridge.blocks):
+            middle = total + block.attn.o(new.z[layer].flatten(-2))
+            for node in self.nodes:
+                if node.layer == layer:
+                    found[node] = middle if node.head is None else total
+            total = middle + new.mlp[layer]
+        return found | {None: total}
+
+    def _first(self, rows: int) -> "EdgeEvaluator":
+        """This evaluator on its first prompts, without running anything again."""
+        part = object.__new__(EdgeEvaluator)
+        constants = {node: value[:rows] for node, value in self._constants.items()}
+        few = self.evaluator._first(min(rows, len(self.evaluator.prompts)))
+        part.__dict__.update(vars(self), evaluator=few, _constants=constants)
+        return part
+
+    @torch.no_grad()
+    def _run(self, keep: torch.Tensor, start: _State | None) -> _State:
+        final, changes = self._pass(keep[None], start)
+        return _State(keep, changes, self._score(final)[0])
+
+    def _score(self, final: torch.Tensor) -> torch.Tensor:
+        score = self.evaluator.difference(final).cpu()
+        if not torch.isfinite(score).all():
+            raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
+        return score
+
+    def _needs(self, senders: list[set[int]]) -> tuple[list[bool], list[bool]]:
+        """Which components lead to the logits, and which are read at every position."""
+        live, full = [False] * len(self.nodes), [False] * len(self.nodes)
+        for i in reversed(range(len(self.nodes) + 1)):
+            node = self.nodes[i] if i < len(self.nodes) else None
+            if node is None or live[i]:
+                for r in self._reads[node]:
+                    everywhere = node is not None and self._everywhere(r, full[i])
+                    for sender in senders[r]:
+                        live[sender] = True
+                        full[sender] |= everywhere
+        return live, full
+
+    def _everywhere(self, reader: int, full: bool) -> bool:
+        """Whether a reader reads all positions: keys and values do, others if their node must."""
+        return full or self._readers[reader][1] in ("k", "v")
+
+    def _pass(
+        self,
+        keep: torch.Tensor,
+        start: _State | None,
+        inputs: dict[int, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Run edge circuits.
+
+        Args:
+            keep: Kept edges ``[candidate, reader, sender]``.
+            start: A circuit whose results are reused where nothing changed.
+            inputs: Filled with what each reader reads, to take gradients at.
+
+        Returns:
+            The final residual ``[candidate, n, 1, d_model]``, and each computed component's write
+            minus its replacement ``[candidate or 1, n, p, d_model]``.
+        """
+        senders = [set(row.nonzero().flatten().tolist()) for row in keep.any(0)]
+        live, full = self._needs(senders)
+        pos = self.evaluator.prompts.tokens.shape[1]
+        known = start.changes if start else {}
+        changed = (keep != start.keep).any(2).any(0).tolist() if start else [True] * len(senders)
+        stream = _Stream(self, keep, inputs)
+        fresh: set[int] = set()  # computed here, not taken from ``start``
+        for group in self._groups():
+            old, new = {}, []
+            for i in group:
+                reads = self._reads[self.nodes[i]]
+                if not live[i]:
+                    continue
+                if (
+                    i not in known
+                    or (full[i] and known[i].shape[2] < pos)
+                    or any(changed[r] or senders[r] & fresh for r in reads)
+                ):
+                    new.append(i)
+                else:
+                    old[i] = known[i] if full[i] else known[i][:, :, -1:]
+            if new:
+                compute = self._mlp if self.nodes[new[0]].head is None else self._heads
+                old |= zip(new, compute(new, full, stream), strict=True)
+                fresh.update(new)
+            stream.add(old, full)
+        final = stream.read(len(self._readers) - 1, False)
+        return final.expand(len(keep), *final.shape[1:]), stream.changes
+
+    def _groups(self) -> list[list[int]]:
+        """Components that cannot feed each other: the heads of a layer, or an MLP."""
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for i, node in enumerate(self.nodes):
+            groups.setdefault((node.layer, node.head is None), []).append(i)
+        return list(groups.values())
+
+    def _mlp(self, group: list[int], full: list[bool], stream: "_Stream") -> list[torch.Tensor]:
+        (i,) = group
+        layer = self.nodes[i].layer
+        block = self.evaluator.model.bridge.blocks[layer]
+        post = getattr(block, "ln2_post", lambda write: write)
+        read = stream.read(self._reads[self.nodes[i]][0], full[i])
+        write = post(block.mlp(block.ln2(read.flatten(0, 1)))).reshape(read.shape)
+        return [write - self.evaluator.replacement.mlp[layer][:, -read.shape[2] :]]
+
+    def _heads(self, group: list[int], full: list[bool], stream: "_Stream") -> list[torch.Tensor]:
+        layer = self.nodes[group[0]].layer
+        block = self.evaluator.model.bridge.blocks[layer]
+        reads = [
+            stream.read(r, self._everywhere(r, full[i]))
+            for i in group
+            for r in self._reads[self.nodes[i]]
+        ]
+        distinct = {id(read): read for read in reads}
+        normed = {key: block.ln1(read.flatten(0, 1)) for key, read in distinct.items()}
+        count = max(read.shape[0] for read in reads)
+        n, pos = self.evaluator.prompts.tokens.shape
+        shared = block.attn.W_Q.shape[0] // block.attn.W_K.shape[0]
+        # Heads that share keys and values get a run of the attention each: theirs may differ here.
+        runs: list[int] = []
+        for i in group:
+            others = [self.nodes[j].head // shared for j in group[: len(runs)]]
+            runs.append(others.count(self.nodes[i].head // shared))
+        projected = {}
+        for source in SOURCES:
+            weight, bias = (getattr(block.attn, f"{kind}_{source.upper()}") for kind in "Wb")
+            whole = stream.embed.new_zeros(
+                count, n, max(runs) + 1, pos, weight.shape[0], weight.shape[2]
+            )
+            for at, i in enumerate(group):
+                read = reads[3 * at + SOURCES.index(source)]
+                head = self.nodes[i].head if source == "q" else self.nodes[i].head // shared
+                one = normed[id(read)] @ weight[head]
+                one = one if bias is None else one + bias[head]
+                one = one.reshape(*read.shape[:3], -1)
+                whole[:, :, runs[at], -one.shape[2] :, head] = one
+            projected[source] = whole
+        z = self._attend(layer, {s: value.flatten(0, 2) for s, value in projected.items()})
+        z = z.reshape(count, n, max(runs) + 1, pos, *z.shape[-2:])
+        new = self.evaluator.replacement.z[layer]
+        changes = []
+        for at, i in enumerate(group):
+            head, last = self.nodes[i].head, pos if full[i] else 1
+            change = z[:, :, runs[at], -last:, head] - new[:, -last:, head]
+            changes.append(change @ block.attn.W_O[head])
+        return changes
+
+    def _attend(self, layer: int, projected: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The block's own attention on given queries, keys and values ``[rows, pos, head, d]``.
+
+        Its projections run on one token only: their results are not used.
+        """
+        attention = self.evaluator.model.bridge.blocks[layer].attn
+        seen: list[torch.Tensor] = []
+
+        def little(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (inputs[0][:1, :1],)
+
+        def note(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            seen.append(inputs[0])
+            return little(module, inputs)
+
+        rows, pos = projected["q"].shape[:2]
+        nothing = projected["q"].new_zeros(()).expand(rows, pos, self.evaluator.model.facts.d_model)
+        # Torch's own hooks: TransformerLens' context manager takes longer than this attention.
+        with contextlib.ExitStack() as stack:
+            for source, value in projected.items():
+                module, flat = getattr(attention, source), value.flatten(-2)
+                stack.enter_context(module.register_forward_pre_hook(little))
+                stack.enter_context(
+                    module.register_forward_hook(lambda module, inputs, out, flat=flat: flat)
+                )
+            stack.enter_context(attention.o.register_forward_pre_hook(note))
+            attention(hidden_states=nothing, **self.evaluator.run.attention_arguments[layer])
+        return seen[0].reshape(projected["q"].shape)
+
+
+class _Stream:
+    """What the circuit has written so far, and what each reader reads of it."""
+
+    def __init__(
+        self, owner: EdgeEvaluator, keep: torch.Tensor, inputs: dict[int, torch.Tensor] | None
+    ) -> None:
+        self.owner, self.keep, self.inputs = owner, keep, inputs
+        self.embed = owner.evaluator.run.residual[0][None]
+        self.changes: dict[int, torch.Tensor] = {}
+        self.full: set[int] = set()
+        self._totals: dict[bool, Any] = {True: 0.0, False: 0.0}
+        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def add(self, changes: dict[int, torch.Tensor], full: list[bool]) -> None:
+        """Add what some components changed; later readers read it."""
+        self._made.clear()
+        self.changes |= changes
+        for sender, change in changes.items():
+            self._totals[False] = self._totals[False] + change[:, :, -1:]
+            if full[sender]:
+                self.full.add(sender)
+                self._totals[True] = self._totals[True] + change
+
+    def read(self, reader: int, everywhere: bool) -> torch.Tensor:
+        """What a reader reads ``[candidate or 1, n, p, d_model]``."""
+        constant = self.owner._constants[self.owner._readers[reader][0]]
+        chosen = self.keep[:, reader]
+        key = everywhere, chosen.numpy().tobytes()
+        if key in self._made and self.inputs is None:
+            return self._made[key]
+        last = self.embed.shape[2] if everywhere else 1
+        value = self.embed[:, :, -last:] + constant[:, -last:]
+        pool = [s for s in self.changes if s in self.full or not everywhere]
+        some = [s for s in pool if chosen[:, s].any()]
+        lost = [s for s in pool if not chosen[:, s].all()]
+        # All but a few, or only a few: the shorter sum.
+        if len(lost) < len(some):
+            value, terms, sign = value + self._totals[everywhere], lost, -1
+            chosen = ~chosen
+        else:
+            terms, sign = some, 1
+        for sender in terms:
+            change, which = self.changes[sender][:, :, -last:], chosen[:, sender]
+            if not which.all():
+                change = change * which.to(change)[:, None, None, None]
+            value = torch.add(value, change, alpha=sign)
+        if self.inputs is not None:
+            # A tensor of its own for each reader: gradients must not mix.
+            value = value.view_as(value) if value.requires_grad else value.requires_grad_()
+            self.inputs[reader] = value
+        self._made[key] = value
+        return value
+
+
+class EdgePruning:
+    """An edge circuit that loses edges one after another; each trial computes what it changes.
+
+    Args:
+        circuit: The evaluator of edge circuits.
+        removed: Edges that are cut from the beginning.
+    """
+
+    def __init__(self, circuit: EdgeEvaluator, removed: Iterable[Edge] = ()) -> None:
+        self.circuit = circuit
+        self.removed = set(removed)
+        self._state = circuit._whole
+        self._pending: tuple[frozenset[Edge], _State]
+        if self.removed:
+            self.try_without(())
+            self.accept()
+
+    @property
+    def score(self) -> torch.Tensor:
+        """Logit differences ``[n]`` of the present edge circuit."""
+        return self._state.score
+
+    def try_without(self, edges: Iterable[Edge]) -> torch.Tensor:
+        """Logit differences ``[n]`` without these edges too."""
+        gone = frozenset(edges)
+        keep = self.circuit._matrix(set(self.circuit.edges) - self.removed - gone)
+        self._pending = gone, self.circuit._run(keep, self._state)
+        return self._pending[1].score
+
+    def accept(self) -> None:
+        """Make the last trial the present state."""
+        gone, self._state = self._pending
+        self.removed |= gone
+
+
+@dataclass
+class EdgeCircuit:
+    """What an edge search found.
+
+    Attributes:
+        edges: The kept edges.
+        score: Share of the whole model's mean logit difference that they keep together, on the
+            prompts they were found with.
+        table: One row per edge (:func:`published`) or per trial (:func:`ranked`).
+        minimal: Whether each edge was found to be needed, alone, in this very circuit.
+    """
+
+    edges: set[Edge]
+    score: float
+    table: pd.DataFrame = field(repr=False)
+    minimal: bool = False
+
+
+def single_effects(
+    circuit: EdgeEvaluator,
+    cuts: Mapping[Edge, Iterable[Edge]] | None = None,
+    *,
+    screen: float = 0.002,
+    checkpoint: Path | None = None,
+    progress: str | None = None,
+) -> pd.DataFrame:
+    """The score of a node circuit without each single edge (path patching within the circuit).
+
+    Args:
+        circuit: The evaluator of edge circuits.
+        cuts: What to cut for each edge; the edge itself by default.
+        screen: Edges whose estimated effect is smaller than this share of the whole model's score
+            are not run, to save most of the time: their score is the estimate. 0 runs all.
+        checkpoint: File that an interrupted run continues from.
+        progress: Label of a progress bar.
+
+    Returns:
+        One row per edge: ``edge``, ``sender``, ``receiver``, ``input``, ``score`` (share of the
+        whole model's mean logit difference without it), ``estimate`` (of the same), ``exact``.
+
+    Raises:
+        UserError: for a whole model whose mean logit difference is not positive.
+    """
+    whole = positive_baseline(circuit.evaluator.intact.logit_diff, "the whole model")
+    cuts = {e: [e] for e in circuit.edges} if cuts is None else cuts
+    own, slopes = circuit.score.mean().item(), circuit.estimate()
+    estimates = {e: sum(slopes[c] for c in cut) / whole for e, cut in cuts.items()}
+    # Estimates of one reader's edges add up; those of a chain of edges do not.
+    wide = {e for e, cut in cuts.items() if len({c[1:] for c in cut}) > 1}
+    exact = [e for e in cuts if e in wide or abs(estimates[e]) >= screen]
+    names = [f"{e}:{' '.join(sorted(map(str, cut)))}" for e, cut in cuts.items()]
+    key = _fingerprint(circuit.evaluator, "single", [str(n) for n in circuit.nodes], names)
+    try:
+        saved = store.read_json(checkpoint) if checkpoint else {}
+    except UserError:  # none yet, or damaged: begin anew
+        saved = {}
+    scores = saved["scores"] if saved.get("key") == key else {}
+    bar = tqdm(total=len(exact), desc=progress, unit="edge", disable=progress is None)
+    with bar:
+        for reader in dict.fromkeys(e[1:] for e in exact):
+            group = [e for e in exact if e[1:] == reader]
+            left = [e for e in group if str(e) not in scores]
+            found = circuit.without([cuts[e] for e in left]).mean(1) / whole if left else []
+            scores |= {str(e): float(score) for e, score in zip(left, found, strict=True)}
+            if left and checkpoint:
+                store.write_json(checkpoint, {"key": key, "scores": scores})
+            bar.update(len(group))
+    rows = [
+        {
+            "edge": str(e),
+            "sender": str(e.sender),
+            "receiver": "logits" if e.receiver is None else str(e.receiver),
+            "input": e.source,
+            "score": scores.get(str(e), own / whole + estimates[e]),
+            "estimate": own / whole + estimates[e],
+            "exact": str(e) in scores,
+        }
+        for e in cuts
+    ]
+    return pd.DataFrame(rows)
+
+
+def as_the_published_code(edges: Sequence[Edge]) -> dict[Edge, list[Edge]]:
+    """What the published code cut in effect, for the edges where that was another thing.
+
+    - MLP into head (B12): the filter never matched the MLP's output; it patched every head of the
+      sender's layer instead.
+    - MLP into logits (B13): heads and MLP of the sender's whole layer, with nothing frozen and
+      hooks that stayed: sender by sender (here from the last layer down) more is cut.
+
+    Args:
+        edges: All edges of a node circuit.
+    """
+    found = {}
+    for edge in edges:
+        layer, head = edge.sender
+        if head is None and edge.source:
+            found[edge] = [
+                e
+                for e in edges
+                if e[1:] == edge[1:] and e.sender.layer == layer and e.sender.head is not None
+            ]
+    last = [e for e in edges if e.receiver is None and e.sender.head is None]
+    layers = [e.sender.layer for e in last]
+    for edge in reversed(last):
+        done = {layer for layer in layers if layer >= edge.sender.layer}
+        found[edge] = [e for e in edges if e.sender.layer in done]
+    return found
+
+
+def published(
+    circuit: EdgeEvaluator,
+    threshold: float = 0.8,
+    *,
+    margin: float | None = None,
+    effects: pd.DataFrame | None = None,
+    progress: str | None = None,
+) -> EdgeCircuit:
+    """The published edge step as intended: each edge of the node circuit is cut alone.
+
+    An edge stays if the score without it is under ``threshold`` of the *whole* model's. A circuit
+    that was pruned to the same threshold lies a hair above it, so that the rule keeps what costs
+    about a point (B11); ``margin`` asks for a drop relative to the circuit's own score instead.
+
+    Args:
+        circuit: The evaluator of edge circuits.
+        threshold: Share of the whole model's mean logit difference, in (0, 1].
+        margin: Instead of ``threshold``: an edge stays if it costs more than this share of the
+            circuit's own score.
+        effects: From :func:`single_effects`, with all edges; computed when ``None``.
+        progress: Label of a progress bar.
+
+    Returns:
+        The kept edges, their score together, and the effects with a column ``kept``.
+
+    Raises:
+        UserError: for a threshold or margin outside (0, 1].
+    """
+    for name, value in (("threshold", threshold), ("margin", margin)):
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{name} must be in (0, 1], got {value}.")
+    whole = positive_baseline(circuit.evaluator.intact.logit_diff, "the whole model")
+    effects = single_effects(circuit, progress=progress) if effects is None else effects
+    own = circuit.score.mean().item() / whole
+    bar = threshold if margin is None else (1 - margin) * own
+    table = effects.assign(kept=effects["score"] < bar)
+    kept = {Edge.parse(name) for name in table.loc[table["kept"], "edge"]}
+    score = circuit.differences([kept]).mean().item() / whole
+    return EdgeCircuit(kept, score, table)
+
+
+class _EdgeSearch(_Search):
+    """A search over edges: same log, same threshold."""
+
+    def __init__(
+        self,
+        circuit: EdgeEvaluator,
+        kind: str,
+        threshold: float,
+        checkpoint: Path | None,
+        progress: str | None,
+    ) -> None:
+        self.circuit = circuit
+        self._edges: EdgePruning | None = None
+        nodes = " ".join(map(str, circuit.nodes))
+        super().__init__(
+            circuit.evaluator, f"{kind} {nodes}", threshold, False, checkpoint, progress
+        )
+        self.score = circuit.score.mean().item() / self.whole
+        # A circuit that starts lower, on these prompts, must not get worse.
+        self.least = min(self.least, self.score)
+
+    @property
+    def _pruning(self) -> EdgePruning:
+        if self._edges is None:
+            self._edges = EdgePruning(self.circuit, self.out)
+        return self._edges
+
+    @_pruning.setter
+    def _pruning(self, value: None) -> None:
+        """The node search's; not needed."""
+
+    def left(self) -> list[Edge]:
+        """What has not been cut."""
+        return [edge for edge in self.circuit.edges if edge not in self.out]
+
+
+def ranked(
+    circuit: EdgeEvaluator,
+    threshold: float = 0.8,
+    *,
+    share: float = 0.25,
+    rows: int = 8,
+    one_by_one: int | None = None,
+    checkpoint: Path | None = None,
+    progress: str | None = None,
+) -> EdgeCircuit:
+    """Cut groups of the edges that are estimated to matter least; then one by one.
+
+    As :func:`seqcirc_utils.discovery.ranked`, for edges. At the end each remaining edge was cut
+    alone, in the final circuit, and found to be needed.
+
+    Args:
+        circuit: The evaluator of edge circuits.
+        threshold: Share of the whole model's mean logit difference to keep, in (0, 1] (or what the
+            node circuit keeps, where that is less).
+        share: Largest group, as a share of what is left.
+        rows: Prompts behind each estimate.
+        one_by_one: Most trials of single edges (``None``: no limit). Where the limit ends the
+            search, the result is not minimal, and says so.
+        checkpoint: File that an interrupted search continues from.
+        progress: Label of a progress bar.
+
+    Raises:
+        UserError: for a threshold outside (0, 1], a whole model whose mean logit difference is not
+            positive, or logits that are not finite.
+    """
+    search = _EdgeSearch(circuit, "ranked edges", threshold, checkpoint, progress)
+
+    def order() -> list[Edge]:
+        left = search.left()
+        estimate = circuit.estimate(left, rows)
+        return sorted(left, key=lambda edge: -estimate[edge])
+
+    size = 1
+    while size:
+        cheapest = order()
+        size = int(len(cheapest) * share)
+        while size and not search.remove(cheapest[:size], "groups"):
+            size //= 2
+    queue, needed = deque(order()), {}  # needed: tried alone at the present circuit, with score
+    limit = float("inf") if one_by_one is None else len(search.steps) + one_by_one
+    while queue and len(search.steps) < limit:
+        edge = queue.popleft()
+        if search.remove([edge], "one by one"):
+            # The nearest misses first: what may go now goes early, and fewer are tried again.
+            queue.extend(sorted(needed, key=lambda e: -needed[e]))
+            needed.clear()
+        else:
+            needed[edge] = search.steps[-1]["score"]
+    found = search.found()
+    return EdgeCircuit(set(search.left()), found.score, found.frame(), minimal=not queue)
