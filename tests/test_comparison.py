@@ -1,12 +1,15 @@
 """Overlap against chance, checked with scipy and by simulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import hypergeom
 
-from seqcirc_utils import comparison
-from seqcirc_utils.ablation import Component
+from seqcirc_utils import comparison, plots, tasks
+from seqcirc_utils.ablation import Component, Evaluator, components, record
+from seqcirc_utils.errors import UserError
 
 
 def heads(*numbers):
@@ -58,3 +61,201 @@ def test_importance_is_compared_by_rank():
     effects = pd.DataFrame({"a": [1.0, 2, 3], "b": [1.0, 4, 90], "c": [3.0, 2, 1]})
     table = comparison.importance_correlation(effects)
     assert table.loc["a", "b"] == pytest.approx(1) and table.loc["a", "c"] == pytest.approx(-1)
+
+
+def test_layer_matched_chance_agrees_with_simulation():
+    sets = [heads(0, 1, 11, 21, 22, 23), heads(0, 2, 12, 11, 21, 22), heads(0, 21, 22, 23, 29, 13)]
+    found = comparison.layer_overlap(sets, n_layers=4, n_heads=10)
+    rng = np.random.default_rng(0)
+
+    def draw(circuit):
+        return {
+            Component(layer, int(head))
+            for layer in range(4)
+            for head in rng.choice(10, sum(c.layer == layer for c in circuit), replace=False)
+        }
+
+    draws = np.array([len(set.intersection(*map(draw, sets))) for _ in range(4000)])
+    assert found.shared == [Component(0, 0), Component(2, 1), Component(2, 2)]
+    assert found.expected == pytest.approx(draws.mean(), abs=0.04)
+    assert found.p == pytest.approx((draws >= 3).mean(), abs=0.01)
+    # Circuits that fill the same layers share everything by necessity: nothing to be surprised at.
+    full = comparison.layer_overlap([heads(*range(10))] * 2, n_layers=4, n_heads=10)
+    assert full.p == pytest.approx(1) and full.expected == pytest.approx(10)
+    assert comparison.overlap([heads(*range(10))] * 2, 40).p < 1e-6
+
+
+def test_table_gives_the_layer_matched_null_for_heads_alone():
+    mlps = {Component(0, None), Component(1, None)}
+    circuits = {"a": heads(1, 2, 15) | mlps, "b": heads(2, 3, 15) | mlps}
+    table = comparison.overlap_table(circuits, {"heads": 20, "MLPs": 2}).set_index("kind")
+    assert table.loc["heads", "layer_expected"] == pytest.approx(2 * 2 / 10 + 1 / 10)
+    assert np.isnan(table.loc["MLPs", "layer_p"])
+
+
+def test_edges_are_compared_among_shared_nodes():
+    common = ["0.1->1.2.q", "mlp0->1.2.v", "1.2->logits"]
+    edges = {"a": [*common, "0.1->mlp0"], "b": [*common, "0.3->1.2.q"]}
+    everywhere, inside = comparison.edge_overlap(edges)
+    assert list(map(str, everywhere)) == sorted(common)
+    # Nodes of both: 0.1, mlp0, 1.2. Possible: 0.1 into mlp0, both into q, k, v of 1.2, all three
+    # into the logits. Of a's four edges all join them, of b's only three.
+    assert inside.total == 1 + 6 + 3 and len(inside.shared) == 3
+    assert inside.p == pytest.approx(hypergeom.sf(2, 10, 4, 3))
+    with pytest.raises(UserError, match="no edges in the circuit of b"):
+        comparison.edge_overlap({"a": common, "b": []})
+
+
+@pytest.fixture(scope="module")
+def evaluators(gpt2):
+    found = {}
+    for task in ("months", "number_words"):
+        sets = tasks.prompt_sets(gpt2, task, n_prompts=6, n_means=8)
+        means = record(gpt2, sets.means).activations.mean()
+        evaluator = Evaluator(gpt2, sets.evaluation, means)
+        if evaluator.intact.logit_diff.mean() <= 0:  # a random model: turn the question round
+            prompts = sets.evaluation
+            turned = replace(prompts, answer_ids=prompts.last_ids, last_ids=prompts.answer_ids)
+            evaluator = Evaluator(gpt2, turned, means)
+        found[task] = evaluator
+    return found
+
+
+def test_transfer_keeps_and_ablates_each_set_on_each_task(gpt2, evaluators):
+    everything = components(gpt2)
+    sets = {"all": everything, "nothing": [], "half": everything[:7]}
+    table = comparison.transfer(evaluators, sets).set_index(["mode", "set", "task"])
+    assert len(table) == 18
+    for task, evaluator in evaluators.items():
+        assert table.loc[("kept", "all", task), "mean"] == pytest.approx(1, abs=1e-5)
+        assert table.loc[("ablated", "nothing", task), "mean"] == pytest.approx(1, abs=1e-5)
+        plain = evaluator.replaced([everything[7:]]).logit_diff.mean()
+        row = table.loc[("kept", "half", task)]
+        assert row["mean"] == pytest.approx(float(plain / evaluator.intact.logit_diff.mean()), 1e-4)
+        assert row["low"] <= row["mean"] <= row["high"]
+        same = table.loc[("ablated", "all", task)], table.loc[("kept", "nothing", task)]
+        assert same[0]["mean"] == pytest.approx(same[1]["mean"], abs=1e-5)
+        some = [c for c in everything[:7] if c.head is not None]
+        plain = evaluator.replaced([some]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
+        assert table.loc[("heads", "half", task), "mean"] == pytest.approx(float(plain), 1e-4)
+
+
+def test_transfer_refuses_a_task_that_the_model_fails(evaluators):
+    evaluator = evaluators["months"]
+    turned = object.__new__(Evaluator)
+    turned.__dict__.update(vars(evaluator))
+    turned.intact = replace(evaluator.intact, logit_diff=-evaluator.intact.logit_diff)
+    with pytest.raises(UserError, match="the whole model on months"):
+        comparison.transfer({"months": turned}, {"nothing": []})
+    with pytest.raises(UserError, match="did you mean 'kept'"):
+        comparison.transfer(evaluators, {"nothing": []}, modes=["keep"])
+    assert comparison.transfer(evaluators, {}).empty
+
+
+def test_random_circuits_are_compared_in_the_right_direction(gpt2, evaluators):
+    everything = components(gpt2)
+    circuits = {"all": set(everything), "none": set()}
+    random = {"any": {"all": [everything[:1], everything[3:5]], "none": [everything] * 3}}
+    both = ("kept", "ablated")
+    draws, table = comparison.against_random(evaluators, circuits, random, modes=both)
+    assert len(draws) == 2 * 2 * (2 + 3) and len(table) == 2 * 2 * 2
+    table = table.set_index(["mode", "circuit", "task"])
+    months = table.xs("months", level="task")
+    assert months.loc[("kept", "all"), "value"] == pytest.approx(1, abs=1e-5)
+    kept = draws.query("mode == 'kept' and circuit == 'all' and task == 'months'")["mean"]
+    hits = (kept >= months.loc[("kept", "all"), "value"]).sum()
+    assert months.loc[("kept", "all"), "p"] == pytest.approx((hits + 1) / 3)
+    assert months.loc[("kept", "all"), "random"] == pytest.approx(kept.mean())
+    # Ablated, a random circuit does as much harm when it leaves as little, or less.
+    whole, left = months.loc[("ablated", "none")], set()
+    for task in evaluators:
+        row = table.loc[("ablated", "none", task)]
+        left.add((row["p"], bool(row["random"] <= row["value"])))
+    assert whole["value"] == pytest.approx(1, abs=1e-5)
+    assert left <= {(1.0, True), (0.25, False)}
+
+
+def test_core_and_rest_make_up_the_circuits():
+    circuits = {"a": heads(1, 2, 3), "b": heads(2, 3, 4)}
+    parts = comparison.shared_and_rest(circuits)
+    assert parts == {"core": heads(2, 3), "a rest": heads(1), "b rest": heads(4)}
+
+
+def roles_of(*roles):
+    return {Component(0, i): role for i, role in enumerate(roles)}
+
+
+def test_roles_agree_or_do_not():
+    shared = [Component(0, i) for i in range(6)]
+    mixed = roles_of("next", "next", "copy", "detect", "move", "none")
+    same = comparison.role_agreement({"a": mixed, "b": mixed, "c": mixed}, shared)
+    assert (same.same, same.pairs) == (15, 18) and same.p < 0.01 and same.expected < 8
+    turned = dict(zip(shared, list(mixed.values())[1:] + ["next"], strict=True))
+    other = comparison.role_agreement({"a": mixed, "b": turned}, shared)
+    assert other.same == 1 and other.p > 0.2
+    # One role for all: agreement is certain, and the permutation knows it.
+    dull = roles_of(*["next"] * 6)
+    found = comparison.role_agreement({"a": dull, "b": dull}, shared, draws=99)
+    assert found.same == found.expected == 6 and found.p == 1
+    nothing = roles_of(*["none"] * 6)
+    assert comparison.role_agreement({"a": nothing, "b": nothing}, shared, draws=9).same == 0
+    assert comparison.role_agreement({"a": mixed, "b": mixed}, [], draws=9).p == 1
+    with pytest.raises(UserError, match="no role for 0.6"):
+        comparison.role_agreement({"a": mixed, "b": mixed}, [Component(0, 6)])
+
+
+def test_expected_agreement_is_the_permutations_mean():
+    a, b = roles_of("x", "x", "y", "z"), roles_of("x", "y", "y", "none")
+    found = comparison.role_agreement({"a": a, "b": b}, list(a), draws=4000)
+    assert found.same == 2 and found.expected == pytest.approx((2 * 1 + 1 * 2) / 4, abs=0.05)
+
+
+def test_role_table_tells_shared_from_analogous():
+    a, b = roles_of("x", "y", "x", "none"), roles_of("x", "x", "none", "x")
+    table = comparison.role_table({"a": a, "b": b}, {"a": heads(0, 1, 2), "b": heads(0, 1, 3)})
+    table = table.set_index("role")
+    assert table.loc["x"].to_dict() == {"shared": "0.0", "changing": "0.1", "a": "0.2", "b": "0.3"}
+    assert table.loc["y"].to_dict() == {"shared": "", "changing": "0.1", "a": "", "b": ""}
+    assert "none" not in table.index
+
+
+def test_figures_show_every_number():
+    tasks_ = {"months": "Months", "ioi": "Indirect object"}
+    sets = {"core": "shared core", "months rest": "Months, rest"}
+    values = iter(np.linspace(-0.5, 1.2, 12))
+    table = pd.DataFrame(
+        [
+            {"mode": m, "set": s, "task": t, "mean": (v := next(values)), "low": v, "high": v + 0.1}
+            for m in comparison.MODES
+            for s in sets
+            for t in tasks_
+        ]
+    )
+    figure = plots.transfer_heatmaps(table, sets, tasks_, 1)
+    written = [text.get_text() for axis in figure.axes for text in axis.texts]
+    wanted = [
+        f"{100 * r['mean']:.0f}\n[{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
+        for _, r in table.iterrows()
+    ]
+    assert sorted(written) == sorted(wanted)
+
+    own = pd.DataFrame(
+        [
+            {"mode": m, "circuit": "months", "task": t, "value": 0.8}
+            for m in ("kept", "heads")
+            for t in tasks_
+        ]
+    )
+    draws = own.rename(columns={"value": "mean"}).assign(kind="layer")
+    figure = plots.random_panels(draws, own, {"months": "Months"}, tasks_, {"layer": "random"})
+    assert len(figure.axes) == 2
+    points = [tuple(p) for a in figure.axes for c in a.collections for p in c.get_offsets()]
+    assert sum(abs(y - 80) < 1e-6 for _, y in points) == 8  # circuit and draw, task by task
+
+
+def test_map_letters_are_the_roles():
+    circuits = {"digits": heads(0, 11), "months": heads(0)}
+    roles = {"digits": {Component(0, 0): "copy"}, "months": {Component(0, 0): "none"}}
+    figure = plots.circuit_map(circuits, 2, 2, roles=roles, role_letters={"copy": "C"})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["C", "C copy"]
+    assert plots.circuit_map({}, 2, 2).axes
