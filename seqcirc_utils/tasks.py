@@ -46,6 +46,32 @@ TASKS: dict[str, Task] = {
         ("January", "February", "March", "April", "May", "June")
         + ("July", "August", "September", "October", "November", "December"),
     ),
+    # Beyond the paper's three; a tokenizer need not hold each word as one token.
+    "days": Task(
+        "Days",
+        ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    ),
+    "letters": Task("Letters", tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),
+    "spanish_number_words": Task(
+        "Spanish number words",
+        ("uno", "dos", "tres", "cuatro", "cinco", "seis")
+        + ("siete", "ocho", "nueve", "diez", "once", "doce"),
+    ),
+    "spanish_months": Task(
+        "Spanish months",
+        ("enero", "febrero", "marzo", "abril", "mayo", "junio")
+        + ("julio", "agosto", "septiembre", "octubre", "noviembre", "diciembre"),
+    ),
+    "french_number_words": Task(
+        "French number words",
+        ("un", "deux", "trois", "quatre", "cinq", "six")
+        + ("sept", "huit", "neuf", "dix", "onze", "douze"),
+    ),
+    "french_months": Task(
+        "French months",
+        ("janvier", "février", "mars", "avril", "mai", "juin")
+        + ("juillet", "août", "septembre", "octobre", "novembre", "décembre"),
+    ),
 }
 
 _NAMES = tuple(

@@ -1,0 +1,361 @@
+"""Probes ask what they say, answers are scored token by token, and sets beside fair random ones."""
+
+import re
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ARCHITECTURES, save_tiny
+from matplotlib.figure import Figure
+
+from seqcirc_utils import generalisation, models, plots
+from seqcirc_utils.ablation import Component
+from seqcirc_utils.errors import UserError
+
+ALL = generalisation.probes()
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:+-="
+
+
+def character_tokenizer(characters=CHARACTERS):
+    """Every character is a token: answers have several, and of unequal number."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    known = ["<unk>", "<bos>", "<eos>", *characters]
+    ids = {word: i for i, word in enumerate(known)}
+    tokenizer = Tokenizer(kinds.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def speller(request, tmp_path_factory):
+    """A random model that reads and writes characters."""
+    where = tmp_path_factory.mktemp("speller") / request.param
+    return models.load(str(save_tiny(request.param, where, character_tokenizer())), "cpu")
+
+
+@pytest.fixture
+def numbers():
+    (probe,) = generalisation.probes(["plus_2"])
+    return probe
+
+
+def heads(*pairs):
+    return [Component(*pair) for pair in pairs]
+
+
+def test_numbers_and_sums_are_answered_rightly():
+    steps = {"plus_1": 1, "plus_2": 2, "plus_3": 3, "plus_10": 10, "plus_100": 100}
+    steps |= {"minus_1": -1, "minus_2": -2}
+    seen = 0
+    for probe in ALL:
+        for question in probe.questions:
+            answer = question.answer.strip()
+            if probe.name in steps:
+                shown = [int(n) for n in re.findall(r"\d+", question.context)]
+                assert [b - a for a, b in zip(shown, shown[1:], strict=False)] == [
+                    steps[probe.name]
+                ] * 3
+                assert int(answer) == shown[-1] + steps[probe.name]
+                seen += 1
+            elif probe.group == "arithmetic":
+                *worked, asked = question.context.split(", ")
+                facts = [*worked, f"{asked} {answer}"]
+                for fact in facts:
+                    a, sign, b, c = re.fullmatch(r"(\d+) ([+-]) (\d+) = (\d+)", fact).groups()
+                    assert int(c) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
+                assert len(facts) == 3
+                seen += 1
+    assert seen > 500
+
+
+def test_words_are_answered_rightly():
+    after = {"one": 1, "two": 2, "three": 3}
+    months = generalisation._MONTHS
+    for probe in generalisation.probes(["month_after", "months_passing"]):
+        for question in probe.questions:
+            month, n = re.match(r"If it is (\w+) now, then (\w+) month", question.context).groups()
+            expected = months[(months.index(month) + after[n]) % 12]
+            assert question.answer.strip() == expected
+    for probe in generalisation.probes(["date_after", "dates_passing"]):
+        for question in probe.questions:
+            month, day, n, again = re.fullmatch(
+                r"Today is (\w+) (\d). In (\d) days? it will be (\w+)", question.context
+            ).groups()
+            assert month == again and int(question.answer) == int(day) + int(n) < 10
+    (spanish,) = generalisation.probes(["spanish_months"])
+    by_context = {q.context.partition(": ")[2]: q.answer for q in spanish.questions}
+    assert by_context["enero, febrero, marzo, abril,"] == " mayo"
+    assert by_context["octubre, noviembre, diciembre, enero,"] == " febrero"
+    (down,) = generalisation.probes(["number_words_down"])
+    assert {q.answer for q in down.questions if "nine, eight, seven, six," in q.context} == {
+        " five"
+    }
+
+
+@pytest.mark.parametrize("probe", ALL, ids=lambda probe: probe.name)
+def test_no_question_gives_its_answer_away_or_is_its_own_corruption(probe):
+    assert len(probe.questions) == len(set(probe.questions)) >= generalisation.MIN_QUESTIONS
+    for question in probe.questions:
+        assert question.answer != question.wrong and question.corrupted != question.context
+        assert question.answer.startswith(" ") and question.wrong.startswith(" ")
+        assert question.wrong.strip() in question.context
+        if probe.group in ("sequence", "interval", "descending", "language"):
+            parts = [re.split(r"[:,] ?", t) for t in (question.context, question.corrupted)]
+            assert sorted(parts[0]) == sorted(parts[1])
+    assert 0 < probe.chance <= 0.2
+
+
+def test_the_seed_decides_and_names_are_checked():
+    assert generalisation.probes(["sum_1"], 0) == generalisation.probes(["sum_1"], 0)
+    assert generalisation.probes(["sum_1"], 0) != generalisation.probes(["sum_1"], 1)
+    with pytest.raises(UserError, match="unknown probe 'sum1'.*did you mean 'sum_1'"):
+        generalisation.probes(["sum1"])
+
+
+def test_batches_hold_the_questions_and_references_of_their_length(speller, numbers):
+    fitted = generalisation.fit(speller, numbers, 30)
+    assert len(fitted) == 30
+    batches = generalisation._batches(fitted.right)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(30))
+    corrupted = {q.corrupted + q.answer for q in numbers.questions}
+    for batch in batches:
+        for row, tokens in zip(batch.rows, batch.tokens.tolist(), strict=True):
+            question = fitted.questions[row]
+            assert tokens[0] == speller.prepend_id
+            assert speller.tokenizer.decode(tokens[1:]) == question.context + question.answer
+            assert batch.n_answer == len(question.answer)
+        reference = fitted.references[batch.tokens.shape[1], batch.n_answer]
+        assert reference.shape[0] > 1 and reference.shape[1] == batch.tokens.shape[1]
+        assert {speller.tokenizer.decode(r[1:]) for r in reference.tolist()} <= corrupted
+    part = fitted.only([4, 1])
+    assert part.questions == (fitted.questions[4], fitted.questions[1])
+    assert part.right == (fitted.right[4], fitted.right[1])
+
+
+def test_what_the_tokenizer_cannot_hold_is_named(gpt2, numbers):
+    # The word tokenizer of the other tests writes members, but no commas.
+    with pytest.raises(UserError, match="can hold 0 questions of 'plus_2', 4 are needed"):
+        generalisation.fit(gpt2, numbers, 8)
+    row, fitted = generalisation.ability(gpt2, generalisation.probes(["french_months"])[0], 8)
+    assert fitted is None and not row["used"] and row["n"] == 0 and np.isnan(row["accuracy"])
+    assert "cannot write" in row["reason"] and "août" in row["reason"]
+
+
+def slowly(model, fitted, removed, kind):
+    """Each question by itself, token by token, whole passes with plain hooks."""
+    correct, log_prob = [], []
+    for (ids, n_answer), question in zip(fitted.right, fitted.questions, strict=True):
+        tokens = torch.tensor([ids])
+        reference = fitted.references[len(ids), n_answer]
+        hooks = []
+        for layer, head in removed:
+            name = f"blocks.{layer}.attn.hook_z"
+            seen = []
+            model.bridge.run_with_hooks(
+                reference, fwd_hooks=[(name, lambda z, hook, seen=seen: seen.append(z.clone()))]
+            )
+            new = seen[0].mean(0)[:, head] * (kind == "mean")
+
+            def put(z, hook, head=head, new=new):
+                z = z.clone()
+                z[:, :, head] = new
+                return z
+
+            hooks.append((name, put))
+        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[0].double()
+        total, right = 0.0, True
+        for place in range(len(ids) - n_answer, len(ids)):
+            total += logits[place - 1].log_softmax(-1)[ids[place]].item()
+            right &= logits[place - 1].argmax().item() == ids[place]
+        following = model.tokenizer.decode([logits[-1].argmax().item()])
+        correct.append(right and not following.isalnum())
+        log_prob.append(total)
+        assert question.answer == model.tokenizer.decode(list(ids[-n_answer:]))
+    return torch.tensor(correct), torch.tensor(log_prob)
+
+
+@pytest.mark.parametrize("kind", generalisation.KINDS)
+@torch.no_grad()
+def test_the_bench_agrees_with_plain_passes(speller, numbers, kind, hooks_left):
+    fitted = generalisation.fit(speller, numbers, 6)
+    bench = generalisation.Bench(speller, fitted, kind, max_tokens=600)
+    before = hooks_left(speller)
+    sets = [heads((0, 1), (2, 3)), heads((2, 0)), [], heads((1, 1), (1, 2), (0, 0)), heads((2, 0))]
+    found = bench.ablated(sets)
+    assert hooks_left(speller) == before
+    for i, removed in enumerate(sets):
+        correct, log_prob = slowly(speller, fitted, removed, kind)
+        assert torch.equal(found.correct[i], correct)
+        assert torch.allclose(found.log_prob[i], log_prob.float(), atol=1e-3)
+    assert torch.equal(found.log_prob[2], bench.intact.log_prob[0])
+    assert not torch.allclose(found.log_prob[0], found.log_prob[2], atol=1e-3)
+
+
+@torch.no_grad()
+def test_an_answer_is_right_only_whole_and_ended(speller, numbers, monkeypatch):
+    fitted = generalisation.fit(speller, numbers, 1)
+    batch = generalisation._batches(fitted.right)[0]
+    truth = batch.tokens[0, -batch.n_answer :].tolist()
+    ids = speller.tokenizer.convert_tokens_to_ids
+
+    def correct(written):
+        """Whether a model that writes these tokens, with certainty, is right."""
+        logits = torch.full((len(written), len(speller.tokenizer)), -50.0)
+        logits[range(len(written)), written] = 50.0
+        monkeypatch.setattr(
+            generalisation,
+            "logit_readout",
+            lambda *a, **k: type("Readout", (), {"values": logits}),
+        )
+        stream = torch.zeros(1, batch.tokens.shape[1], 4)
+        return generalisation._read(speller, batch, stream)[0].item()
+
+    assert correct([*truth, ids(",")]) and correct([*truth, ids(" ")])
+    assert not correct([*truth, ids("0")])  # the answer is another, longer number
+    for place in range(len(truth)):
+        other = truth.copy()
+        other[place] = ids("=")
+        assert not correct([*other, ids(",")])
+
+
+def test_a_model_that_fails_is_told_so_with_its_reason(speller, numbers):
+    row, fitted = generalisation.ability(speller, numbers, 8)
+    assert fitted is None and not row["used"]
+    assert row["n"] == 8 and row["accuracy"] == 0 and row["low"] == 0 < row["high"] < 1
+    assert "not above chance (0.03)" in row["reason"]
+
+
+def test_a_head_that_is_none_is_refused(speller, numbers):
+    bench = generalisation.Bench(speller, generalisation.fit(speller, numbers, 2 + 2))
+    for wrong in (Component(0, None), Component(3, 0), Component(0, 4)):
+        with pytest.raises(UserError, match=f"{wrong} is not a head"):
+            bench.ablated([[wrong]])
+    with pytest.raises(UserError, match="unknown ablation 'media'"):
+        generalisation.Bench(speller, bench.fitted, "media")
+
+
+class Shape:
+    """As much of a model as drawing heads asks for."""
+
+    n_layers, n_heads = 12, 6
+
+
+def test_random_sets_are_matched_in_size_and_layer():
+    own = frozenset(heads((0, 1), (5, 2), (5, 3), (11, 0)))
+    draws = generalisation.matched(Shape, own, 40, seed=3)
+    assert len(draws) == len(set(draws)) == 40 and own not in draws
+    for draw in draws:
+        assert len(draw) == 4
+        layers = sorted(c.layer for c in draw)
+        assert all(abs(a - b) <= 2 for a, b in zip(layers, (0, 5, 5, 11), strict=True))
+    assert {c.layer for d in draws for c in d} == {0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11}
+    assert draws == generalisation.matched(Shape, own, 40, seed=3)
+    assert draws[:10] == generalisation.matched(Shape, own, 10, seed=3)
+    assert draws != generalisation.matched(Shape, own, 40, seed=4)
+
+
+def test_there_are_only_so_many_different_random_sets():
+    single = generalisation.matched(Shape, heads((5, 2)), 50)
+    assert len(single) == 5 * 6 - 1 and frozenset(heads((5, 2))) not in single
+    everything = heads(*((layer, head) for layer in range(12) for head in range(6)))
+    assert generalisation.matched(Shape, everything, 3) == []
+
+
+class Planned:
+    """A bench whose answers are planned: a set's accuracy is the mean over ``worth``."""
+
+    kind, model = "mean", Shape
+
+    def __init__(self, worth):
+        self.worth, self.asked = worth, 0
+        probe = generalisation.Probe("p", "g", "t", ())
+        self.fitted = generalisation.Fitted(probe, (None,) * 4, (), (), {})
+        self.intact = self.answers([4])
+
+    def answers(self, right):
+        correct = torch.tensor([[i < n for i in range(4)] for n in right])
+        return generalisation.Answers(correct, correct.float())
+
+    def ablated(self, sets):
+        self.asked += len(sets)
+        return self.answers([self.worth(frozenset(s)) for s in sets])
+
+
+def test_a_set_is_compared_with_its_random_sets():
+    bad = frozenset(heads((5, 2), (6, 1)))
+    bench = Planned(lambda s: 1 if s == bad else 3)
+    row, other = generalisation.effects(
+        bench, {"bad": bad, "none": [], "other": heads((1, 1))}, n_draws=19
+    )
+    assert (row["accuracy_before"], row["accuracy_after"], row["retained"]) == (1, 0.25, 0.25)
+    assert row["random_mean"] == 0.75 and row["n_draws"] == 19 and row["p"] == 1 / 20
+    assert row["log_prob_change"] == -0.75 and row["random_log_prob_change"] == -0.25
+    assert 0 < row["low"] < 0.25 < row["high"] < 1
+    # As good as its random sets: drawing stops after the first few, with nothing to report.
+    assert other["set"] == "other" and other["n_draws"] == 5 and other["p"] == 1
+    assert bench.asked == 1 + 19 + 1 + 5
+
+
+def test_without_draws_there_is_no_p_value():
+    (row,) = generalisation.effects(Planned(lambda s: 2), {"a": heads((1, 1))}, n_draws=0)
+    assert row["n_draws"] == 0 and np.isnan(row["p"]) and np.isnan(row["random_mean"])
+
+
+def test_p_values_are_corrected_for_all_tests():
+    plain = dict.fromkeys(generalisation.EFFECT_COLUMNS, 0)
+    table = generalisation.corrected([plain | {"p": p} for p in (0.01, 0.04, np.nan, 0.03)])
+    assert table["q"].to_numpy() == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
+    empty = generalisation.corrected([])
+    assert list(empty.columns) == [*generalisation.EFFECT_COLUMNS, "q"] and not len(empty)
+
+
+def test_figures_say_what_the_tables_say():
+    own = pd.DataFrame(
+        {
+            "title": ["a", "b", "c"],
+            "group": ["x", "x", "y"],
+            "accuracy": [0.9, np.nan, 0.1],
+            "low": [0.7, np.nan, 0.0],
+            "high": [1.0, np.nan, 0.3],
+            "chance": 0.1,
+            "used": [True, False, False],
+        }
+    )
+    effect = pd.DataFrame(
+        {
+            "probe": ["a", "a", "c", "c"],
+            "set": ["s", "t"] * 2,
+            "n_heads": [3, 1] * 2,
+            "accuracy_before": 1.0,
+            "accuracy_after": [0.0, 1.0, 0.5, 1.0],
+            "random_mean": [0.9, 0.9, 0.7, np.nan],
+            "q": [0.01, 1.0, 0.2, np.nan],
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = plots.probe_accuracy(own), plots.ablation_against_random(effect)
+        first.canvas.draw(), second.canvas.draw()
+    assert isinstance(first, Figure) and [t.get_text() for t in first.axes[0].texts][1:] == [
+        "x",
+        "y",
+    ]
+    cells = [t.get_text() for t in second.axes[0].texts]
+    assert cells == ["0.00*\n(0.90)", "1.00\n(0.90)", "0.50\n(0.70)", "1.00"]
+    shown = second.axes[0].images[0].get_array()
+    assert np.allclose(shown, [[-90, 10], [-20, 0]])
+
+
+@pytest.mark.model
+def test_the_default_model_counts_and_its_tokens_are_whole_answers(default_model):
+    (probe,) = generalisation.probes(["minus_1"])
+    row, fitted = generalisation.ability(default_model, probe, 6)
+    assert row["used"] and row["accuracy"] >= 0.8 and row["logit_diff"] > 2
+    assert {n_answer for _, n_answer in fitted.right} == {3}  # space, digit, digit
