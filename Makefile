@@ -32,7 +32,7 @@ TEST_PY := HF_HUB_OFFLINE=1 $(PY)
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help setup book serve notebooks test test-fast lint format clean distclean FORCE
+.PHONY: help setup book serve notebooks test test-fast bench lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PORT=n] [PYTHON=python3.12]'
@@ -75,6 +75,9 @@ test: setup ## Run the unit tests, then check the committed notebooks' outputs
 
 test-fast: setup ## Run only the unit tests that take seconds
 	@$(TEST_PY) -m pytest -m 'not slow' tests
+
+bench: setup ## Time the circuit searches beside the plain procedure (writes benchmarks/results.json)
+	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick)
 
 lint: setup ## Check style and formatting, notebooks included
 	@$(PY) -m ruff check .
