@@ -175,7 +175,7 @@ def _checked_directory(path: Path) -> Path:
     for what, patterns in wanted.items():
         if not any(any(path.glob(pattern)) for pattern in patterns):
             raise UserError(
-                f"model directory {path} has no {what}: save model and tokenizer there with "
+                f"model directory {path} lacks {what}: save model and tokenizer there with "
                 "save_pretrained(…)."
             )
     return path

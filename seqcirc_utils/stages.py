@@ -53,11 +53,34 @@ class Parameter:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
+        Stage("00_ground_truth", per_task=False),
         Stage("01_task_construction"),
         Stage("02_logit_attribution"),
         Stage("03_patching"),
         Stage("04_circuit_discovery", needs=("03_patching",)),
-        Stage("06_cross_task", per_task=False, needs=("03_patching", "04_circuit_discovery")),
+        Stage("05_component_roles", needs=("03_patching", "04_circuit_discovery")),
+        Stage(
+            "06_cross_task",
+            per_task=False,
+            needs=("03_patching", "04_circuit_discovery", "05_component_roles"),
+        ),
+        Stage(
+            "07_generalisation", per_task=False, needs=("03_patching", "04_circuit_discovery")
+        ),
+        Stage(
+            "08_prediction_and_editing",
+            per_task=False,
+            needs=("03_patching", "04_circuit_discovery"),
+        ),
+        Stage(
+            "09_claims",
+            per_task=False,
+            needs=(
+                *("01_task_construction", "02_logit_attribution", "03_patching"),
+                *("04_circuit_discovery", "05_component_roles", "06_cross_task"),
+                *("07_generalisation", "08_prediction_and_editing"),
+            ),
+        ),
     )
 }
 
@@ -415,14 +438,15 @@ class Run:
             "seed": self.parameters.get("seed"),
             "seconds": round(time.monotonic() - self.started, 1),
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
+            "versions": versions(),
             "library": self.library,
             "inputs": self.inputs,
         }
         return store.write_json(self.path("run.json"), facts | own)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
     found = {"python": platform.python_version()}
     for name in ("torch", "transformers", "transformer-lens", "numpy"):
         with contextlib.suppress(PackageNotFoundError):

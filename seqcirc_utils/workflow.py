@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from seqcirc_utils import models, stages, store
+from seqcirc_utils import models, progress, stages, store
 from seqcirc_utils.errors import UserError, unknown
 
 PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
@@ -74,6 +74,11 @@ class Job:
     task: str | None
 
     @property
+    def name(self) -> str:
+        """Stage and task, for people."""
+        return f"{self.stage} {self.task or ''}".strip()
+
+    @property
     def notebook(self) -> Path:
         """The executed notebook."""
         return self.plan.directory(self.task) / f"{self.stage}.ipynb"
@@ -86,9 +91,12 @@ class Job:
     @property
     def inputs(self) -> list[Path]:
         """The records of the runs whose results this one reads."""
-        tasks = [self.task] if self.task else self.plan.tasks
-        needs = stages.STAGES[self.stage].needs
-        return [Job(self.plan, need, task).record for need in needs for task in tasks]
+        own = [self.task] if self.task else self.plan.tasks
+        return [
+            Job(self.plan, need, task).record
+            for need in stages.STAGES[self.stage].needs
+            for task in (own if stages.STAGES[need].per_task else [None])
+        ]
 
     @property
     def fingerprint(self) -> str:
@@ -170,9 +178,20 @@ def book(plan: Plan, cores: int | None = None) -> Path:
 def _run_snakemake(plan: Plan, cores: int) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
-    command += ["--rerun-triggers", "mtime", "params", "input", "--quiet", "host", "reason"]
+    command += [
+        "--rerun-triggers",
+        "mtime",
+        "params",
+        "input",
+        "--quiet",
+        "host",
+        "reason",
+        "progress",
+    ]
     command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
-    if subprocess.run(command, cwd=store.ROOT).returncode:
+    with progress.Watch(plan.jobs()):
+        code = subprocess.run(command, cwd=store.ROOT).returncode
+    if code:
         raise UserError("not every stage ran: the lines above name the failed one and its log.")
 
 
@@ -197,6 +216,7 @@ def publish(plan: Plan) -> list[Path]:
         elif figure.parent.parent == plan.directory():
             texts[target / "figures" / figure.name] = figure.read_bytes()
     texts[target / "provenance.md"] = provenance(plan).encode()
+    texts[target / "benchmarks.md"] = benchmarks().encode()
     toc = _toc(plan)
     if toc:
         texts[target / "_toc.yml"] = toc.encode()
@@ -256,6 +276,29 @@ def provenance(plan: Plan) -> str:
             heading += f", {record['task']}"
         lines += _table(heading, record["parameters"])
     return "\n".join(lines) + "\n"
+
+
+def benchmarks() -> str:
+    """Return the tables of the benchmarks, from what `make bench` wrote last."""
+    file = store.ROOT / "benchmarks" / "results.json"
+    if not file.is_file():
+        return "None were run: `make bench` does.\n"
+    found = store.read_json(file)
+    lines = []
+    for key in ("searches", "growth", "memory"):
+        rows = found.pop(key)
+        # One column per case: there are more measures than cases.
+        lines += ["", f"## {key.capitalize()}", ""]
+        lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
+        lines += [_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
+    lines += _table("Machine", found["machine"] | found["versions"])
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _table(heading: str, entries: Mapping[str, Any]) -> list[str]:

@@ -66,7 +66,7 @@ def nothing_but_the_lock(cache: Path) -> bool:
         ("gpt3", "did you mean 'gpt2'"),
         ("smollm2-135m", "did you mean 'smollm2-135m-instruct'"),
         ("zzz", "allowed are gpt2, smollm2-135m-instruct"),
-        ("", "has no config.json|unknown model"),
+        ("", "lacks config.json|unknown model"),
         (None, "unknown model"),
         ("a/b/c", "unknown model"),
         ("owner/", "unknown model"),
@@ -83,9 +83,9 @@ def test_a_name_that_is_no_model_is_refused_with_help(name, said):
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("config.json", "has no config.json"),
-        ("model.safetensors", "has no weights"),
-        ("tokenizer.json", "has no a tokenizer"),
+        ("config.json", "lacks config.json"),
+        ("model.safetensors", "lacks weights"),
+        ("tokenizer.json", "lacks a tokenizer"),
     ],
 )
 def test_an_incomplete_directory_is_told_what_it_lacks(tmp_path, tiny_directories, missing, said):
@@ -99,7 +99,7 @@ def test_an_incomplete_directory_is_told_what_it_lacks(tmp_path, tiny_directorie
 def test_pickled_weights_do_not_count(tmp_path, tiny_directories):
     directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="lacks weights"):
         models.load(str(directory))
 
 

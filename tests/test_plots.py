@@ -59,7 +59,21 @@ def test_every_figure_draws(frame):
         plots.component_bars(frame, 4, "logits"),
         plots.agreement([1, 2, 3], [1, 2, 2], ["a", "b", "c"], ("x", "y")),
         plots.table_heatmap(square, "value"),
-        plots.size_curve({1: 0.2, 8: 0.9}, 0.8, 8, [0.1, 0.2]),
+        plots.size_curve(
+            pd.DataFrame({"size": [1, 8], "faithfulness": [0.2, 0.9]}),
+            0.8,
+            {"found": (3, 0.8)},
+            {"random": [0.1, 0.2]},
+            3,
+        ),
+        plots.search_paths(
+            {"s": pd.DataFrame({"size": [1, 2], "score": [0.9, 0.7], "removed": [True, False]})}, 9
+        ),
+        plots.needed_and_found(
+            pd.DataFrame(
+                {"component": ["1.0", "mlp0"], "change": [-0.4, -0.1], "q": [0.01, 0.3]}
+            ).assign(inclusion=[1.0, 0.5])
+        ),
     ]
     for figure in figures:
         assert isinstance(figure, Figure)
