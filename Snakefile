@@ -38,7 +38,8 @@ for _job in _jobs:
             task=["--task", _job.task] if _job.task else [],
             file=str(_plan.file),
             model=_plan.model,
-        threads: 1 if _job.task else workflow.cores or 1
+        # What works through all tasks has the machine to itself; the built models are too small for that.
+        threads: 1 if _job.task or not _job.inputs else workflow.cores or 1
         message:
             f"{_job.stage}, {_job.task or 'all tasks'} (progress in {_job.notebook.with_suffix('.log')})"
         shell:
