@@ -256,10 +256,11 @@ def table_heatmap(
     limit = limit or max(float(np.nanmax(np.abs(table.to_numpy(float)))), 1e-9)
     size = (1.0 * table.shape[1] + 3, max(0.34 * table.shape[0] + 1.6, 2.6))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
+    texts = table.map(lambda v: f"{v:{format}}").replace(r"^-(0\.?0*)$", r"\1", regex=True)
     sns.heatmap(
         table,
-        annot=True,
-        fmt=format,
+        annot=texts.to_numpy(),
+        fmt="",
         annot_kws={"fontsize": 8},
         cmap=DIVERGING if diverging else "viridis",
         vmin=-limit if diverging else 0,
