@@ -1,8 +1,8 @@
 """The paper's 27 claims, each judged by a rule of its own on the results of the other stages.
 
 What was published (claims, figures, faults of the published analysis) stands in ``published.json``
-with its sources. A rule was written before its result was seen and can come out either way; it
-reads tables, never a model. Where the paper names a head of GPT-2, the rule for any other model
+with its sources. A rule's limits were set before this model's results were seen; it can come out
+either way, and reads tables, never a model. Where the paper names a head of GPT-2, the rule for any other model
 asks for a head that all circuits share and that does the same; a run of GPT-2 is held to the names.
 What a rule needs and does not find makes the verdict ``not tested here``, with the reason.
 """

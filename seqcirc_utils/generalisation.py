@@ -488,9 +488,9 @@ def _goes_on(model: Model, last: torch.Tensor, following: torch.Tensor) -> bool:
 def ability(model: Model, probe: Probe, n: int) -> tuple[dict[str, Any], Fitted | None]:
     """Can the model do it? Its accuracy on ``n`` questions, and whether to go on.
 
-    The rule, stated before looking: the exact 95% interval of the accuracy lies above chance, the
-    accuracy is at least :data:`MIN_ACCURACY`, and the answer is on average more probable than the
-    wrong one.
+    The rule: the exact 95% interval of the accuracy lies above chance, the accuracy is at least
+    :data:`MIN_ACCURACY` (added after a first look), and the answer is on average more probable than
+    the wrong one.
 
     Returns:
         A row of the table of probes (``logit_diff``: log probability of the answer minus that of
