@@ -2,8 +2,9 @@
 
 What was published (claims, figures, faults of the published analysis) stands in ``published.json``
 with its sources. A rule's limits were set before this model's results were seen; it can come out
-either way, and reads tables, never a model. Where the paper names a head of GPT-2, the rule for any other model
-asks for a head that all circuits share and that does the same; a run of GPT-2 is held to the names.
+either way, and reads tables, never a model. Where the paper names a head of GPT-2, the rule for any
+other model asks for a head that all circuits share and that does the same; a run of GPT-2 is held
+to the names.
 What a rule needs and does not find makes the verdict ``not tested here``, with the reason.
 """
 

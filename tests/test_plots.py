@@ -81,6 +81,12 @@ def test_every_figure_draws(frame):
             assert axis.has_data() or axis.texts
 
 
+def test_heat_maps_show_no_negative_zero():
+    table = pd.DataFrame([[-0.001, -0.4], [0.2, -12.0]])
+    texts = [t.get_text() for t in plots.table_heatmap(table, "value", ".0f").axes[0].texts]
+    assert texts == ["0", "0", "0", "-12"]
+
+
 def test_map_frames_what_all_circuits_share():
     shared = {Component(0, 0), Component(2, None)}
     circuits = {"digits": shared | {Component(1, 1)}, "months": shared | {Component(0, 1)}}
