@@ -64,9 +64,7 @@ STAGES: dict[str, Stage] = {
             per_task=False,
             needs=("03_patching", "04_circuit_discovery", "05_component_roles"),
         ),
-        Stage(
-            "07_generalisation", per_task=False, needs=("03_patching", "04_circuit_discovery")
-        ),
+        Stage("07_generalisation", per_task=False, needs=("03_patching", "04_circuit_discovery")),
         Stage(
             "08_prediction_and_editing",
             per_task=False,
