@@ -69,6 +69,8 @@ notebooks: setup ## Run the committed notebooks again at their default parameter
 test: setup ## Run the unit tests, then check the committed notebooks' outputs
 	@$(PY) -m seqcirc_utils.models fetch smollm2-135m-instruct
 	@$(TEST_PY) -m pytest tests
+	@$(TEST_PY) -m seqcirc_utils.workflow run --params params/default.yml \
+	  --until 01_task_construction 02_logit_attribution 05_component_roles
 	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:python \
 	  -n "$(NBVAL_JOBS)" --dist loadscope notebooks

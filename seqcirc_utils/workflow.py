@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,8 @@ def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> P
     return stages.execute(stage, plan.parameters(stage, task), output)
 
 
-def book(plan: Plan, cores: int | None = None) -> Path:
-    """Run what is not up to date, publish the notebooks and build the book.
+def run(plan: Plan, cores: int | None = None, until: Sequence[str] = ()) -> None:
+    """Run what is not up to date; with ``until`` only these stages and what they need.
 
     Raises:
         UserError: before any compute for bad parameters, afterwards if a part failed.
@@ -164,34 +164,39 @@ def book(plan: Plan, cores: int | None = None) -> Path:
     cores = (os.cpu_count() or 1) if cores is None else cores
     if cores < 1:
         raise UserError(f"--cores must be at least 1, not {cores}.")
-    jobs = plan.jobs()
+    wanted = {stages.stage_named(name).name for name in until or stages.STAGES}
+    for name in reversed(stages.STAGES):
+        wanted |= set(stages.STAGES[name].needs) if name in wanted else set()
+    jobs = [job for job in plan.jobs() if job.stage in wanted]
     for job in jobs:
         plan.parameters(job.stage, job.task)
     models.fetch(plan.model)
     for job in jobs:
         job.forget_if_stale()
-    _run_snakemake(plan, cores)
+    rules = [f"{job.stage}_{job.task or 'all'}" for job in jobs if job.stage in until]
+    with progress.Watch(jobs):
+        _run_snakemake(plan, cores, rules)
+
+
+def book(plan: Plan, cores: int | None = None) -> Path:
+    """Run what is not up to date, publish the notebooks and build the book.
+
+    Raises:
+        UserError: as :func:`run` does, or if the book cannot be built.
+    """
+    run(plan, cores)
     publish(plan)
     return _build(plan)
 
 
-def _run_snakemake(plan: Plan, cores: int) -> None:
+def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
-    command += [
-        "--rerun-triggers",
-        "mtime",
-        "params",
-        "input",
-        "--quiet",
-        "host",
-        "reason",
-        "progress",
-    ]
+    command += ["--rerun-triggers", "mtime", "params", "input"]
+    command += ["--quiet", "host", "reason", "progress"]
+    command += ["--until", *until] if until else []
     command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
-    with progress.Watch(plan.jobs()):
-        code = subprocess.run(command, cwd=store.ROOT).returncode
-    if code:
+    if subprocess.run(command, cwd=store.ROOT).returncode:
         raise UserError("not every stage ran: the lines above name the failed one and its log.")
 
 
@@ -440,6 +445,9 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--model", default="", help="in place of the file's")
     whole = commands.add_parser("book", parents=[common], help="run everything, build the book")
     whole.add_argument("--cores", type=int, default=None, help="default: all")
+    part = commands.add_parser("run", parents=[common], help="run stages, build no book")
+    part.add_argument("--cores", type=int, default=None, help="default: all")
+    part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
     commands.add_parser("notebooks", help="run the committed notebooks again, in place")
     one = commands.add_parser("stage", parents=[common], help="run one stage")
     one.add_argument("name")
@@ -459,6 +467,8 @@ def main(arguments: list[str]) -> int:
         plan = read_plan(given.params, given.model)
         if given.command == "book":
             book(plan, given.cores)
+        elif given.command == "run":
+            run(plan, given.cores, given.until)
         elif given.command == "stage":
             run_stage(plan, given.name, given.task, given.output)
         else:

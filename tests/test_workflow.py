@@ -10,7 +10,7 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import stages, store, workflow
+from seqcirc_utils import models, stages, store, workflow
 from seqcirc_utils.errors import UserError
 
 TOC = {
@@ -55,7 +55,17 @@ def pretend_all(plan):
         pretend(plan, job.stage, job.task)
 
 
-@pytest.mark.parametrize("name", ["laptop", "quick", "test", "paper"])
+def test_the_default_file_says_what_the_notebooks_say():
+    plan = workflow.read_plan(store.ROOT / "params" / "default.yml")
+    assert plan.model == models.DEFAULT and plan.tasks == ("digits", "number_words", "months")
+    for job in plan.jobs():
+        given = plan.parameters(job.stage, job.task)
+        known = stages.declared(job.stage)
+        for name in set(given) - {"task"}:
+            assert given[name] == known[name].default, (job.stage, name)
+
+
+@pytest.mark.parametrize("name", ["laptop", "quick", "default", "paper"])
 def test_shipped_parameters_are_read(name):
     values = yaml.safe_load((store.ROOT / "params" / f"{name}.yml").read_text())
     assert set(values) >= {
