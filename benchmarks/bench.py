@@ -240,25 +240,23 @@ def main() -> None:
         kind, *arguments = json.loads(given.case)
         print(json.dumps(CASES[kind](*arguments)))
         return
-    tables: dict[str, list] = {kind: [] for kind in CASES}
-    with tempfile.TemporaryDirectory() as directory:
-        cases = plan(given.quick, Path(directory))
-        for i, case in enumerate(cases, 1):
-            name = Path(case[1]).name
-            print(
-                f"{i} of {len(cases)}: {case[0]}, {name}, {case[2]}, {case[3]} prompts", flush=True
-            )
-            command = [sys.executable, __file__, "--case", json.dumps(case)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout.splitlines()[-1])
-            tables[case[0]].append(row | {"model": name})
     machine = {
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    found = {"machine": machine, "versions": versions(), "threshold": THRESHOLD, **tables}
-    print(f"Written to {store.write_json(given.output, found)}")
+    found: dict[str, Any] = {"machine": machine, "versions": versions(), "threshold": THRESHOLD}
+    found |= {kind: [] for kind in CASES}
+    with tempfile.TemporaryDirectory() as directory:
+        cases = plan(given.quick, Path(directory))
+        for i, case in enumerate(cases, 1):
+            name = Path(case[1]).name
+            print(f"{i}/{len(cases)}: {case[0]}, {name}, {case[2]}, {case[3]} prompts", flush=True)
+            command = [sys.executable, __file__, "--case", json.dumps(case)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[case[0]].append(json.loads(done.stdout.splitlines()[-1]) | {"model": name})
+            store.write_json(given.output, found)  # after every case: an interruption loses one
+    print(f"Written to {given.output}")
 
 
 if __name__ == "__main__":

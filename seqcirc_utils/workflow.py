@@ -292,6 +292,8 @@ def benchmarks() -> str:
     lines = []
     for key in ("searches", "growth", "memory"):
         rows = found.pop(key)
+        if not rows:
+            continue
         # One column per case: there are more measures than cases.
         lines += ["", f"## {key.capitalize()}", ""]
         lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
