@@ -119,9 +119,18 @@ class _Search:
         return Discovery(set(self.left()), self.score, self.steps)
 
 
+# A log is continued only by the code that began it.
+_CODE = hashlib.sha256(
+    b"".join(
+        Path(__file__).with_name(name).read_bytes()
+        for name in ("ablation.py", "discovery.py", "edges.py", "metrics.py")
+    )
+).hexdigest()
+
+
 def _fingerprint(evaluator: Evaluator, *settings: Any) -> str:
-    """What a checkpoint belongs to: model, prompts, replacement and settings."""
-    digest = hashlib.sha256(json.dumps([evaluator.model.facts.sha256, *settings]).encode())
+    """What a checkpoint belongs to: code, model, prompts, replacement and settings."""
+    digest = hashlib.sha256(json.dumps([_CODE, evaluator.model.facts.sha256, *settings]).encode())
     for tensor in (
         evaluator.prompts.tokens,
         evaluator.answers.answer_ids,

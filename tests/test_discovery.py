@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_ablation import plain_logits, plainly
 
-from seqcirc_utils import discovery
+from seqcirc_utils import discovery, store
 from seqcirc_utils.ablation import Component, Evaluator, components
 from seqcirc_utils.errors import UserError
 
@@ -143,6 +143,17 @@ def test_other_settings_or_a_damaged_file_begin_anew(gpt2_evaluator, tmp_path):
     assert discovery.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
     file.write_text('{"key": ')
     assert discovery.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
+
+
+def test_a_log_of_other_code_is_not_continued(gpt2_evaluator, tmp_path, monkeypatch):
+    file = tmp_path / "search.json"
+    discovery.ranked(gpt2_evaluator, checkpoint=file)
+    saved = store.read_json(file)
+    saved["steps"][-1]["score"] = 0.125  # what an older version, with a fault, may have found
+    store.write_json(file, saved)
+    assert discovery.ranked(gpt2_evaluator, checkpoint=file).steps[-1]["score"] == 0.125
+    monkeypatch.setattr(discovery, "_CODE", "other")
+    assert discovery.ranked(gpt2_evaluator, checkpoint=file).steps[-1]["score"] != 0.125
 
 
 @pytest.mark.parametrize("search", [discovery.sweep, discovery.ranked])
