@@ -435,6 +435,7 @@ class Run:
             "parameters": self.parameters,
             "seed": self.parameters.get("seed"),
             "seconds": round(time.monotonic() - self.started, 1),
+            "cpu_seconds": round(time.process_time(), 1),  # what other programs do matters less
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "library": self.library,

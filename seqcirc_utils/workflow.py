@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from seqcirc_utils import models, progress, stages, store
+from seqcirc_utils import models, pages, progress, stages, store
 from seqcirc_utils.errors import UserError, unknown
 
 PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
@@ -185,8 +184,8 @@ def book(plan: Plan, cores: int | None = None) -> Path:
         UserError: as :func:`run` does, or if the book cannot be built.
     """
     run(plan, cores)
-    publish(plan)
-    return _build(plan)
+    pages.publish(plan)
+    return pages.build()
 
 
 def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
@@ -198,201 +197,6 @@ def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
     if subprocess.run(command, cwd=store.ROOT).returncode:
         raise UserError("not every stage ran: the lines above name the failed one and its log.")
-
-
-def publish(plan: Plan) -> list[Path]:
-    """Copy executed notebooks, figures and provenance into ``book/runs``; return what is there.
-
-    Files that would not change are not written, and files of other runs are removed.
-
-    Raises:
-        UserError: for a notebook that is missing or holds an error.
-    """
-    target = store.ROOT / "book" / "runs"
-    texts: dict[Path, bytes] = {}
-    for job in plan.jobs():
-        place = target / (job.task or "") / f"{job.stage}.ipynb"
-        texts[place] = _published(job).encode()
-    figures = [*plan.directory().rglob("figures/*.svg"), *plan.directory().rglob("figures/*.png")]
-    for figure in figures:
-        owner = figure.parent.parent.name
-        if owner in plan.tasks:
-            texts[target / "figures" / owner / figure.name] = figure.read_bytes()
-        elif figure.parent.parent == plan.directory():
-            texts[target / "figures" / figure.name] = figure.read_bytes()
-    texts[target / "provenance.md"] = provenance(plan).encode()
-    texts[target / "benchmarks.md"] = benchmarks().encode()
-    toc = _toc(plan)
-    if toc:
-        texts[target / "_toc.yml"] = toc.encode()
-    for path in sorted(target.rglob("*"), reverse=True):
-        if path.is_file() and path not in texts:
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-    for path, content in texts.items():
-        if not path.is_file() or path.read_bytes() != content:
-            with store.writing(path) as temporary:
-                temporary.write_bytes(content)
-    return sorted(texts)
-
-
-def _published(job: Job) -> str:
-    import nbformat
-
-    if not job.notebook.is_file():
-        raise UserError(f"{job.notebook} does not exist: run `make book`.")
-    executed = nbformat.read(job.notebook, as_version=4)
-    outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
-    tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
-    if any(o.output_type == "error" for o in outputs) or any("error" in tag for tag in tags):
-        raise UserError(f"{job.notebook} holds an error: delete it and run `make book` again.")
-    if job.task:
-        title = stages._tasks().TASKS[job.task].title
-        for cell in executed.cells:
-            if cell.cell_type == "markdown" and re.search(r"(?m)^# ", cell.source):
-                cell.source = re.sub(
-                    r"(?m)^# (.*)$", lambda m: f"# {title}: {m[1]}", cell.source, count=1
-                )
-                break
-    return nbformat.writes(stages.clean(executed)) + "\n"
-
-
-def provenance(plan: Plan) -> str:
-    """Return the page that tells how all results were made.
-
-    Raises:
-        UserError: for a run whose record is missing.
-    """
-    records = [store.read_json(job.record) for job in plan.jobs()]
-    lines = ["# Provenance", "", "How every result of this book was made."]
-    lines += ["", "## Runs", "", "| stage | task | seconds | prompts | seed |"]
-    lines += ["|---|---|---:|---:|---:|"]
-    for record in records:
-        prompts = record.get("n_prompts", record["parameters"].get("n_prompts", ""))
-        cells = [record["stage"], record["task"] or "all", record["seconds"], prompts]
-        lines.append(_row([*cells, record["seed"]]))
-    facts = next((r["model"] for r in records if isinstance(r.get("model"), dict)), {})
-    lines += _table("Model", {"name": plan.model} | facts)
-    lines += _table("Versions", records[0]["versions"])
-    for record in records:
-        heading = f"Parameters of {record['stage']}"
-        if record["task"]:
-            heading += f", {record['task']}"
-        lines += _table(heading, record["parameters"])
-    return "\n".join(lines) + "\n"
-
-
-def benchmarks() -> str:
-    """Return the tables of the benchmarks, from what `make bench` wrote last."""
-    file = store.ROOT / "benchmarks" / "results.json"
-    if not file.is_file():
-        return "None were run: `make bench` does.\n"
-    found = store.read_json(file)
-    lines = []
-    for key in ("searches", "growth", "memory"):
-        rows = found.pop(key)
-        if not rows:
-            continue
-        # One column per case: there are more measures than cases.
-        lines += ["", f"## {key.capitalize()}", ""]
-        lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
-        lines += [_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
-    lines += _table("Machine", found["machine"] | found["versions"])
-    return "\n".join(lines) + "\n"
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return float(f"{value:.3g}") if isinstance(value, float) else value
-
-
-def _table(heading: str, entries: Mapping[str, Any]) -> list[str]:
-    rows = [_row([name, value]) for name, value in entries.items()]
-    return ["", f"## {heading}", "", "| name | value |", "|---|---|", *rows]
-
-
-def _row(cells: list[Any]) -> str:
-    texts = [str(c) for c in cells]
-    first = texts[0].replace("|", r"\|")
-    rest = [f"`{text}`".replace("|", r"\|") if text else "" for text in texts[1:]]
-    return f"| {' | '.join([first, *rest])} |"
-
-
-def _committed_toc() -> dict[str, Any]:
-    path = store.ROOT / "book" / "_toc.yml"
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
-
-
-def _toc(plan: Plan) -> str:
-    """Return the table of contents for the plan's tasks; nothing if the committed one serves."""
-    toc = _committed_toc()
-    tasks, parts, place, pattern = [], [], None, None
-    for part in toc.get("parts", []):
-        files = [chapter.get("file", "") for chapter in part.get("chapters", [])]
-        found = [re.fullmatch(r"runs/([^/]+)/[^/]+", file) for file in files]
-        if files and all(found):
-            tasks.append(found[0][1])
-            if pattern is None:
-                place, pattern = len(parts), part
-        else:
-            parts.append(part)
-    if pattern is None or tuple(tasks) == plan.tasks:
-        return ""
-    known = stages._tasks().TASKS
-    parts[place:place] = [
-        pattern
-        | {
-            "caption": known[task].title,
-            "chapters": [
-                chapter | {"file": re.sub(r"^runs/[^/]+/", f"runs/{task}/", chapter["file"])}
-                for chapter in pattern["chapters"]
-            ],
-        }
-        for task in plan.tasks
-    ]
-    return yaml.safe_dump(toc | {"parts": parts}, sort_keys=False, allow_unicode=True)
-
-
-def _files(toc: Any) -> list[str]:
-    if isinstance(toc, dict):
-        own = [toc[key] for key in ("root", "file") if key in toc]
-        return own + [file for value in toc.values() for file in _files(value)]
-    return [file for item in toc for file in _files(item)] if isinstance(toc, list) else []
-
-
-def _build(plan: Plan) -> Path:
-    folder = store.ROOT / "book"
-    own = folder / "runs" / "_toc.yml"
-    toc = own if own.is_file() else folder / "_toc.yml"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
-    command += [
-        str(folder),
-        "-n",
-        "-W",
-        "--keep-going",
-        "--path-output",
-        str(store.ROOT),
-        "--toc",
-        str(toc),
-    ]
-    if (store.ROOT / "_config.yml").is_file():
-        command += ["--config", str(store.ROOT / "_config.yml")]
-    done = subprocess.run(command, cwd=store.ROOT)
-    if done.returncode:
-        raise UserError("the book was not built without warnings: see the lines above.")
-    html = store.ROOT / "_build" / "html"
-    pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_text()))]
-    missing = [page for page in pages if not (html / f"{page}.html").is_file()]
-    if missing:
-        raise UserError(f"the built book lacks the pages {', '.join(missing)}.")
-    index = html / "index.html"
-    print(f"The book is in {index}: open it, or run make serve")
-    return index
 
 
 def notebooks() -> list[Path]:
@@ -474,7 +278,7 @@ def main(arguments: list[str]) -> int:
         elif given.command == "stage":
             run_stage(plan, given.name, given.task, given.output)
         else:
-            publish(plan)
+            pages.publish(plan)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import models, stages, store, workflow
+from seqcirc_utils import models, pages, stages, store, workflow
 from seqcirc_utils.errors import UserError
 
 TOC = {
@@ -142,12 +142,16 @@ def test_publish(project):
     pretend_all(plan)
     figure = plan.directory("months") / "figures" / "a.svg"
     store.write_text(figure, "<svg/>")
+    store.write_text(plan.directory("months") / "03_patching.csv", "a\n1\n")
     stale = project / "book/runs/digits/03_patching.ipynb"
     store.write_text(stale, "old")
-    workflow.publish(plan)
+    pages.publish(plan)
     runs = project / "book/runs"
     assert not stale.parent.exists()
-    assert "# Months: Title" in (runs / "months/03_patching.ipynb").read_text()
+    page = (runs / "months/03_patching.ipynb").read_text()
+    assert "# Months: Title" in page and "data/03_patching.csv" in page and "| n_prompts |" in page
+    assert (runs / "months/data/03_patching.csv").read_text() == "a\n1\n"
+    assert not list(runs.rglob("data/*.run.json"))
     assert "# Title" in (runs / "06_cross_task.ipynb").read_text()
     assert (runs / "figures/months/a.svg").is_file()
     assert (runs / "provenance.md").read_text().startswith("# Provenance\n")
@@ -155,28 +159,51 @@ def test_publish(project):
     assert [part["caption"] for part in toc["parts"]] == ["Start", "Months", "All"]
     assert toc["parts"][1]["chapters"] == [{"file": "runs/months/03_patching"}]
     times = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
-    workflow.publish(plan)
+    pages.publish(plan)
     assert times == {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
 
 
 def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
     plan = workflow.read_plan(parameters(project, tasks=["digits", "months"]))
     pretend_all(plan)
-    workflow.publish(plan)
+    pages.publish(plan)
     assert not (project / "book/runs/_toc.yml").exists()
 
 
 def test_publish_refuses_missing_and_failed_notebooks(project):
     plan = workflow.read_plan(parameters(project))
     with pytest.raises(UserError, match="does not exist"):
-        workflow.publish(plan)
+        pages.publish(plan)
     pretend_all(plan)
     cell = nbformat.v4.new_code_cell("1/0")
     cell.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
     pretend(plan, "03_patching", "months", [cell])
     with pytest.raises(UserError, match="holds an error"):
-        workflow.publish(plan)
+        pages.publish(plan)
     assert not (project / "book/runs").exists()
+
+
+def test_terms_are_linked_once_and_not_in_code_headings_or_links():
+    terms = ["mean ablation", "ablation", "logit", "head"]
+    text = "# A head\n\n`head` [logit](x.md), *Mean\nablation* of heads by ablation, {cite}`head`."
+    linked = pages._link_terms(text, terms)
+    assert linked == (
+        "# A head\n\n`head` [logit](x.md), *{term}`Mean\nablation <mean ablation>`* of "
+        "{term}`heads <head>` by {term}`ablation <ablation>`, {cite}`head`."
+    )
+    assert terms == ["logit"]
+
+
+def test_code_that_shows_nothing_is_folded_with_what_follows():
+    code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    shown = code("c", outputs=[nbformat.v4.new_output("stream", text="x")])
+    last = code("e", metadata={"tags": ["remove-input"]})
+    cells = pages._joined([code("a"), code("b"), shown, text("t"), code("d"), last])
+    assert [cell.source for cell in cells] == ["a\n\nb\n\nc", "t", "d", "e"]
+
+
+def test_the_glossary_is_read():
+    assert {"faithfulness", "mean ablation", "two-sided"} <= set(pages._terms())
 
 
 @pytest.mark.slow

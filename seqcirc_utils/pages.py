@@ -1,0 +1,300 @@
+"""From executed notebooks to the book: titles, links to the glossary, data, provenance, HTML."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nbformat
+import yaml
+
+from seqcirc_utils import stages, store
+from seqcirc_utils.errors import UserError
+
+if TYPE_CHECKING:
+    from seqcirc_utils.workflow import Job, Plan
+
+
+def publish(plan: "Plan") -> list[Path]:
+    """Copy executed notebooks, data, figures and provenance to ``book/runs``; return what is there.
+
+    Files that would not change are not written, and files of other runs are removed.
+
+    Raises:
+        UserError: for a notebook that is missing or holds an error.
+    """
+    target = store.ROOT / "book" / "runs"
+    texts: dict[Path, bytes] = {}
+    terms = _terms()
+    for job in plan.jobs():
+        place = target / (job.task or "")
+        data = _data(job)
+        texts[place / f"{job.stage}.ipynb"] = _published(job, terms, data).encode()
+        texts |= {place / "data" / path.name: path.read_bytes() for path in data}
+    figures = [*plan.directory().rglob("figures/*.svg"), *plan.directory().rglob("figures/*.png")]
+    for figure in figures:
+        owner = figure.parent.parent.name
+        if owner in plan.tasks:
+            texts[target / "figures" / owner / figure.name] = figure.read_bytes()
+        elif figure.parent.parent == plan.directory():
+            texts[target / "figures" / figure.name] = figure.read_bytes()
+    texts[target / "provenance.md"] = provenance(plan).encode()
+    texts[target / "benchmarks.md"] = benchmarks().encode()
+    toc = _toc(plan)
+    if toc:
+        texts[target / "_toc.yml"] = toc.encode()
+    for path in sorted(target.rglob("*"), reverse=True):
+        if path.is_file() and path not in texts:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    for path, content in texts.items():
+        if not path.is_file() or path.read_bytes() != content:
+            with store.writing(path) as temporary:
+                temporary.write_bytes(content)
+    return sorted(texts)
+
+
+def _data(job: "Job") -> list[Path]:
+    """Return the files with what a run's page shows."""
+    names = [f"{job.stage}.*"] + ["circuit*.json"] * (job.stage == "04_circuit_discovery")
+    found = [path for name in names for path in job.record.parent.glob(name)]
+    return sorted(p for p in found if p.suffix in (".csv", ".json", ".npz") and p != job.record)
+
+
+def _terms() -> list[str]:
+    """Return the glossary's entries, the longest first."""
+    page = store.ROOT / "book" / "glossary.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = re.search(r"(?s):::\{glossary\}\n(.*?)\n:::", text)
+    entries = re.findall(r"(?m)^(\S.*)$", found[1]) if found else []
+    return sorted(entries, key=len, reverse=True)
+
+
+def _link_terms(text: str, terms: list[str]) -> str:
+    """Link each term to the glossary where it is first used; take what was linked off ``terms``.
+
+    Headings, code, roles and links stay as they are.
+    """
+    parts = re.split(
+        r"(?m)(^#.*$|```[\s\S]*?```|\{[\w:]+\}`[^`]*`|`[^`]*`|\[[^\]]*\]\([^)]*\))", text
+    )
+    for term in list(terms):
+        words = r"\s+".join(map(re.escape, term.split()))
+        pattern = re.compile(rf"(?<![\w-]){words}s?(?![\w-])", re.IGNORECASE)
+        for i in range(0, len(parts), 2):  # the odd ones are the exceptions
+            link = pattern.sub(lambda m, term=term: f"{{term}}`{m[0]} <{term}>`", parts[i], count=1)
+            if link != parts[i]:
+                before, after = pattern.split(parts[i], maxsplit=1)
+                parts[i : i + 1] = [before, link[len(before) : len(link) - len(after)], after]
+                terms.remove(term)
+                break
+    return "".join(parts)
+
+
+def _footer(job: "Job", data: list[Path]) -> str:
+    """What stands below every page made by a notebook: its data and its parameters."""
+    links = " · ".join(f"{{download}}`{path.name} <data/{path.name}>`" for path in data)
+    given = store.read_json(job.record)["parameters"]
+    rows = [_row([name, value]) for name, value in given.items() if name != "results"]
+    return "\n".join(
+        [
+            "## Data and parameters",
+            "",
+            f"What the figures and tables of this page show, as files: {links}.",
+            "The page itself is a notebook, which the button at the top gives. [](/rerun.md) tells",
+            "how to run it with other values than these:",
+            "",
+            ":::{dropdown} Parameters of this run",
+            "| name | value |",
+            "|---|---|",
+            *rows,
+            ":::",
+        ]
+    )
+
+
+def _joined(cells: list[Any]) -> list[Any]:
+    """Join code cells that show nothing with the code cell that follows: one fold, not four."""
+    found: list[Any] = []
+    for cell in cells:
+        before = found[-1] if found else None
+        both_code = before and before.cell_type == cell.cell_type == "code"
+        if both_code and not before.outputs and "remove-input" not in cell.metadata.get("tags", []):
+            cell.source = f"{before.source}\n\n{cell.source}"
+            found.pop()
+        found.append(cell)
+    return found
+
+
+def _published(job: "Job", terms: list[str], data: list[Path]) -> str:
+    if not job.notebook.is_file():
+        raise UserError(f"{job.notebook} does not exist: run `make book`.")
+    executed = nbformat.read(job.notebook, as_version=4)
+    outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
+    tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
+    if any(o.output_type == "error" for o in outputs) or any("error" in tag for tag in tags):
+        raise UserError(f"{job.notebook} holds an error: delete it and run `make book` again.")
+    if job.task:
+        title = stages._tasks().TASKS[job.task].title
+        for cell in executed.cells:
+            if cell.cell_type == "markdown" and re.search(r"(?m)^# ", cell.source):
+                cell.source = re.sub(
+                    r"(?m)^# (.*)$", lambda m: f"# {title}: {m[1]}", cell.source, count=1
+                )
+                break
+    left = list(terms)
+    for cell in executed.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _link_terms(cell.source, left)
+    executed.cells = _joined(executed.cells)
+    footer = nbformat.v4.new_markdown_cell(_footer(job, data), id="data-and-parameters")
+    executed.cells.append(footer)
+    return nbformat.writes(stages.clean(executed)) + "\n"
+
+
+def provenance(plan: "Plan") -> str:
+    """Return the page that tells how all results were made.
+
+    Raises:
+        UserError: for a run whose record is missing.
+    """
+    records = [store.read_json(job.record) for job in plan.jobs()]
+    lines = ["# Provenance", "", "How every result of this book was made."]
+    lines += ["", "## Runs", "", "| stage | task | seconds | CPU seconds | prompts | seed |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
+    for record in records:
+        prompts = record.get("n_prompts", record["parameters"].get("n_prompts", ""))
+        cells = [record["stage"], record["task"] or "all", record["seconds"]]
+        lines.append(_row([*cells, record.get("cpu_seconds", ""), prompts, record["seed"]]))
+    for name, label in (("seconds", "stages one after the other"), ("cpu_seconds", "CPU time")):
+        minutes = sum(record.get(name, 0) for record in records) / 60
+        lines += ["", f"In all, {label}: {minutes:.0f} min."]
+    facts = next((r["model"] for r in records if isinstance(r.get("model"), dict)), {})
+    lines += _table("Model", {"name": plan.model} | facts)
+    lines += _table("Versions", records[0]["versions"])
+    for record in records:
+        heading = f"Parameters of {record['stage']}"
+        if record["task"]:
+            heading += f", {record['task']}"
+        lines += _table(heading, record["parameters"])
+    return "\n".join(lines) + "\n"
+
+
+def benchmarks() -> str:
+    """Return the tables of the benchmarks, from what `make bench` wrote last."""
+    file = store.ROOT / "benchmarks" / "results.json"
+    if not file.is_file():
+        return "None were run: `make bench` does.\n"
+    found = store.read_json(file)
+    lines = []
+    for key in ("searches", "growth", "memory"):
+        rows = found.pop(key)
+        if not rows:
+            continue
+        # One column per case: there are more measures than cases.
+        lines += ["", f"## {key.capitalize()}", ""]
+        lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
+        lines += [_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
+    lines += _table("Machine", found["machine"] | found["versions"])
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def _table(heading: str, entries: Mapping[str, Any]) -> list[str]:
+    rows = [_row([name, value]) for name, value in entries.items()]
+    return ["", f"## {heading}", "", "| name | value |", "|---|---|", *rows]
+
+
+def _row(cells: list[Any]) -> str:
+    texts = [str(c) for c in cells]
+    first = texts[0].replace("|", r"\|")
+    rest = [f"`{text}`".replace("|", r"\|") if text else "" for text in texts[1:]]
+    return f"| {' | '.join([first, *rest])} |"
+
+
+def _committed_toc() -> dict[str, Any]:
+    path = store.ROOT / "book" / "_toc.yml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
+
+
+def _toc(plan: "Plan") -> str:
+    """Return the table of contents for the plan's tasks; nothing if the committed one serves."""
+    toc = _committed_toc()
+    tasks, parts, place, pattern = [], [], None, None
+    for part in toc.get("parts", []):
+        files = [chapter.get("file", "") for chapter in part.get("chapters", [])]
+        found = [re.fullmatch(r"runs/([^/]+)/[^/]+", file) for file in files]
+        if files and all(found):
+            tasks.append(found[0][1])
+            if pattern is None:
+                place, pattern = len(parts), part
+        else:
+            parts.append(part)
+    if pattern is None or tuple(tasks) == plan.tasks:
+        return ""
+    known = stages._tasks().TASKS
+    parts[place:place] = [
+        pattern
+        | {
+            "caption": known[task].title,
+            "chapters": [
+                chapter | {"file": re.sub(r"^runs/[^/]+/", f"runs/{task}/", chapter["file"])}
+                for chapter in pattern["chapters"]
+            ],
+        }
+        for task in plan.tasks
+    ]
+    return yaml.safe_dump(toc | {"parts": parts}, sort_keys=False, allow_unicode=True)
+
+
+def _files(toc: Any) -> list[str]:
+    if isinstance(toc, dict):
+        own = [toc[key] for key in ("root", "file") if key in toc]
+        return own + [file for value in toc.values() for file in _files(value)]
+    return [file for item in toc for file in _files(item)] if isinstance(toc, list) else []
+
+
+def build() -> Path:
+    """Build the published pages into ``_build/html``; warnings are errors.
+
+    Raises:
+        UserError: for a page that is missing or a build that warns.
+    """
+    folder = store.ROOT / "book"
+    own = folder / "runs" / "_toc.yml"
+    toc = own if own.is_file() else folder / "_toc.yml"
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [
+        str(folder),
+        "-n",
+        "-W",
+        "--keep-going",
+        "--path-output",
+        str(store.ROOT),
+        "--toc",
+        str(toc),
+    ]
+    if (store.ROOT / "_config.yml").is_file():
+        command += ["--config", str(store.ROOT / "_config.yml")]
+    done = subprocess.run(command, cwd=store.ROOT)
+    if done.returncode:
+        raise UserError("the book was not built without warnings: see the lines above.")
+    html = store.ROOT / "_build" / "html"
+    pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_text()))]
+    missing = [page for page in pages if not (html / f"{page}.html").is_file()]
+    if missing:
+        raise UserError(f"the built book lacks the pages {', '.join(missing)}.")
+    index = html / "index.html"
+    print(f"The book is in {index}: open it, or run make serve")
+    return index

@@ -1,0 +1,253 @@
+"""The built book in a real browser: every page, on a screen and a phone, in light and dark.
+
+Skipped when there is no built book (`make book`) or no Chromium; with SEQCIRC_BROWSER=required, as
+in CI, that is a failure.
+"""
+
+import os
+import shutil
+import threading
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+
+from seqcirc_utils import store
+
+HTML = store.ROOT / "_build" / "html"
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PAGES = sorted(str(p.relative_to(HTML)) for p in HTML.rglob("*.html") if "_static" not in p.parts)
+CHAPTERS = [page for page in PAGES if page.startswith("runs/")]
+MISSING = (
+    "no built book: run `make book` first"
+    if not PAGES
+    else "no Chromium: install Debian's package chromium"
+    if not CHROMIUM
+    else ""
+)
+if MISSING and os.environ.get("SEQCIRC_BROWSER") == "required":
+    pytest.fail(f"SEQCIRC_BROWSER=required, but there is {MISSING}.", pytrace=False)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"there is {MISSING}"),
+    pytest.mark.xdist_group("browser"),
+]
+every_page = pytest.mark.parametrize("name", PAGES or [pytest.param("", id="none")])
+
+# An image is blank if it shows one colour only. Drawn small, so that large figures are quick.
+IMAGES = """async () => {
+  const found = [];
+  for (const image of document.images) {
+    image.loading = "eager";
+    await image.decode().catch(() => {});
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 64;
+    const pen = canvas.getContext("2d");
+    pen.drawImage(image, 0, 0, 64, 64);
+    const data = new Uint32Array(pen.getImageData(0, 0, 64, 64).data.buffer);
+    found.push([image.src, image.naturalWidth, new Set(data).size, image.alt]);
+  }
+  return found;
+}"""
+# What sticks out on the right, unless it lies in a box that scrolls by itself.
+OVERFLOW = """() => {
+  const width = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth <= width) return [];
+  return [...document.querySelectorAll("main *")]
+    .filter(e => e.getBoundingClientRect().right > width + 1)
+    .map(e => e.tagName + "." + e.className).slice(0, 5).concat("the page scrolls sideways");
+}"""
+
+
+@pytest.fixture(scope="session")
+def address():
+    """Serve the book on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=HTML))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Root, as in most containers, cannot have Chromium's sandbox; the pages are our own.
+        yield playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Open a page; what it complains about, and what it asks of others, is in ``page.faults``."""
+    contexts = []
+
+    def go(name, size=DESKTOP, mode="light"):
+        context = browser.new_context(viewport=size, color_scheme=mode, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.faults = []
+        page.on("console", lambda m: m.type == "error" and page.faults.append(m.text))
+        page.on("pageerror", lambda e: page.faults.append(str(e)))
+        page.on("requestfailed", lambda r: page.faults.append(f"failed: {r.url}"))
+        page.on("response", lambda r: r.status >= 400 and page.faults.append(f"{r.status} {r.url}"))
+        # Refused as well as noted: a test must not reach another machine.
+        page.route(
+            lambda url: not url.startswith((address, "data:", "blob:")),
+            lambda route: (page.faults.append(f"asked for {route.request.url}"), route.abort()),
+        )
+        page.goto(address + name, wait_until="load")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+@every_page
+def test_a_page_loads_by_itself_with_all_its_pictures(opened, name):
+    page = opened(name)
+    assert page.locator("h1").count() >= 1
+    for source, width, colours, alt in page.evaluate(IMAGES):
+        assert width > 0 and colours > 1, f"blank: {source}"
+        assert "logo" in source or len(alt) > 15, f"says nothing to those who cannot see: {source}"
+    assert page.faults == []
+
+
+@every_page
+def test_a_phone_needs_no_scrolling_sideways(opened, name):
+    page = opened(name, PHONE)
+    assert page.evaluate(OVERFLOW) == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@every_page
+def test_axe_finds_nothing_serious(opened, name, mode):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(opened(name, mode=mode)).response["violations"]
+    serious = [
+        f"{v['id']}: {v['help']}: {v['nodes'][0]['html'][:200]} ({len(v['nodes'])} places)"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+class Links(HTMLParser):
+    """The ids of a page, and where its links and sources lead."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.ids |= {attributes[k] for k in ("id", "name") if attributes.get(k)}
+        self.links |= {attributes[k] for k in ("href", "src") if attributes.get(k)}
+
+
+def test_no_link_or_anchor_is_broken():
+    known = {name: Links((HTML / name).read_text()) for name in PAGES}
+    broken = []
+    for name, page in known.items():
+        for link in page.links:
+            to = urlsplit(urljoin(f"/{name}", link))
+            if to.scheme or to.netloc or link.startswith("#theme"):
+                continue
+            target = unquote(to.path).lstrip("/") or name
+            if not (HTML / target).is_file():
+                broken.append(f"{name}: {link}")
+            elif to.fragment and target in known and unquote(to.fragment) not in known[target].ids:
+                broken.append(f"{name}: {link}")
+    assert broken == []
+
+
+def test_the_next_page_and_the_side_bar_lead_on(opened):
+    page = opened("intro.html")
+    page.locator(".prev-next-footer a.right-next, a.right-next").first.click()
+    page.wait_for_url("**/method.html")
+    page.locator("nav.bd-links a", has_text="Provenance").first.click()
+    page.wait_for_url("**/runs/provenance.html")
+    assert page.faults == []
+
+
+def test_a_phone_opens_the_side_bar(opened):
+    page = opened("intro.html", PHONE)
+    link = page.locator("nav.bd-links a", has_text="Provenance").first
+    assert not link.is_visible()
+    page.locator("button.primary-toggle:visible, label.primary-toggle:visible").first.click()
+    link.click()
+    page.wait_for_url("**/runs/provenance.html")
+
+
+@pytest.mark.parametrize("query", ["faithfulness", "months", "claim"])
+def test_search_finds(opened, query):
+    page = opened(f"search.html?q={query}")
+    page.locator("#search-results li a").first.wait_for()
+    assert page.locator("#search-results li").count() >= 3
+    assert page.faults == []
+
+
+def test_dark_mode_can_be_switched_on(opened):
+    page = opened("intro.html")
+
+    def brightness():
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(int(c) for c in colour.strip("rgba()").split(",")[:3]) / 3
+
+    assert brightness() > 200
+    for _ in range(3):  # auto, light, dark
+        if page.evaluate("document.documentElement.dataset.theme") != "dark":
+            page.locator("button.theme-switch-button:visible").first.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.wait_for_timeout(400)
+    assert brightness() < 60
+
+
+def test_the_circuit_map_answers(opened):
+    page = opened("runs/06_cross_task.html")
+    map_, told = page.locator(".seqcirc-map").first, page.locator(".seqcirc-map .d").first
+    cell = map_.locator("g.c.s").first
+    cell.hover()
+    assert "in the circuit" in told.inner_text()
+    before, count = told.inner_text(), map_.locator("p.n").inner_text()
+    button = map_.locator("button").first
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert map_.locator(".t0").first.is_hidden()
+    assert map_.locator("p.n").inner_text() != count  # fewer tasks share more
+    cell.focus()
+    page.keyboard.press("ArrowRight" if "MLP" not in before else "ArrowLeft")
+    assert told.inner_text() != before
+    assert page.faults == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS or [""])
+def test_a_chapter_gives_its_data_and_its_notebook(opened, name):
+    """Every chapter made by a notebook can be had as that notebook, and its figures as data."""
+    if name == "runs/provenance.html":
+        pytest.skip("not a notebook")
+    page = opened(name)
+    links = page.locator("a.download").evaluate_all("found => found.map(a => a.href)")
+    assert any(link.endswith((".csv", ".json")) for link in links)
+    for link in links:
+        answer = page.request.get(link)
+        assert answer.ok and len(answer.body()) > 20, link
+    notebook = page.locator('a[href$=".ipynb"]').first.get_attribute("href")
+    assert page.request.get(urljoin(page.url, notebook)).ok
