@@ -44,6 +44,7 @@ def circuit_map(
     roles: Mapping[str, Mapping[Component, str]] | None = None,
     effects: Mapping[str, Mapping[Component, float]] | None = None,
     role_letters: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
     name: str = "circuit-map",
 ) -> str:
     """All circuits in one interactive map.
@@ -58,6 +59,7 @@ def circuit_map(
         effects: Task to component to the effect of its ablation, as a share of the logit
             difference.
         role_letters: Role to the letter that stands in the map; roles without one show none.
+        links: Task to the page with the evidence for its roles.
         name: Makes the ids of the page element; two on one page need two names.
 
     Returns:
@@ -105,7 +107,11 @@ def circuit_map(
         if role in used
     )
     heading = "".join(f"<th>{escape(titles.get(t, t))}</th>" for t in tasks)
-    data = {"tasks": [titles.get(t, t) for t in tasks], "cells": details}
+    data = {
+        "tasks": [titles.get(t, t) for t in tasks],
+        "links": [(links or {}).get(t) for t in tasks],
+        "cells": details,
+    }
     return _PAGE.substitute(
         id=f"seqcirc-{escape(name)}",
         width=_LEFT + _CELL * (n_heads + 1) + _GAP + 4,
@@ -270,7 +276,13 @@ on the logit difference.</p></details>
       if (entry[1]) text += ", role: " + entry[1];
       if (entry[2] !== null) text += ", ablating it changes the logit difference by " +
         (entry[2] > 0 ? "+" : "") + entry[2].toFixed(1) + "%";
-      add(list, "li", text);
+      var item = add(list, "li", text), link;
+      if (entry[0] && data.links[i]) {
+        item.appendChild(document.createTextNode(". "));
+        link = add(item, "a", "Evidence");
+        link.href = data.links[i];
+        link.setAttribute("aria-label", "Evidence for " + data.tasks[i]);
+      }
     });
   }
   function frame() {

@@ -35,8 +35,8 @@ if MISSING and os.environ.get("SEQCIRC_BROWSER") == "required":
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.skipif(bool(MISSING), reason=f"there is {MISSING}"),
-    pytest.mark.xdist_group("browser"),
 ]
 every_page = pytest.mark.parametrize("name", PAGES or [pytest.param("", id="none")])
 
@@ -226,6 +226,8 @@ def test_the_circuit_map_answers(opened):
     cell = map_.locator("g.c.s").first
     cell.hover()
     assert "in the circuit" in told.inner_text()
+    for link in told.locator("a").evaluate_all("found => found.map(a => a.href)"):
+        assert page.request.get(link).ok, link
     before, count = told.inner_text(), map_.locator("p.n").inner_text()
     button = map_.locator("button").first
     button.click()
