@@ -6,7 +6,6 @@ stays at ``threshold`` of the whole model's. Both verify every removal exactly.
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,9 +206,10 @@ def ranked(
 ) -> Discovery:
     """Remove groups of the components whose removal is estimated to cost least; then one by one.
 
-    The estimate (attribution patching at the present circuit) is made anew after every group; the
-    group is halved until its exact score passes. At the end every remaining component was tried
-    alone, at the final circuit, and found to be needed.
+    A group that passes is followed by one twice as large, in the order of a new estimate
+    (attribution patching at the present circuit); one that fails is halved. A component that fails
+    alone is set aside. At the end every remaining component was tried alone, at the final circuit,
+    and found to be needed.
 
     Args:
         evaluator: Discovery prompts, and what replaces a removed component.
@@ -230,19 +230,23 @@ def ranked(
         cost = (lambda c: abs(estimate[c])) if two_sided else (lambda c: -estimate[c])
         return sorted(search.left(), key=cost)
 
-    size = 1
-    while size:
-        cheapest = order()
-        size = int(len(cheapest) * share)
-        while size and not search.remove(cheapest[:size], "groups"):
-            size //= 2
-    queue, needed = deque(order()), {}  # needed: tried alone at the present circuit, with score
+    queue, size = order(), len(search.left())
+    needed: dict[Component, float] = {}  # tried alone at the present circuit, with the score
+    stale: dict[Component, float] = {}  # tried alone at an earlier one
     while queue:
-        component = queue.popleft()
-        if search.remove([component], "one by one"):
-            # The nearest misses first: what may go now goes early, and fewer are tried again.
-            queue.extend(sorted(needed, key=lambda c: -needed[c]))
+        size = max(1, min(size, int(len(search.left()) * share)))
+        group = queue[:size]
+        if search.remove(group, "groups" if size > 1 else "one by one"):
+            stale |= needed
             needed.clear()
+            left = order() if size > 1 else queue[1:]
+            queue = [c for c in left if c not in stale]
+            size *= 2
+        elif size > 1:
+            size //= 2
         else:
-            needed[component] = search.steps[-1]["score"]
+            needed[group[0]] = search.steps[-1]["score"]
+            queue = queue[1:]
+        if not queue:  # the nearest misses first: what may go now goes early
+            queue, stale = sorted(stale, key=lambda c: -stale[c]), {}
     return search.found()

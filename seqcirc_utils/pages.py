@@ -94,13 +94,32 @@ def _link_terms(text: str, terms: list[str]) -> str:
     return "".join(parts)
 
 
+def _indexed(job: "Job") -> list[str]:
+    """Return what index and search find on a page: the circuit's parts, or the claims."""
+    table = job.record.with_name(f"{job.stage}.csv")
+    if not table.is_file():
+        return []
+    frame = store.read_csv(table)
+    if (
+        job.task and "inclusion" in frame
+    ):  # the parts of a circuit, and how often they are found again
+        kinds = {True: "MLP", False: "head"}
+        return [
+            f"{kinds[name.startswith('mlp')]} {name}" for name in frame["component"].astype(str)
+        ]
+    return [f"claim {name}" for name in frame["claim"]] if "claim" in frame else []
+
+
 def _footer(job: "Job", data: list[Path]) -> str:
     """What stands below every page made by a notebook: its data and its parameters."""
     links = " · ".join(f"{{download}}`{path.name} <data/{path.name}>`" for path in data)
     given = store.read_json(job.record)["parameters"]
     rows = [_row([name, value]) for name, value in given.items() if name != "results"]
+    names = _indexed(job)
+    index = [f"```{{index}} {', '.join(names)}", "```", ""] if names else []
     return "\n".join(
         [
+            *index,
             "## Data and parameters",
             "",
             f"What the figures and tables of this page show, as files: {links}.",
