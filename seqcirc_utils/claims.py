@@ -35,7 +35,8 @@ COLUMNS = ("claim", "topic", "model", "statement", "rule", "published", "here", 
 COLUMNS += ("verdict", "reason")
 FAULT_COLUMNS = ("fault", "area", "what", "effect", "where")
 
-Figures = dict[str, float | None | Sequence[float | None]]
+Figure = float | None | Sequence[float | None]
+Figures = Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _key_heads(e: Evidence) -> list[str]:
     return least.reindex(e.shared()).nsmallest(len(KEY)).index.to_list()
 
 
-def _best(names: Sequence[str], score: Callable[[str], float]) -> str | None:
+def _best(names: Sequence[str], score: Callable[[str], Any]) -> str | None:
     """The name with the highest score; ``None`` when there is no name."""
     return max(names, key=score, default=None)
 
@@ -801,7 +802,7 @@ _CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
 def _damage(e: Evidence, probes: Mapping[str, str]) -> tuple[Figures, pd.DataFrame, list[str]]:
     """Accuracy without each circuit's heads and without random ones, by probe (in percent)."""
     rows = e.effects(list(probes), _CIRCUITS)
-    figures: Figures = {}
+    figures: dict[str, Figure] = {}
     for probe, label in probes.items():
         part = rows[rows["probe"] == probe].set_index("set")
         if len(part):
@@ -878,7 +879,7 @@ def _c25(e: Evidence, p: float) -> Finding:
     groups = {"months": ("month_after", "months_passing"), "dates": ("date_after", "dates_passing")}
     probes = [probe for some in groups.values() for probe in some]
     rows = e.effects(probes, [_THREE])
-    figures: Figures = {}
+    figures: dict[str, Figure] = {}
     for label, some in groups.items():
         part = rows[rows["probe"].isin(some)]
         if len(part):
@@ -1281,9 +1282,9 @@ def in_words(figures: Figures, against: Figures | None = None) -> str:
     """Figures as text, ``label: 1.0 / 2.0 / 3.0; …``, with differences to others in brackets."""
     said = []
     for label, value in figures.items():
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        values = list(value) if isinstance(value, Sequence) else [value]
         other = against[label] if against else None
-        others = list(other) if isinstance(other, (list, tuple)) else [other] * len(values)
+        others = list(other) if isinstance(other, Sequence) else [other] * len(values)
         both = [_number(v, o) for v, o in zip(values, others, strict=True)]
         said.append(f"{label}: {' / '.join(both)}")
     return "; ".join(said)
