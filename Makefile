@@ -81,9 +81,10 @@ test-fast: setup ## Run only the unit tests that take seconds
 bench: setup ## Time the circuit searches beside the plain procedure (writes benchmarks/results.json)
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick)
 
-lint: setup ## Check style and formatting, notebooks included
+lint: setup ## Check style and formatting, notebooks included, and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m pyrefly check
 
 format: setup ## Sort imports, fix what can be fixed, and format, notebooks included
 	@$(PY) -m ruff check --fix-only .
