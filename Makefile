@@ -75,8 +75,8 @@ test: setup ## Run the unit tests, then check the committed notebooks' outputs
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:python \
 	  -n "$(NBVAL_JOBS)" --dist loadscope notebooks
 
-test-fast: setup ## Run only the unit tests that take seconds
-	@$(TEST_PY) -m pytest -m 'not slow' tests
+test-fast: setup ## Run only the unit tests that take seconds and need no model
+	@$(TEST_PY) -m pytest -m 'not slow and not model' tests
 
 bench: setup ## Time the circuit searches beside the plain procedure (writes benchmarks/results.json)
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick)
