@@ -75,15 +75,16 @@ test: setup ## Run the unit tests, then check the committed notebooks' outputs
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:python \
 	  -n "$(NBVAL_JOBS)" --dist loadscope notebooks
 
-test-fast: setup ## Run only the unit tests that take seconds
-	@$(TEST_PY) -m pytest -m 'not slow' tests
+test-fast: setup ## Run only the unit tests that take seconds and need no model
+	@$(TEST_PY) -m pytest -m 'not slow and not model' tests
 
 bench: setup ## Time the circuit searches beside the plain procedure (writes benchmarks/results.json)
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick)
 
-lint: setup ## Check style and formatting, notebooks included
+lint: setup ## Check style and formatting, notebooks included, and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m pyrefly check
 
 format: setup ## Sort imports, fix what can be fixed, and format, notebooks included
 	@$(PY) -m ruff check --fix-only .

@@ -19,7 +19,7 @@ Why it is fast, and still exact:
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
@@ -111,8 +111,16 @@ def _hook(layer: int, kind: str) -> str:
     }[kind]
 
 
+class Tokens(Protocol):
+    """All that recording reads of prompts."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Token ids ``[n, pos]``."""
+
+
 @torch.no_grad()
-def record(model: Model, prompts: Prompts, batch: int = 64) -> Run:
+def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     """Run the model once and keep what replay and replacement need."""
     bridge, last = model.bridge, model.n_layers - 1
     names = {_hook(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
@@ -279,10 +287,10 @@ class Evaluator:
     ) -> Scores:
         """Scores of circuits: every component outside each of the sets is replaced."""
         everything = set(components(self.model))
-        circuits = [set(circuit) for circuit in circuits]
-        for circuit in circuits:
+        wanted = [set(circuit) for circuit in circuits]
+        for circuit in wanted:
             self.masks(circuit)  # refuses unknown components
-        return self.replaced([everything - circuit for circuit in circuits], progress=progress)
+        return self.replaced([everything - circuit for circuit in wanted], progress=progress)
 
     def replay(
         self,
@@ -591,7 +599,9 @@ def _during_block(
 ) -> torch.Tensor:
     """The value at one hook of a block run on ``stream``, with other hooks' values given."""
     seen: list[torch.Tensor] = []
-    hooks = [(_hook(layer, k), lambda v, hook, new=new: new) for k, new in (instead or {}).items()]
+    hooks: list[tuple[str, Callable]] = [
+        (_hook(layer, k), lambda v, hook, new=new: new) for k, new in (instead or {}).items()
+    ]
     hooks.append((_hook(layer, kind), lambda v, hook: seen.append(v)))
     with evaluator.model.bridge.hooks(fwd_hooks=hooks):
         evaluator.block(layer, stream)

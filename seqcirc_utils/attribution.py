@@ -32,7 +32,7 @@ def member_lens(
     end = prompts.tokens.shape[1] - 1
     positions = sorted({*prompts.member_positions.flatten().tolist(), end})
     known = [i for i, token in enumerate(vocabulary.ids) if token is not None]
-    ids = [vocabulary.ids[i] for i in known]
+    ids = [token for token in vocabulary.ids if token is not None]
     parts = []
     for rows in tqdm(prompts.tokens.split(8), desc="Logit lens", unit="batch"):
         result = logit_lens(
@@ -95,13 +95,13 @@ def direct_attribution(
         )
         head = dict(zip(by_head.labels, by_head.attribution.cpu(), strict=True))
         layer = dict(zip(by_layer.labels, by_layer.attribution.cpu(), strict=True))
-        embed = sum(value for label, value in layer.items() if "embed" in label)
-        found = [embed]
+        zero = torch.zeros(len(part))
+        found = [sum((value for label, value in layer.items() if "embed" in label), zero)]
         for c in components(model):
             found.append(
                 layer[f"{c.layer}_mlp_out"] if c.head is None else head[f"L{c.layer}H{c.head}"]
             )
-        rest = sum(layer.values()) - sum(found)
+        rest = sum(layer.values(), zero) - sum(found, zero)
         bias = model.bridge.b_U
         if bias is not None and bias.numel():
             rest = rest + (bias[answers] - bias[lasts]).cpu()
@@ -138,10 +138,8 @@ def position_attribution(
                 lambda logits, a=answer, b=last: logits[0, -1, a] - logits[0, -1, b],
             )
             for node, value in result.node_scores.items():
-                if node.kind == "attn_head_out":
+                if node.layer is not None and node.kind in ("attn_head_out", "mlp_out"):
                     totals[Component(node.layer, node.head)][node.position] += value / n
-                elif node.kind == "mlp_out":
-                    totals[Component(node.layer, None)][node.position] += value / n
     finally:
         handle.remove()
     return totals

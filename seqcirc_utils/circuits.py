@@ -111,6 +111,6 @@ def random_like(
     return found
 
 
-def percentile_p(value: float, null: Sequence[float]) -> float:
+def percentile_p(value: float, null: Sequence[float] | np.ndarray) -> float:
     """One-sided p-value of ``value`` against draws of a null, never 0: (hits + 1) / (draws + 1)."""
     return (int((np.asarray(null) >= value).sum()) + 1) / (len(null) + 1)

@@ -1,4 +1,4 @@
-"""The paper's 27 claims, each judged by a rule of its own on the results of the other stages.
+"""The paper's claims, each judged by a rule of its own on the results of the other stages.
 
 What was published (claims, figures, faults of the published analysis) stands in ``published.json``
 with its sources. A rule's limits were set before this model's results were seen; it can come out
@@ -35,7 +35,8 @@ COLUMNS = ("claim", "topic", "model", "statement", "rule", "published", "here", 
 COLUMNS += ("verdict", "reason")
 FAULT_COLUMNS = ("fault", "area", "what", "effect", "where")
 
-Figures = dict[str, float | None | Sequence[float | None]]
+Figure = float | None | Sequence[float | None]
+Figures = Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _key_heads(e: Evidence) -> list[str]:
     return least.reindex(e.shared()).nsmallest(len(KEY)).index.to_list()
 
 
-def _best(names: Sequence[str], score: Callable[[str], float]) -> str | None:
+def _best(names: Sequence[str], score: Callable[[str], Any]) -> str | None:
     """The name with the highest score; ``None`` when there is no name."""
     return max(names, key=score, default=None)
 
@@ -446,11 +447,13 @@ def _c8(e: Evidence, least: float, most: float) -> Finding:
     "C9", "The circuit of another task, found for it, keeps less than {most:g}% of each.", most=0
 )
 def _c9(e: Evidence, most: float) -> Finding:
-    try:
-        kept = [e.kept("ioi circuit", t) for t in TASKS]
-    except UserError as error:
-        raise UserError(f"no circuit of another task is searched for ({error})") from None
-    return Finding({"indirect-object circuit": kept}, {"below": max(kept) < most})
+    why = e.data("06_cross_task.json", "left_out").get("ioi circuit")
+    if why:
+        raise UserError(f"no circuit of another task was found: {why}")
+    kept = [e.kept("ioi circuit", t) for t in TASKS]
+    own = e.kept("ioi circuit", "ioi")
+    note = f"it keeps {own:.0f}% of its own task; the published one was its heads and all MLPs"
+    return Finding({"indirect-object circuit": kept}, {"below": max(kept) < most}, note)
 
 
 @_rule(
@@ -801,7 +804,7 @@ _CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
 def _damage(e: Evidence, probes: Mapping[str, str]) -> tuple[Figures, pd.DataFrame, list[str]]:
     """Accuracy without each circuit's heads and without random ones, by probe (in percent)."""
     rows = e.effects(list(probes), _CIRCUITS)
-    figures: Figures = {}
+    figures: dict[str, Figure] = {}
     for probe, label in probes.items():
         part = rows[rows["probe"] == probe].set_index("set")
         if len(part):
@@ -878,7 +881,7 @@ def _c25(e: Evidence, p: float) -> Finding:
     groups = {"months": ("month_after", "months_passing"), "dates": ("date_after", "dates_passing")}
     probes = [probe for some in groups.values() for probe in some]
     rows = e.effects(probes, [_THREE])
-    figures: Figures = {}
+    figures: dict[str, Figure] = {}
     for label, some in groups.items():
         part = rows[rows["probe"].isin(some)]
         if len(part):
@@ -1281,9 +1284,9 @@ def in_words(figures: Figures, against: Figures | None = None) -> str:
     """Figures as text, ``label: 1.0 / 2.0 / 3.0; …``, with differences to others in brackets."""
     said = []
     for label, value in figures.items():
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        values = list(value) if isinstance(value, Sequence) else [value]
         other = against[label] if against else None
-        others = list(other) if isinstance(other, (list, tuple)) else [other] * len(values)
+        others = list(other) if isinstance(other, Sequence) else [other] * len(values)
         both = [_number(v, o) for v, o in zip(values, others, strict=True)]
         said.append(f"{label}: {' / '.join(both)}")
     return "; ".join(said)

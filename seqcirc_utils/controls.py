@@ -96,7 +96,7 @@ def _ioi(model: Model) -> Callable[[random.Random], _Pair]:
 
         pair = [giver, receiver]
         rng.shuffle(pair)
-        clean, marks = text(*pair, giver)
+        clean, marks = text(pair[0], pair[1], giver)
         answer, wrong = (_encode(model, f" {name}")[0] for name in (receiver, giver))
         return _Pair(clean, text(*others)[0], answer, wrong, (receiver, giver), marks)
 

@@ -70,9 +70,9 @@ class _Search:
         self.key = _fingerprint(evaluator, kind, threshold, two_sided)
         self.known = self._read()
         self.steps: list[dict[str, Any]] = []
-        self.out: set[Component] = set()
+        self.out: set[Any] = set()  # components; a search over edges: edges
         self.score = 1.0
-        self._pruning: Pruning | None = None
+        self._pruning: Any = None
         self.bar = tqdm(desc=progress, unit="trial", disable=progress is None)
 
     def _read(self) -> list[dict[str, Any]]:
@@ -82,13 +82,18 @@ class _Search:
             return []
         return saved["steps"] if saved.get("key") == self.key else []
 
-    def left(self) -> list[Component]:
+    def _begin(self) -> Any:
+        """The pruning that tries and accepts removals."""
+        return Pruning(self.evaluator, self.out)
+
+    def left(self) -> list[Any]:
         """What has not been removed, in the model's order."""
         return [c for c in components(self.evaluator.model) if c not in self.out]
 
-    def remove(self, names: Sequence[Component], phase: str) -> bool:
+    def remove(self, names: Sequence[Any], phase: str) -> bool:
         """Try to remove components together; tell whether they are gone."""
         label = " ".join(map(str, names))
+        step: dict[str, Any]
         if len(self.steps) < len(self.known):
             step = self.known[len(self.steps)]
             if step["component"] != label:
@@ -96,7 +101,7 @@ class _Search:
                 return self.remove(names, phase)
         else:
             if self._pruning is None:
-                self._pruning = Pruning(self.evaluator, self.out)
+                self._pruning = self._begin()
             score = self._pruning.try_without(names).mean().item() / self.whole
             gone = self.least <= score <= self.most
             if gone:

@@ -673,7 +673,6 @@ class _EdgeSearch(_Search):
         progress: str | None,
     ) -> None:
         self.circuit = circuit
-        self._edges: EdgePruning | None = None
         nodes = " ".join(map(str, circuit.nodes))
         super().__init__(
             circuit.evaluator, f"{kind} {nodes}", threshold, False, checkpoint, progress
@@ -682,15 +681,8 @@ class _EdgeSearch(_Search):
         # A circuit that starts lower, on these prompts, must not get worse.
         self.least = min(self.least, self.score)
 
-    @property
-    def _pruning(self) -> EdgePruning:
-        if self._edges is None:
-            self._edges = EdgePruning(self.circuit, self.out)
-        return self._edges
-
-    @_pruning.setter
-    def _pruning(self, value: None) -> None:
-        """The node search's; not needed."""
+    def _begin(self) -> EdgePruning:
+        return EdgePruning(self.circuit, self.out)
 
     def left(self) -> list[Edge]:
         """What has not been cut."""

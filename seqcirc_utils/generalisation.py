@@ -293,10 +293,11 @@ class Fitted:
 
     def only(self, rows: Sequence[int]) -> "Fitted":
         """The questions of the given rows."""
-        parts = (
-            tuple(part[row] for row in rows) for part in (self.questions, self.right, self.wrong)
-        )
-        return Fitted(self.probe, *parts, self.references)
+        kept = {
+            name: tuple(getattr(self, name)[row] for row in rows)
+            for name in ("questions", "right", "wrong")
+        }
+        return replace(self, **kept)
 
 
 def _encode(model: Model, context: str, answer: str) -> Encoded | None:

@@ -139,11 +139,10 @@ def _joined(cells: list[Any]) -> list[Any]:
     """Join code cells that show nothing with the code cell that follows: one fold, not four."""
     found: list[Any] = []
     for cell in cells:
-        before = found[-1] if found else None
-        both_code = before and before.cell_type == cell.cell_type == "code"
-        if both_code and not before.outputs and "remove-input" not in cell.metadata.get("tags", []):
-            cell.source = f"{before.source}\n\n{cell.source}"
-            found.pop()
+        silent = found and found[-1].cell_type == "code" and not found[-1].outputs
+        shown = cell.cell_type == "code" and "remove-input" not in cell.metadata.get("tags", [])
+        if silent and shown:
+            cell.source = f"{found.pop().source}\n\n{cell.source}"
         found.append(cell)
     return found
 
@@ -255,7 +254,7 @@ def _toc(plan: "Plan") -> str:
         files = [chapter.get("file", "") for chapter in part.get("chapters", [])]
         found = [re.fullmatch(r"runs/([^/]+)/[^/]+", file) for file in files]
         if files and all(found):
-            tasks.append(found[0][1])
+            tasks.append(files[0].split("/")[1])
             if pattern is None:
                 place, pattern = len(parts), part
         else:

@@ -418,6 +418,7 @@ def _build(model: Planted, task: str) -> Model:
     for component, part in model.parts.items():
         block = hf.transformer.h[component.layer]
         if isinstance(part, Head):
+            assert component.head is not None
             own = slice(component.head * stream.d_head, (component.head + 1) * stream.d_head)
             q, k, v, o = _head_weights(stream, part)
             joint = block.attn.c_attn.weight.split(stream.d_model, 1)

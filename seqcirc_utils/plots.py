@@ -229,13 +229,14 @@ def agreement(
         names: What each point is.
         labels: The two axis labels.
     """
-    x, y = np.asarray(x), np.asarray(y)
+    first, second = np.asarray(x), np.asarray(y)
     figure, axis = plt.subplots(figsize=(5, 4.2), layout="constrained")
-    axis.scatter(x, y, s=14, color=ANSWER, alpha=0.6, lw=0)
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axis.scatter(first, second, s=14, color=ANSWER, alpha=0.6, lw=0)
+    ends = [min(first.min(), second.min()), max(first.max(), second.max())]
     axis.plot(ends, ends, color=NEUTRAL, lw=0.8, ls="--", label="equal")
-    for i in np.argsort(-(np.abs(x) + np.abs(y)))[:8]:
-        axis.annotate(names[i], (x[i], y[i]), fontsize=8, xytext=(4, 2), textcoords="offset points")
+    for i in np.argsort(-(np.abs(first) + np.abs(second)))[:8]:
+        at = first[i], second[i]
+        axis.annotate(names[i], at, fontsize=8, xytext=(4, 2), textcoords="offset points")
     axis.set(xlabel=labels[0], ylabel=labels[1])
     axis.legend(loc="lower right")
     return _close(figure)

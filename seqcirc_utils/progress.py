@@ -21,9 +21,17 @@ _BAR = re.compile(
 class Watched(Protocol):
     """What is known of a job: its name, its notebook (done when newer), its record."""
 
-    name: str
-    notebook: Path
-    record: Path
+    @property
+    def name(self) -> str:
+        """Stage and task."""
+
+    @property
+    def notebook(self) -> Path:
+        """The executed notebook."""
+
+    @property
+    def record(self) -> Path:
+        """The run's record."""
 
 
 def latest_bar(log: Path) -> str:

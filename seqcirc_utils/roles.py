@@ -434,9 +434,9 @@ def shuffled_successors(known: Sequence[int], total: int, draws: int, seed: int)
     Members that are not known succeed themselves.
     """
     found = torch.arange(total).repeat(draws, 1)
-    known = torch.tensor(known)
+    ids = torch.tensor(known)
     for draw in range(draws):
-        order = known[torch.randperm(len(known), generator=derive_generator(seed, "order", draw))]
+        order = ids[torch.randperm(len(ids), generator=derive_generator(seed, "order", draw))]
         found[draw, order] = order.roll(-1)
     return found
 
@@ -617,6 +617,7 @@ def lens(model: Model, observation: Observation, prompts: Prompts) -> Lens:
         read = logit_readout(
             model.bridge, observation.end, targets=ids, return_type="probs", chunk_size=256
         )
+        assert read.target_ranks is not None  # targets were given
         kept[name] = read.values[..., 0].cpu(), read.target_ranks[..., 0].cpu() == 0
     top = kept["next"][1].int() - kept["last"][1].int()
     return Lens(kept["next"][0], kept["last"][0], top)
@@ -734,7 +735,7 @@ def role_table(
     """
     everything = components(model)
     n = next(iter(found.values())).shape[1]
-    p = {}
+    p: dict[str, np.ndarray] = {}
     for name, values in p_values.items():
         p[name] = np.full((model.n_layers, model.n_heads + 1), np.nan)
         p[name][:, :-1] = values.reshape(model.n_layers, model.n_heads)

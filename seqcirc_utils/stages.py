@@ -127,7 +127,7 @@ def declared(stage: str) -> dict[str, Parameter]:
         try:
             default = ast.literal_eval(found["default"])
         except (ValueError, SyntaxError):
-            kind = None
+            kind = default = None
         if kind is None:
             raise UserError(
                 f"{stage}: parameter {name} in {path.name} must be an annotated literal, as in "

@@ -89,7 +89,8 @@ def read_csv(path: Path | str) -> pd.DataFrame:
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write named arrays, compressed."""
     with writing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        whole: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez_compressed(file, **whole)
     return Path(path)
 
 

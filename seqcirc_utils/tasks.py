@@ -179,7 +179,7 @@ class Prompts:
     def __getitem__(self, rows: Sequence[int]) -> "Prompts":
         """The prompts of the given rows."""
         rows = list(rows)
-        changes = {}
+        changes: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 changes[name] = value[rows]

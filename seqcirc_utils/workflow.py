@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -236,7 +236,7 @@ _PROGRAM = "python -m seqcirc_utils.workflow"
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help tells more).")
 
     def format_help(self) -> str:
@@ -246,7 +246,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--params", default=str(store.ROOT / "params" / "laptop.yml"))
     common.add_argument("--model", default="", help="in place of the file's")
     whole = commands.add_parser("book", parents=[common], help="run everything, build the book")
