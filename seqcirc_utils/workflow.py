@@ -1,12 +1,17 @@
 """The command line behind ``make``: run the stages over all tasks and build the book."""
 
 import argparse
+import contextlib
+import errno
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +110,13 @@ class Job:
         return stages.fingerprint(self.stage, stages.check(self.stage, given))
 
     def forget_if_stale(self) -> None:
-        """Remove the record of a run made otherwise, so that Snakemake runs it again."""
+        """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again."""
         shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
-        if self.record.is_file() and not stages.is_current(self.stage, self.record.parent, shared):
-            self.record.unlink()
+        whole = stages.is_current(self.stage, self.record.parent, shared)
+        with contextlib.suppress(UserError):
+            if whole and store.read_json(self.notebook):
+                return
+        stages.set_aside(self.record)
 
 
 def read_plan(file: Path | str, model: str = "") -> Plan:
@@ -189,14 +197,51 @@ def book(plan: Plan, cores: int | None = None) -> Path:
     return _build(plan)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the checkout for one run; it is free again when the run and its Snakemake have ended.
+
+    Raises:
+        UserError: while another run holds it.
+    """
+    file = store.ROOT / ".snakemake" / "run.lock"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"another run (process {lock.read().strip()}) works in {store.ROOT}: wait until it "
+                "has ended, or use a second checkout."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        # Snakemake gets it too: should this process be killed alone, it would work on.
+        os.set_inheritable(lock.fileno(), True)
+        yield
+
+
 def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
-    command += ["--rerun-triggers", "mtime", "params", "input"]
+    command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
+    command += ["--rerun-triggers", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
     command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
-    if subprocess.run(command, cwd=store.ROOT).returncode:
+    snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)
+    try:
+        failed = snakemake.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C has reached it as well; if only we were told, this ends it after the running stage.
+        snakemake.terminate()
+        snakemake.wait()
+        raise
+    if failed:
         raise UserError("not every stage ran: the lines above name the failed one and its log.")
 
 
@@ -215,6 +260,8 @@ def publish(plan: Plan) -> list[Path]:
         texts[place] = _published(job).encode()
     figures = [*plan.directory().rglob("figures/*.svg"), *plan.directory().rglob("figures/*.png")]
     for figure in figures:
+        if figure.name.startswith("."):  # half written by a process that was killed
+            continue
         owner = figure.parent.parent.name
         if owner in plan.tasks:
             texts[target / "figures" / owner / figure.name] = figure.read_bytes()
@@ -242,7 +289,10 @@ def _published(job: Job) -> str:
 
     if not job.notebook.is_file():
         raise UserError(f"{job.notebook} does not exist: run `make book`.")
-    executed = nbformat.read(job.notebook, as_version=4)
+    try:
+        executed = nbformat.read(job.notebook, as_version=4)
+    except ValueError:
+        raise UserError(f"{job.notebook} is damaged: run `make book`.") from None
     outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
     tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
     if any(o.output_type == "error" for o in outputs) or any("error" in tag for tag in tags):
@@ -365,6 +415,27 @@ def _files(toc: Any) -> list[str]:
     return [file for item in toc for file in _files(item)] if isinstance(toc, list) else []
 
 
+@contextlib.contextmanager
+def _whole_build(folder: Path) -> Iterator[None]:
+    """Keep Sphinx, which goes by dates, from trusting half a build or passing over a change."""
+    build = store.ROOT / "_build"
+    marker = build / ".sources.json"  # what the last build that ended was made of
+    sources = {str(f): models.sha256(f) for f in folder.rglob("*") if f.is_file()}
+    try:
+        before = store.read_json(marker)
+        if marker.stat().st_mtime > time.time():
+            raise UserError("built in the future")
+        for file, digest in sources.items():
+            if before.get(file) != digest:
+                os.utime(file)
+    except UserError:
+        for part in ("html", ".doctrees"):
+            shutil.rmtree(build / part, ignore_errors=True)
+    marker.unlink(missing_ok=True)
+    yield
+    store.write_json(marker, sources)
+
+
 def _build(plan: Plan) -> Path:
     folder = store.ROOT / "book"
     own = folder / "runs" / "_toc.yml"
@@ -382,11 +453,11 @@ def _build(plan: Plan) -> Path:
     ]
     if (store.ROOT / "_config.yml").is_file():
         command += ["--config", str(store.ROOT / "_config.yml")]
-    done = subprocess.run(command, cwd=store.ROOT)
-    if done.returncode:
-        raise UserError("the book was not built without warnings: see the lines above.")
+    with _whole_build(folder):
+        if subprocess.run(command, cwd=store.ROOT).returncode:
+            raise UserError("the book was not built without warnings: see the lines above.")
     html = store.ROOT / "_build" / "html"
-    pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_text()))]
+    pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_bytes()))]
     missing = [page for page in pages if not (html / f"{page}.html").is_file()]
     if missing:
         raise UserError(f"the built book lacks the pages {', '.join(missing)}.")
@@ -459,10 +530,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable")
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; errors a user can mend are one line and status 2."""
+    held = contextlib.ExitStack()
     try:
         given = _parser().parse_args(arguments)
+        if given.command != "stage":
+            held.enter_context(alone())
         if given.command == "notebooks":
             notebooks()
             return 0
@@ -478,11 +556,21 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(
+            f"error: {error}: {_REMEDIES.get(error.errno, 'see to it')} and start again; what "
+            "was finished is kept.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
+    finally:
+        held.close()
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a run as Ctrl-C does
     sys.exit(main(sys.argv[1:]))
