@@ -212,8 +212,8 @@ def alone() -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise UserError(
-                f"another run (process {lock.read().strip()}) works in {store.ROOT}: wait until it "
-                "has ended, or use a second checkout."
+                f"another run (begun by process {lock.read().strip()}) works in {store.ROOT}: wait "
+                "until it has ended, or use a second checkout."
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -225,6 +225,16 @@ def alone() -> Iterator[None]:
         yield
 
 
+def _home() -> None:
+    """Give the programs that we start, and the model's cache, a home they can write to."""
+    home = os.path.expanduser("~")
+    if not (os.path.isdir(home) and os.access(home, os.W_OK)):
+        own = store.ROOT / ".snakemake" / "home"
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(own)
+        print(f"{home} cannot be written to: caches are kept in {own}.", file=sys.stderr)
+
+
 def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
@@ -232,7 +242,9 @@ def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command += ["--rerun-triggers", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
-    command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
+    # Snakemake reads a value as YAML: a ` #` in the path of the checkout would end it.
+    file = os.path.relpath(plan.file, store.ROOT)
+    command += ["--config", f"params_file={file}", f"model={plan.model}"]
     snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)
     try:
         failed = snakemake.wait()
@@ -541,6 +553,7 @@ def main(arguments: list[str]) -> int:
         given = _parser().parse_args(arguments)
         if given.command != "stage":
             held.enter_context(alone())
+            _home()
         if given.command == "notebooks":
             notebooks()
             return 0

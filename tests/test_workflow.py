@@ -189,8 +189,7 @@ def test_snakemake_runs_exactly_what_changed(project):
         for job in plan.jobs():
             job.forget_if_stale()
         command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "host", "--cores", "1"]
-        command += ["--rerun-triggers", "mtime", "params", "input", "--config"]
-        command += [f"params_file={file}"]
+        command += ["--rerun-triggers", "params", "input", "--config", f"params_file={file}"]
         done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         said = done.stdout + done.stderr
@@ -208,6 +207,8 @@ def test_snakemake_runs_exactly_what_changed(project):
     pretend_all(plan)
     assert planned() == set()
     file.touch()
+    for path in plan.directory().rglob("*.run.json"):  # a clock that went wrong, then right again
+        os.utime(path, (year := 946684800 if "patching" in path.name else 2208988800, year))
     assert planned() == set()
     write_notebook(project, "02_logit_attribution", work="print('other')")
     assert planned() == downstream("02_logit_attribution")
