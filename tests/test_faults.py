@@ -157,14 +157,18 @@ def test_a_stage_on_a_full_or_read_only_disk(project, tiny_directories, options,
     (project / "results").mkdir()
     if not shutil.which("unshare") or subprocess.run([*unshare, *mount], stderr=-3).returncode:
         pytest.skip("no right to mount a file system")
-    write_notebook(project, STAGE, work='store.write_text(run.path("big"), "x" * 10**6)')
+    work = 'from seqcirc_utils import store\n\nstore.write_text(run.path("big"), "x" * 10**6)'
+    write_notebook(project, STAGE, work=work)
     plan = planned(project, tiny_directories["gpt2"])
     output = workflow.Job(plan, STAGE, "months").notebook
     command = [sys.executable, "-m", "seqcirc_utils.workflow", "stage", STAGE, "--task", "months"]
     command += ["--params", str(plan.file), "--output", str(output)]
     script = f'{" ".join(mount[:-1])} "$0" && {{ "$@"; echo $?; find "$0" -type f -size +0; }}'
     done = subprocess.run(
-        [*unshare, "sh", "-c", script, mount[-1], *command], text=True, capture_output=True
+        [*unshare, "sh", "-c", script, mount[-1], *command],
+        cwd=project,
+        text=True,
+        capture_output=True,
     )
     status, *left = done.stdout.split("\n")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -179,6 +183,18 @@ def test_a_stage_whose_process_dies_says_so(project):
     with pytest.raises(UserError, match="process died, mostly for want of memory") as caught:
         stages.execute(STAGE, {}, project / "out.ipynb", progress=False)
     assert "\n" not in str(caught.value) and not (project / "out.ipynb").exists()
+
+
+def test_a_second_run_in_one_checkout_is_refused(project, monkeypatch, capsys):
+    plan, ran = planned(project), []
+    monkeypatch.setattr(workflow, "run", lambda *_: ran.append(1))
+    command = ["run", "--params", str(plan.file)]
+    with workflow.alone():
+        assert workflow.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: another run (begun by process {os.getpid()})") and not ran
+    assert error.count("\n") == 1
+    assert workflow.main(command) == 0 and ran
 
 
 def start(project, plan):
@@ -206,7 +222,7 @@ def kernel_of(run, project):
 
 
 @pytest.mark.slow
-def test_killed_interrupted_and_begun_twice(tmp_path, monkeypatch, capsys, tiny_directories):
+def test_killed_and_interrupted_runs(tmp_path, monkeypatch, tiny_directories):
     """Also in a directory with an odd name, without UTF-8 and without a home."""
     project = make(tmp_path / "a b ü #1 'c'", monkeypatch)
     monkeypatch.delenv("SEQCIRC_CACHE", raising=False)
@@ -221,13 +237,10 @@ def test_killed_interrupted_and_begun_twice(tmp_path, monkeypatch, capsys, tiny_
     run = start(project, plan)
     try:
         kernel = kernel_of(run, project)
-        again = ["run", "--params", str(plan.file)]
-        assert workflow.main(again) == 2
-        said = capsys.readouterr().err
-        assert f"another run (begun by process {run.pid})" in said and said.count("\n") == 1
         os.kill(run.pid, signal.SIGKILL)  # it alone: its Snakemake works on
         run.wait()
-        assert workflow.main(again) == 2
+        with pytest.raises(UserError, match=f"process {run.pid}"), workflow.alone():
+            pass
         os.killpg(run.pid, signal.SIGKILL)
         psutil.wait_procs([kernel], timeout=30)
         assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE

@@ -137,6 +137,12 @@ def test_help_lists_parameters(project, capsys):
     assert "n_prompts: int = 8  evaluation prompts" in said and "06_cross_task (all tasks)" in said
 
 
+def test_every_parameter_of_every_notebook_explains_itself():
+    for stage in stages.STAGES:
+        for parameter in stages.declared(stage).values():
+            assert parameter.help, (stage, parameter.name)
+
+
 def test_publish(project):
     plan = workflow.read_plan(parameters(project))
     pretend_all(plan)
