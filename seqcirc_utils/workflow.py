@@ -110,11 +110,18 @@ class Job:
         return stages.fingerprint(self.stage, stages.check(self.stage, given))
 
     def forget_if_stale(self) -> None:
-        """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again."""
+        """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again.
+
+        To be called upstream first: what is kept is dated anew, in this order. Snakemake goes by
+        dates, and a clock may have been wrong.
+        """
         shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
-        whole = stages.is_current(self.stage, self.record.parent, shared)
-        with contextlib.suppress(UserError):
-            if whole and store.read_json(self.notebook):
+        if stages.is_current(self.stage, self.record.parent, shared):
+            with contextlib.suppress(UserError):
+                store.read_json(self.notebook)
+                with contextlib.suppress(OSError):  # read-only: their dates will not change
+                    os.utime(self.notebook)
+                    os.utime(self.record)
                 return
         stages.set_aside(self.record)
 
@@ -239,7 +246,7 @@ def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
     command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
-    command += ["--rerun-triggers", "params", "input"]
+    command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
     # Snakemake reads a value as YAML: a ` #` in the path of the checkout would end it.

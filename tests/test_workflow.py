@@ -195,7 +195,8 @@ def test_snakemake_runs_exactly_what_changed(project):
         for job in plan.jobs():
             job.forget_if_stale()
         command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "host", "--cores", "1"]
-        command += ["--rerun-triggers", "params", "input", "--config", f"params_file={file}"]
+        command += ["--rerun-triggers", "mtime", "params", "input", "--config"]
+        command += [f"params_file={file}"]
         done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         said = done.stdout + done.stderr
