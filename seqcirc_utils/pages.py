@@ -1,16 +1,20 @@
 """From executed notebooks to the book: titles, links to the glossary, data, provenance, HTML."""
 
+import contextlib
+import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
 import yaml
 
-from seqcirc_utils import stages, store
+from seqcirc_utils import models, stages, store
 from seqcirc_utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ def publish(plan: "Plan") -> list[Path]:
         texts |= {place / "data" / path.name: path.read_bytes() for path in data}
     figures = [*plan.directory().rglob("figures/*.svg"), *plan.directory().rglob("figures/*.png")]
     for figure in figures:
+        if figure.name.startswith("."):  # half written by a process that was killed
+            continue
         owner = figure.parent.parent.name
         if owner in plan.tasks:
             texts[target / "figures" / owner / figure.name] = figure.read_bytes()
@@ -150,7 +156,10 @@ def _joined(cells: list[Any]) -> list[Any]:
 def _published(job: "Job", terms: list[str], data: list[Path]) -> str:
     if not job.notebook.is_file():
         raise UserError(f"{job.notebook} does not exist: run `make book`.")
-    executed = nbformat.read(job.notebook, as_version=4)
+    try:
+        executed = nbformat.read(job.notebook, as_version=4)
+    except ValueError:
+        raise UserError(f"{job.notebook} is damaged: run `make book`.") from None
     outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
     tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
     if any(o.output_type == "error" for o in outputs) or any("error" in tag for tag in tags):
@@ -283,6 +292,27 @@ def _files(toc: Any) -> list[str]:
     return [file for item in toc for file in _files(item)] if isinstance(toc, list) else []
 
 
+@contextlib.contextmanager
+def _whole_build(folder: Path) -> Iterator[None]:
+    """Keep Sphinx, which goes by dates, from trusting half a build or passing over a change."""
+    build = store.ROOT / "_build"
+    marker = build / ".sources.json"  # what the last build that ended was made of
+    sources = {str(f): models.sha256(f) for f in folder.rglob("*") if f.is_file()}
+    try:
+        before = store.read_json(marker)
+        if marker.stat().st_mtime > time.time():
+            raise UserError("built in the future")
+        for file, digest in sources.items():
+            if before.get(file) != digest:
+                os.utime(file)
+    except UserError:
+        for part in ("html", ".doctrees"):
+            shutil.rmtree(build / part, ignore_errors=True)
+    marker.unlink(missing_ok=True)
+    yield
+    store.write_json(marker, sources)
+
+
 def build() -> Path:
     """Build the published pages into ``_build/html``; warnings are errors.
 
@@ -305,11 +335,11 @@ def build() -> Path:
     ]
     if (store.ROOT / "_config.yml").is_file():
         command += ["--config", str(store.ROOT / "_config.yml")]
-    done = subprocess.run(command, cwd=store.ROOT)
-    if done.returncode:
-        raise UserError("the book was not built without warnings: see the lines above.")
+    with _whole_build(folder):
+        if subprocess.run(command, cwd=store.ROOT).returncode:
+            raise UserError("the book was not built without warnings: see the lines above.")
     html = store.ROOT / "_build" / "html"
-    pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_text()))]
+    pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_bytes()))]
     missing = [page for page in pages if not (html / f"{page}.html").is_file()]
     if missing:
         raise UserError(f"the built book lacks the pages {', '.join(missing)}.")

@@ -3,13 +3,19 @@
 Every stage writes its progress bars into a log beside its notebook; this reads the logs' ends.
 """
 
+import contextlib
 import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol, TextIO
+
+from seqcirc_utils import stages, store
+from seqcirc_utils.errors import UserError
 
 # tqdm's bars, with a known end and without.
 _BAR = re.compile(
@@ -32,6 +38,16 @@ class Watched(Protocol):
     @property
     def record(self) -> Path:
         """The run's record."""
+
+
+def recorded(jobs: Iterable[Watched]) -> dict[str, float]:
+    """Seconds that jobs took when they were last run, by name; of those that ever were."""
+    took = {}
+    for job in jobs:
+        for record in (stages.last(job.record), job.record):
+            with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+                took[job.name] = float(store.read_json(record)["seconds"])
+    return took
 
 
 def latest_bar(log: Path) -> str:
@@ -64,6 +80,8 @@ class Watch:
         self, jobs: Sequence[Watched], stream: TextIO | None = None, every: float = 30
     ) -> None:
         self.jobs, self.stream = jobs, stream or sys.stderr
+        self.took = recorded(jobs)
+        self.seen: dict[str, float] = {}  # when a running job was first seen
         self.live = self.stream.isatty()
         self.every = 1.0 if self.live else every
         self.begun = time.time()
@@ -84,16 +102,44 @@ class Watch:
             self.stream.write("\r\x1b[K")
 
     def line(self) -> str:
-        """One line: stages done, time taken, and what runs now."""
-        done = sum(job.record.is_file() for job in self.todo)
-        minutes, seconds = divmod(int(time.time() - self.begun), 60)
+        """One line: stages done, time taken, time left as far as is known, and what runs now."""
+        now = time.time()
+        done = [job for job in self.todo if job.record.is_file()]
+        self.took |= recorded(job for job in done if self.seen.pop(job.name, None))
         running = []
         for job in self.todo:
             log = job.notebook.with_suffix(".log")
             begun = log.is_file() and log.stat().st_mtime >= self.begun - 1
-            if begun and not job.record.is_file():
+            if begun and job not in done:
+                self.seen.setdefault(job.name, now)
                 running.append(f"{job.name} ({latest_bar(log) or 'starting'})")
-        return f"[{done}/{len(self.todo)} stages, {minutes}:{seconds:02}] " + "; ".join(running)
+        minutes, seconds = divmod(int(now - self.begun), 60)
+        state = f"{len(done)}/{len(self.todo)} stages, {minutes}:{seconds:02}{self._left(now)}"
+        return f"[{state}] " + "; ".join(running)
+
+    def _left(self, now: float) -> str:
+        """Time left, judged by what each stage took the last time, or took for another task."""
+        work, past, known = 0.0, 0.0, True
+        same = defaultdict(list)
+        for name, seconds in self.took.items():
+            same[name.split()[0]].append(seconds)
+        for job in self.todo:
+            others = same.get(job.name.split()[0])
+            if not others:
+                known = False
+                continue
+            need = self.took.get(job.name) or fmean(others)
+            work += need
+            if job.record.is_file():
+                past += need
+            elif job.name in self.seen:
+                past += min(need, now - self.seen[job.name])
+        if not work > past:
+            return ""
+        # Several at once, or a slower machine: the pace so far tells.
+        pace = past / (now - self.begun) if past > 60 else 1
+        minutes = max(1, round((work - past) / pace / 60))
+        return f", {'about' if known else 'at least'} {minutes} min left"
 
     def _show(self) -> None:
         while not self._stop.wait(self.every):

@@ -284,9 +284,10 @@ def _module(name: str) -> Path | None:
 
 
 def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over a stage's own sources and its parameters (not where results go).
+    """Return the SHA-256 over a stage's own sources, its parameters, the model and the versions.
 
-    Outputs of the notebook do not count, so that executing it in place changes nothing.
+    Where results go and outputs of the notebook do not count, so that executing it in place changes
+    nothing.
 
     Raises:
         UserError: as :func:`sources` does.
@@ -301,7 +302,8 @@ def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
     for path in rest:
         digest.update(f"\0{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes())
     values = {name: value for name, value in parameters.items() if name != "results"}
-    digest.update(json.dumps(values, sort_keys=True).encode())
+    identity = models.identity(values["model"]) if "model" in values else ""
+    digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -321,7 +323,7 @@ def directory(results: str, model: str, task: str | None = None) -> Path:
 
 
 def is_current(stage: str, where: Path, shared: Mapping[str, Any] | None = None) -> bool:
-    """Tell whether the results of a stage in a directory were made by the present sources.
+    """Tell whether a stage's results in a directory are whole and made by the present sources.
 
     Args:
         stage: The stage.
@@ -336,7 +338,9 @@ def is_current(stage: str, where: Path, shared: Mapping[str, Any] | None = None)
     try:
         record = store.read_json(path)
         made, library, inputs = record["parameters"], record["library"], record["inputs"]
-    except (UserError, KeyError, TypeError):
+        if any(models.sha256(where / file) != was for file, was in record["files"].items()):
+            return False
+    except (UserError, OSError, KeyError, TypeError):
         return False
     wanted = {k: v for k, v in (shared or {}).items() if k in made and k != "results"}
     if any(made[name] != value for name, value in wanted.items()):
@@ -362,6 +366,7 @@ class Run:
     stage: str
     parameters: dict[str, Any]
     started: float = field(default_factory=time.monotonic)
+    begun: int = field(default_factory=lambda: len(store.WRITTEN))
     inputs: dict[str, str] = field(default_factory=dict)
     library: str = ""
 
@@ -440,6 +445,12 @@ class Run:
             "versions": versions(),
             "library": self.library,
             "inputs": self.inputs,
+            # As they were written: one that another process, or a fault, changes is found out.
+            "files": {
+                os.path.relpath(path, self.directory): digest
+                for path, digest in store.WRITTEN[self.begun :]
+                if path.suffix != ".ipynb"
+            },
         }
         return store.write_json(self.path("run.json"), facts | own)
 
@@ -476,8 +487,19 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
     logging.disable_progress_bar()
     torch.manual_seed(parameters.get("seed", 0))
     run = Run(stage, parameters, library=fingerprint(stage, parameters))
-    run.path("run.json").unlink(missing_ok=True)  # until finish(), its results are half made
+    set_aside(run.path("run.json"))  # until finish(), its results are half made
     return run
+
+
+def set_aside(record: Path) -> None:
+    """Make a record count no longer, but keep it: the next run may take as long as this one."""
+    with contextlib.suppress(FileNotFoundError):
+        record.replace(last(record))
+
+
+def last(record: Path) -> Path:
+    """Return where a record is kept after it was set aside."""
+    return record.with_name(f".{record.name}")
 
 
 def _own_kernel() -> type:
@@ -513,6 +535,7 @@ def execute(
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     check(stage, parameters)
@@ -542,6 +565,10 @@ def execute(
                 os.replace(temporary, failed)
                 failed.chmod(0o644)
                 kept = f"see {failed}"
+            if isinstance(error, DeadKernelError):
+                raise UserError(
+                    f"{stage} failed: its Python process died, mostly for want of memory ({kept})"
+                ) from None
             if isinstance(error, PapermillExecutionError):
                 said = str(error.evalue).strip().splitlines() or [""]
                 name = "" if error.ename == "UserError" else f"{error.ename}: "

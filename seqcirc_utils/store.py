@@ -5,6 +5,7 @@ stands one level up, in ``<results>/<model>/``.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 """The checkout: notebooks, parameters and results are found from here, whatever the caller's
 working directory is (papermill's is the caller's, nbval's the notebook's)."""
 
+WRITTEN: list[tuple[Path, str]] = []
+"""What this process has written, with the SHA-256 of each file, so that a run can tell its own."""
+
 
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[Path]:
@@ -34,7 +38,11 @@ def writing(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power loss could leave the name with half the content
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.replace(temporary, path)
+        WRITTEN.append((path.absolute(), digest))
     finally:
         temporary.unlink(missing_ok=True)
 

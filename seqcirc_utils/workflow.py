@@ -1,11 +1,15 @@
 """The command line behind ``make``: run the stages over all tasks and build the book."""
 
 import argparse
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -104,10 +108,20 @@ class Job:
         return stages.fingerprint(self.stage, stages.check(self.stage, given))
 
     def forget_if_stale(self) -> None:
-        """Remove the record of a run made otherwise, so that Snakemake runs it again."""
+        """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again.
+
+        To be called upstream first: what is kept is dated anew, in this order. Snakemake goes by
+        dates, and a clock may have been wrong.
+        """
         shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
-        if self.record.is_file() and not stages.is_current(self.stage, self.record.parent, shared):
-            self.record.unlink()
+        if stages.is_current(self.stage, self.record.parent, shared):
+            with contextlib.suppress(UserError):
+                store.read_json(self.notebook)
+                with contextlib.suppress(OSError):  # read-only: their dates will not change
+                    os.utime(self.notebook)
+                    os.utime(self.record)
+                return
+        stages.set_aside(self.record)
 
 
 def read_plan(file: Path | str, model: str = "") -> Plan:
@@ -188,14 +202,63 @@ def book(plan: Plan, cores: int | None = None) -> Path:
     return pages.build()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the checkout for one run; it is free again when the run and its Snakemake have ended.
+
+    Raises:
+        UserError: while another run holds it.
+    """
+    file = store.ROOT / ".snakemake" / "run.lock"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"another run (begun by process {lock.read().strip()}) works in {store.ROOT}: wait "
+                "until it has ended, or use a second checkout."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        # Snakemake gets it too: should this process be killed alone, it would work on.
+        os.set_inheritable(lock.fileno(), True)
+        yield
+
+
+def _home() -> None:
+    """Give the programs that we start, and the model's cache, a home they can write to."""
+    home = os.path.expanduser("~")
+    if not (os.path.isdir(home) and os.access(home, os.W_OK)):
+        own = store.ROOT / ".snakemake" / "home"
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(own)
+        print(f"{home} cannot be written to: caches are kept in {own}.", file=sys.stderr)
+
+
 def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
+    command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
-    command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
-    if subprocess.run(command, cwd=store.ROOT).returncode:
+    # Snakemake reads a value as YAML: a ` #` in the path of the checkout would end it.
+    file = os.path.relpath(plan.file, store.ROOT)
+    command += ["--config", f"params_file={file}", f"model={plan.model}"]
+    snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)
+    try:
+        failed = snakemake.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C has reached it as well; if only we were told, this ends it after the running stage.
+        snakemake.terminate()
+        snakemake.wait()
+        raise
+    if failed:
         raise UserError("not every stage ran: the lines above name the failed one and its log.")
 
 
@@ -263,10 +326,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable")
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; errors a user can mend are one line and status 2."""
+    held = contextlib.ExitStack()
     try:
         given = _parser().parse_args(arguments)
+        if given.command != "stage":
+            held.enter_context(alone())
+            _home()
         if given.command == "notebooks":
             notebooks()
             return 0
@@ -282,11 +353,21 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(
+            f"error: {error}: {_REMEDIES.get(error.errno or 0, 'see to it')} and start again; what "
+            "was finished is kept.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
+    finally:
+        held.close()
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a run as Ctrl-C does
     sys.exit(main(sys.argv[1:]))

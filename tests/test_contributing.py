@@ -130,9 +130,9 @@ def test_a_new_stage_runs_and_has_a_page(project, tiny_directories):
     record, where = execute(project, "10_vocabulary", {"model": str(tiny_directories["gpt2"])})
     assert record["library"] and (where / "10_vocabulary.csv").read_text().count("\n") > 5
     code = (
-        "from seqcirc_utils import workflow\n"
+        "from seqcirc_utils import pages, workflow\n"
         "plan = workflow.read_plan('params/default.yml')\n"
-        "print(plan.jobs()[-1].name, workflow._files(workflow._committed_toc()))"
+        "print(plan.jobs()[-1].name, pages._files(pages._committed_toc()))"
     )
     said = run(project, sys.executable, "-c", code)
     assert said.startswith("10_vocabulary ") and "'runs/10_vocabulary'" in said

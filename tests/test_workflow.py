@@ -137,6 +137,12 @@ def test_help_lists_parameters(project, capsys):
     assert "n_prompts: int = 8  evaluation prompts" in said and "06_cross_task (all tasks)" in said
 
 
+def test_every_parameter_of_every_notebook_explains_itself():
+    for stage in stages.STAGES:
+        for parameter in stages.declared(stage).values():
+            assert parameter.help, (stage, parameter.name)
+
+
 def test_publish(project):
     plan = workflow.read_plan(parameters(project))
     pretend_all(plan)
@@ -235,6 +241,8 @@ def test_snakemake_runs_exactly_what_changed(project):
     pretend_all(plan)
     assert planned() == set()
     file.touch()
+    for path in plan.directory().rglob("*.run.json"):  # a clock that went wrong, then right again
+        os.utime(path, (year := 946684800 if "patching" in path.name else 2208988800, year))
     assert planned() == set()
     write_notebook(project, "02_logit_attribution", work="print('other')")
     assert planned() == downstream("02_logit_attribution")
