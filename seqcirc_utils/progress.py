@@ -85,7 +85,9 @@ class Watch:
             begun = log.is_file() and log.stat().st_mtime >= self.begun - 1
             if begun and not job.record.is_file():
                 running.append(f"{job.name} ({latest_bar(log) or 'starting'})")
-        return f"[{done}/{len(self.todo)} stages, {minutes}:{seconds:02}] " + "; ".join(running)
+        more = [f"and {len(running) - 4} more"] if len(running) > 4 else []  # on a cluster
+        text = "; ".join(running[:4] + more)
+        return f"[{done}/{len(self.todo)} stages, {minutes}:{seconds:02}] " + text
 
     def _show(self) -> None:
         while not self._stop.wait(self.every):

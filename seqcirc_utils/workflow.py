@@ -1,13 +1,14 @@
 """The command line behind ``make``: run the stages over all tasks and build the book."""
 
 import argparse
-import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,29 @@ from seqcirc_utils.errors import UserError, unknown
 
 PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
 OVERALL = [name for name, stage in stages.STAGES.items() if not stage.per_task]
+# What makes a parameters file a sweep: lists, and what they are when only some are given.
+SWEEP = {"models": [models.DEFAULT], "seeds": [0], "stages": ["04_circuit_discovery"]}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A parameters file, read and checked: what is run, and where the results go."""
+    """A parameters file, read and checked: what is run, and where the results go.
+
+    A sweep has one plan for each model and seed; ``seed`` is None in all others.
+    """
 
     file: Path
     model: str
     tasks: tuple[str, ...]
     values: Mapping[str, Any]
+    seed: int | None = None
+    wanted: tuple[str, ...] = tuple(stages.STAGES)
 
     @property
     def results(self) -> str:
         """The results' directory from the project's root: the parameters file's own name."""
-        return f"results/{self.file.stem}"
+        where = f"results/{self.file.stem}"
+        return where if self.seed is None else f"{where}/seed{self.seed}"
 
     def parameters(self, stage: str, task: str | None = None) -> dict[str, Any]:
         """Return what one run of a stage is given: those parameters that it declares.
@@ -47,6 +56,7 @@ class Plan:
             "results": self.results,
         }
         known = stages.declared(stage)
+        given |= {} if self.seed is None else {"seed": self.seed}
         given = {name: value for name, value in given.items() if name in known}
         stages.check(stage, given)
         return given
@@ -56,13 +66,14 @@ class Plan:
         return stages.directory(self.results, self.model, task)
 
     def jobs(self) -> list["Job"]:
-        """Return every run of every stage, upstream first.
+        """Return every run of every wanted stage, upstream first.
 
         Raises:
             UserError: for any parameter that any stage refuses.
         """
         jobs = [Job(self, stage, task) for stage in PER_TASK for task in self.tasks]
-        return jobs + [Job(self, stage, None) for stage in OVERALL]
+        jobs += [Job(self, stage, None) for stage in OVERALL]
+        return [job for job in jobs if job.stage in self.wanted]
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,18 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Stage and task, for people."""
-        return f"{self.stage} {self.task or ''}".strip()
+        """Stage and task, in a sweep model and seed too, for people."""
+        own = [self.stage, self.task] if self.task else [self.stage]
+        sweep = [] if self.plan.seed is None else [self.plan.model, f"seed {self.plan.seed}"]
+        return " ".join(own + sweep)
+
+    @property
+    def arguments(self) -> str:
+        """What `workflow stage` is given to make this run, quoted for the shell."""
+        given = [self.stage, "--params", str(self.plan.file), "--model", self.plan.model]
+        given += ["--task", self.task] if self.task else []
+        given += [] if self.plan.seed is None else ["--seed", str(self.plan.seed)]
+        return shlex.join(given)
 
     @property
     def notebook(self) -> Path:
@@ -104,19 +125,76 @@ class Job:
         given = self.plan.parameters(self.stage, self.task)
         return stages.fingerprint(self.stage, stages.check(self.stage, given))
 
+    def is_current(self) -> bool:
+        """Tell whether the results are there, made with these parameters and sources."""
+        if not self.record.is_file():
+            return False
+        shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
+        return stages.is_current(self.stage, self.record.parent, shared)
+
     def forget_if_stale(self) -> None:
         """Remove the record of a run made otherwise, so that Snakemake runs it again."""
-        shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
-        if self.record.is_file() and not stages.is_current(self.stage, self.record.parent, shared):
-            self.record.unlink()
+        if not self.is_current():
+            self.record.unlink(missing_ok=True)
 
 
-def read_plan(file: Path | str, model: str = "") -> Plan:
+def read_plan(file: Path | str, model: str = "", seed: int | None = None) -> Plan:
     """Read a parameters file; ``model`` takes the place of the file's.
+
+    Of a sweep's file, return the plan of this model and seed.
 
     Raises:
         UserError: for a file that cannot be read, or a name that no stage declares.
     """
+    plans = [plan for plan in read_plans(file, model) if plan.seed == seed]
+    if len(plans) == 1:
+        return plans[0]
+    if plans or seed is None:
+        raise UserError(f"{file} is a sweep: run `make sweep`, or name a model and a seed of it.")
+    raise UserError(f"{file} has no seed {seed}.")
+
+
+def read_plans(file: Path | str, model: str = "") -> list[Plan]:
+    """Read a parameters file: one plan, or for a sweep one for each of its models and seeds.
+
+    ``model`` takes the place of the file's; of a sweep's models it chooses one.
+
+    Raises:
+        UserError: for a file that cannot be read, or a name that no stage declares.
+    """
+    values = _read(file)
+    lists = {name: values.pop(name) for name in list(values) if name in SWEEP}
+    if not lists:
+        return [_plan(Path(file), model or values.pop("model", models.DEFAULT), values)]
+    for name, found in (SWEEP | lists).items():
+        if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
+            raise UserError(f"{name} in {file} must be a list that names no two things alike.")
+    for name in ("model", "seed"):
+        if name in values:
+            raise UserError(f"{file} is a sweep: it lists {name}s, and `{name}` has no place.")
+    lists = SWEEP | lists
+    if model and model not in lists["models"]:
+        raise unknown(f"model of {file}", model, lists["models"])
+    wanted = with_needs(lists["stages"])
+    chosen = [model] if model else lists["models"]
+    for seed in lists["seeds"]:
+        stages.check(OVERALL[0], {"seed": seed})
+    return [_plan(Path(file), m, values, seed, wanted) for m in chosen for seed in lists["seeds"]]
+
+
+def with_needs(names: Iterable[str]) -> tuple[str, ...]:
+    """Return these stages and all that they need, upstream first.
+
+    Raises:
+        UserError: for an unknown stage.
+    """
+    wanted = {stages.stage_named(name).name for name in names}
+    for name in reversed(stages.STAGES):
+        wanted |= set(stages.STAGES[name].needs) if name in wanted else set()
+    return tuple(name for name in stages.STAGES if name in wanted)
+
+
+def _read(file: Path | str) -> dict[str, Any]:
     file = Path(file)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -128,17 +206,20 @@ def read_plan(file: Path | str, model: str = "") -> Plan:
         raise UserError(f"{file} cannot be read as YAML: {said}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold lines of the form `name: value`.")
-    declared = {name: stages.declared(name) for name in stages.STAGES}
-    allowed = {"model", "tasks"} | {name for known in declared.values() for name in known}
+    allowed = {"model", "tasks", *SWEEP}
+    allowed |= {name for stage in stages.STAGES for name in stages.declared(stage)}
     allowed -= {"task", "results"}
     for name in values:
         if name not in allowed:
             raise unknown(f"parameter in {file}", name, allowed)
-    model = model or values.pop("model", models.DEFAULT)
-    values.pop("model", None)
-    tasks = values.pop("tasks", declared[OVERALL[0]]["tasks"].default)
+    return values
+
+
+def _plan(file: Path, model: str, values: Mapping[str, Any], *sweep: Any) -> Plan:
+    values = {name: value for name, value in values.items() if name != "model"}
+    tasks = values.pop("tasks", stages.declared(OVERALL[0])["tasks"].default)
     stages.check(OVERALL[0], {"tasks": tasks, "model": model})
-    return Plan(file.resolve(), model, tuple(tasks), values)
+    return Plan(file.resolve(), model, tuple(tasks), values, *sweep)
 
 
 def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
@@ -155,47 +236,113 @@ def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> P
     return stages.execute(stage, plan.parameters(stage, task), output)
 
 
-def run(plan: Plan, cores: int | None = None, until: Sequence[str] = ()) -> None:
+def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile: str = "") -> None:
     """Run what is not up to date; with ``until`` only these stages and what they need.
+
+    Args:
+        plan: What to run.
+        cores: How many cores to use at most; as many as the profile says by default.
+        until: Stages.
+        profile: Directory of a Snakemake profile: where jobs run. ``profiles/local`` by default.
 
     Raises:
         UserError: before any compute for bad parameters, afterwards if a part failed.
     """
-    cores = (os.cpu_count() or 1) if cores is None else cores
-    if cores < 1:
-        raise UserError(f"--cores must be at least 1, not {cores}.")
-    wanted = {stages.stage_named(name).name for name in until or stages.STAGES}
-    for name in reversed(stages.STAGES):
-        wanted |= set(stages.STAGES[name].needs) if name in wanted else set()
-    jobs = [job for job in plan.jobs() if job.stage in wanted]
-    for job in jobs:
-        plan.parameters(job.stage, job.task)
-    models.fetch(plan.model)
-    for job in jobs:
-        job.forget_if_stale()
-    rules = [f"{job.stage}_{job.task or 'all'}" for job in jobs if job.stage in until]
+    jobs = _ready([plan], cores, until, profile)
     with progress.Watch(jobs):
-        _run_snakemake(plan, cores, rules)
+        _run_snakemake([plan], cores, until, profile)
 
 
-def book(plan: Plan, cores: int | None = None) -> Path:
+def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """Run what is not up to date, publish the notebooks and build the book.
 
     Raises:
         UserError: as :func:`run` does, or if the book cannot be built.
     """
-    run(plan, cores)
+    run(plan, cores, profile=profile)
     publish(plan)
     return _build(plan)
 
 
-def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
+def sweep(plans: Sequence[Plan], cores: int | None = None, profile: str = "") -> Path:
+    """Run what is not up to date of all plans, as one graph, and write the summary.
+
+    A job that fails stops only those that need it; the summary tells what is missing.
+
+    Raises:
+        UserError: as :func:`run` does.
+    """
+    from seqcirc_utils import summary
+
+    jobs = _ready(plans, cores, (), profile)
+    try:
+        with progress.Watch(jobs):
+            _run_snakemake(plans, cores, (), profile, "--keep-going")
+    finally:
+        page = summary.write(plans)
+        print(f"The summary is in {page}")
+    return page
+
+
+def _ready(
+    plans: Sequence[Plan], cores: int | None, until: Sequence[str], profile: str
+) -> list[Job]:
+    """Check everything, fetch the models and return the jobs, those that are outdated undone."""
+    if cores is not None and cores < 1:
+        raise UserError(f"--cores must be at least 1, not {cores}.")
+    _profile(profile)
+    wanted = with_needs(until or stages.STAGES)
+    jobs = [job for plan in plans for job in plan.jobs() if job.stage in wanted]
+    for job in jobs:
+        job.plan.parameters(job.stage, job.task)
+    for model in dict.fromkeys(plan.model for plan in plans):
+        models.fetch(model)
+    for job in jobs:
+        job.forget_if_stale()
+    return jobs
+
+
+def _profile(name: str) -> Path:
+    """Return the directory of a profile, or say what is missing before anything is run."""
+    path = Path(name) if name else store.ROOT / "profiles" / "local"
+    try:
+        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+        executor = str(values.get("executor", "local"))
+    except FileNotFoundError:
+        there = sorted(store.ROOT.glob("profiles/*/config.yaml"))
+        there = ", ".join(str(p.parent.relative_to(store.ROOT)) for p in there)
+        raise UserError(f"{path} has no config.yaml: there are the profiles {there}.") from None
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path / 'config.yaml'} cannot be read as YAML: {said}") from None
+    own = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
+    if executor not in ("local", "dryrun", "touch") and find_spec(own) is None:
+        raise UserError(
+            f"{path} wants the executor {executor!r}, which is not installed: "
+            f"pip install {own.replace('_', '-')}."
+        )
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise UserError(f"{path} wants SLURM, but there is no sbatch: use it on a login node.")
+    return path
+
+
+def _run_snakemake(
+    plans: Sequence[Plan],
+    cores: int | None,
+    until: Sequence[str] = (),
+    profile: str = "",
+    *more: str,
+) -> None:
+    names = {plan.model for plan in plans}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
-    command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
+    command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
+    command += ["--workflow-profile", str(_profile(profile).resolve())]
+    command += ["--cores", str(cores)] if cores else []
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
-    command += ["--config", f"params_file={plan.file}", f"model={plan.model}"]
+    command += ["--config", f"params_file={plans[0].file}"]
+    command += [f"model={names.pop() if len(names) == 1 else ''}", *more]
     if subprocess.run(command, cwd=store.ROOT).returncode:
         raise UserError("not every stage ran: the lines above name the failed one and its log.")
 
@@ -443,17 +590,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--params", default=str(store.ROOT / "params" / "laptop.yml"))
-    common.add_argument("--model", default="", help="in place of the file's")
-    whole = commands.add_parser("book", parents=[common], help="run everything, build the book")
-    whole.add_argument("--cores", type=int, default=None, help="default: all")
-    part = commands.add_parser("run", parents=[common], help="run stages, build no book")
-    part.add_argument("--cores", type=int, default=None, help="default: all")
+    common.add_argument("--params", help="default: params/laptop.yml; of a sweep, params/sweep.yml")
+    common.add_argument("--model", default="", help="in place of the file's; of a sweep, one of it")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--cores", type=int, default=None, help="default: all")
+    where.add_argument("--profile", default="", help="where jobs run (default: profiles/local)")
+    both = [common, where]
+    commands.add_parser("book", parents=both, help="run everything, build the book")
+    part = commands.add_parser("run", parents=both, help="run stages, build no book")
     part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
+    commands.add_parser("sweep", parents=both, help="run a file of models, tasks and seeds")
     commands.add_parser("notebooks", help="run the committed notebooks again, in place")
     one = commands.add_parser("stage", parents=[common], help="run one stage")
     one.add_argument("name")
     one.add_argument("--task")
+    one.add_argument("--seed", type=int, help="of a sweep, one of its seeds")
     one.add_argument("--output", required=True)
     commands.add_parser("publish", parents=[common], help="copy the results into the book")
     return parser
@@ -466,11 +617,19 @@ def main(arguments: list[str]) -> int:
         if given.command == "notebooks":
             notebooks()
             return 0
-        plan = read_plan(given.params, given.model)
+        name = "sweep.yml" if given.command == "sweep" else "laptop.yml"
+        file = given.params or store.ROOT / "params" / name
+        if given.command == "sweep":
+            plans = read_plans(file, given.model)
+            if plans[0].seed is None:
+                raise UserError(f"{file} is no sweep: it lists none of {', '.join(SWEEP)}.")
+            sweep(plans, given.cores, given.profile)
+            return 0
+        plan = read_plan(file, given.model, getattr(given, "seed", None))
         if given.command == "book":
-            book(plan, given.cores)
+            book(plan, given.cores, given.profile)
         elif given.command == "run":
-            run(plan, given.cores, given.until)
+            run(plan, given.cores, given.until, given.profile)
         elif given.command == "stage":
             run_stage(plan, given.name, given.task, given.output)
         else:

@@ -219,7 +219,7 @@ def test_snakemake_runs_exactly_what_changed(project):
 @pytest.mark.slow
 def test_snakemake_runs_the_stages(project):
     plan = workflow.read_plan(parameters(project, n_prompts=3))
-    workflow._run_snakemake(plan, 1)
+    workflow._run_snakemake([plan], 1)
     record = json.loads(workflow.Job(plan, "06_cross_task", None).record.read_text())
     assert record["inputs"] and record["parameters"]["n_prompts"] == 3
     assert all(job.notebook.is_file() for job in plan.jobs())
