@@ -9,9 +9,8 @@ import pandas as pd
 from seqcirc_utils import comparison, store
 from seqcirc_utils.ablation import Component
 from seqcirc_utils.circuits import Circuit
-from seqcirc_utils.workflow import Plan
+from seqcirc_utils.workflow import DISCOVERY, Plan
 
-STAGE = "04_circuit_discovery"
 _MEANING = """\
 Each row is one task of one model; *mean (least to most)* over the seeds that are done.
 *Faithfulness* is the share of the whole model's logit difference that the circuit keeps, on
@@ -29,11 +28,11 @@ def circuits(plans: Sequence[Plan]) -> tuple[pd.DataFrame, dict[tuple, Circuit]]
     """
     rows, found = [], {}
     for plan in plans:
-        for job in (job for job in plan.jobs() if job.stage == STAGE):
+        for job in (job for job in plan.jobs() if job.stage == DISCOVERY):
             row = {"model": plan.model, "task": job.task, "seed": plan.seed, "done": False}
-            if job.is_current():
-                record = store.read_json(job.record)
-                circuit = Circuit.load(job.record.parent / "circuit.json")
+            file = job.record.parent / "circuit.json"
+            if file.is_file() and job.is_current():
+                record, circuit = store.read_json(job.record), Circuit.load(file)
                 found[plan.model, job.task, plan.seed] = circuit
                 row |= {
                     "done": True,

@@ -19,8 +19,9 @@ from seqcirc_utils.errors import UserError, unknown
 
 PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
 OVERALL = [name for name, stage in stages.STAGES.items() if not stage.per_task]
+DISCOVERY = "04_circuit_discovery"
 # What makes a parameters file a sweep: lists, and what they are when only some are given.
-SWEEP = {"models": [models.DEFAULT], "seeds": [0], "stages": ["04_circuit_discovery"]}
+SWEEP = {"models": [models.DEFAULT], "seeds": [0], "stages": [DISCOVERY]}
 
 
 @dataclass(frozen=True)
@@ -369,6 +370,7 @@ def publish(plan: Plan) -> list[Path]:
             texts[target / "figures" / figure.name] = figure.read_bytes()
     texts[target / "provenance.md"] = provenance(plan).encode()
     texts[target / "benchmarks.md"] = benchmarks().encode()
+    texts[target / "costs.md"] = costs(plan).encode()
     toc = _toc(plan)
     if toc:
         texts[target / "_toc.yml"] = toc.encode()
@@ -427,6 +429,47 @@ def provenance(plan: Plan) -> str:
         if record["task"]:
             heading += f", {record['task']}"
         lines += _table(heading, record["parameters"])
+    return "\n".join(lines) + "\n"
+
+
+def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) -> str:
+    """Return tables of what each stage took, and of what a sweep would take at this rate."""
+    import pandas as pd
+
+    rows = []
+    for job in plan.jobs():
+        # Written by Snakemake, which watches the job from outside: starting it counts.
+        file = job.record.with_name(f"{job.stage}.cost.tsv")
+        if file.is_file():
+            taken = pd.read_csv(file, sep="\t", na_values="-").iloc[0]
+            files = [*file.parent.glob(f"{job.stage}.*")]
+            files += file.parent.glob("circuit*.json") if job.stage == DISCOVERY else []
+            # All tasks together: as if the time grew with their number only.
+            more = 1 if job.task else n_tasks / len(plan.tasks)
+            row = {"stage": job.stage, "minutes": taken["s"] / 60, "memory": taken["max_rss"] / 1e3}
+            row |= {"disk": sum(path.stat().st_size for path in files) / 1e6}
+            row |= {"core_hours": max(taken["s"], taken["cpu_time"]) / 3600 * more}
+            rows.append(row | {"jobs": n_models * n_seeds * (n_tasks if job.task else 1)})
+    if not rows:
+        return "These results were made without `make book`: nothing was measured.\n"
+    by_stage = pd.DataFrame(rows).groupby("stage")
+    mean, most = by_stage.mean(), by_stage["memory"].max()
+    lines = ["", "| stage | jobs | minutes | GB of memory, at most | MB on disk |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for name, row in mean.iterrows():
+        cells = [name, by_stage.size()[name], f"{row['minutes']:.1f}", f"{most[name]:.1f}"]
+        lines.append(_row([*cells, f"{row['disk']:.1f}"]))
+    lines += ["", f"{n_models} models × {n_tasks} tasks × {n_seeds} seeds:", ""]
+    lines += ["| stages | jobs | core hours | days on 100 cores | GB on disk |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for title, names in [
+        ("up to the circuits", with_needs([DISCOVERY])),
+        ("all", tuple(stages.STAGES)),
+    ]:
+        part = mean[mean.index.isin(names)]
+        hours, disk = ((part["jobs"] * part[name]).sum() for name in ("core_hours", "disk"))
+        cells = [title, f"{part['jobs'].sum():,.0f}", f"{hours:,.0f}", f"{hours / 2400:,.1f}"]
+        lines.append(_row([*cells, f"{disk / 1e3:,.1f}"]))
     return "\n".join(lines) + "\n"
 
 

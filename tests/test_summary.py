@@ -13,7 +13,7 @@ from seqcirc_utils import models, store, summary, workflow
 from seqcirc_utils.circuits import Circuit
 from seqcirc_utils.errors import UserError
 
-STAGE = "04_circuit_discovery"
+STAGE = workflow.DISCOVERY
 LISTS = {"models": ["gpt2", models.DEFAULT], "tasks": ["digits", "months"], "seeds": [0, 7]}
 
 

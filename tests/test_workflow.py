@@ -159,6 +159,27 @@ def test_publish(project):
     assert times == {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
 
 
+def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
+    plan = workflow.read_plan(parameters(project))
+    assert "nothing was measured" in workflow.costs(plan)
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    taken = {
+        "03_patching": (900, 3000),
+        "04_circuit_discovery": (2700, 3500),
+        "09_claims": (360, 9),
+    }
+    for stage, (seconds, memory) in taken.items():
+        job = workflow.Job(plan, stage, "months" if stage in workflow.PER_TASK else None)
+        row = f"{seconds}\t-\t{memory}\t-\t-\t-\t-\t-\t-\t10\n"
+        store.write_text(job.record.with_name(f"{stage}.cost.tsv"), head + row)
+        store.write_text(job.record.with_name(f"{stage}.csv"), "x" * 10**6)
+    text = workflow.costs(plan)
+    assert "| 04_circuit_discovery | `1` | `45.0` | `3.5` | `1.0` |" in text
+    # 2000 of each at a quarter and three quarters of an hour; one of the last for all ten tasks.
+    assert "| up to the circuits | `4,000` | `2,000` | `0.8` | `4.0` |" in text
+    assert "| all | `4,200` | `2,200` | `0.9` | `4.2` |" in text
+
+
 def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
     plan = workflow.read_plan(parameters(project, tasks=["digits", "months"]))
     pretend_all(plan)
