@@ -1,6 +1,7 @@
 """The command line behind ``make``: run the stages over all tasks and build the book."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -303,8 +304,8 @@ def _ready(
     return jobs
 
 
-def _profile(name: str) -> Path:
-    """Return the directory of a profile, or say what is missing before anything is run."""
+def _profile(name: str) -> tuple[Path, str]:
+    """Return a profile's directory and executor, or say what is missing before anything is run."""
     path = Path(name) if name else store.ROOT / "profiles" / "local"
     try:
         values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
@@ -324,7 +325,7 @@ def _profile(name: str) -> Path:
         )
     if executor == "slurm" and shutil.which("sbatch") is None:
         raise UserError(f"{path} wants SLURM, but there is no sbatch: use it on a login node.")
-    return path
+    return path, executor
 
 
 def _run_snakemake(
@@ -337,7 +338,11 @@ def _run_snakemake(
     names = {plan.model for plan in plans}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
-    command += ["--workflow-profile", str(_profile(profile).resolve())]
+    where, executor = _profile(profile)
+    command += ["--workflow-profile", str(where.resolve())]
+    if executor == "local":  # no more jobs at once than the memory holds
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
+        command += ["--resources", f"mem_mb={memory}"]
     command += ["--cores", str(cores)] if cores else []
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]

@@ -158,6 +158,7 @@ def test_a_sweep_is_one_graph_and_goes_on_where_it_was(project, monkeypatch, cap
     assert workflow.main(["sweep", "--params", str(file)]) == 2
     assert asked[:2] == ["gpt2", models.DEFAULT] and len(asked) == 3
     assert "--keep-going" in asked[2] and "model=" in asked[2]
+    assert any(part.startswith("mem_mb=") for part in asked[2])
     assert not done.record.is_file()  # made by other sources
     said = capsys.readouterr()
     assert "summary.md" in said.out and "not every stage ran" in said.err
