@@ -102,7 +102,7 @@ def test_sweeps_and_other_files_are_not_confused(project, capsys):
     for command, said in [
         (["book", "--params", sweep], "make sweep"),
         (["sweep", "--params", single], "is no sweep"),
-        (["sweep", "--params", sweep, "--model", "other"], "unknown model"),
+        (["sweep", "--params", sweep, "--model", "own/other"], "unknown model"),
         (["stage", "03_patching", "--params", sweep, "--seed", "5", "--output", "x"], "no seed 5"),
     ]:
         assert workflow.main(command) == 2
