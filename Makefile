@@ -9,11 +9,13 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# What a user may set, as in `make book MODEL=gpt2 CORES=2`.
+# What a user may set, as in `make book MODEL=gpt2 CORES=2`. PARAMS is params/laptop.yml by default,
+# and params/sweep.yml for `make sweep`.
 PYTHON ?= python3
-PARAMS ?= params/laptop.yml
+PARAMS ?=
 MODEL ?=
 CORES ?=
+PROFILE ?=
 PORT ?= 8000
 NBVAL_JOBS ?= 2
 
@@ -29,14 +31,17 @@ PY := PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python
 # The tests ask no hub for anything; what they need has been fetched before.
 TEST_PY := HF_HUB_OFFLINE=1 $(PY)
 
+RUN = $(if $(PARAMS),--params "$(PARAMS)") $(if $(MODEL),--model "$(MODEL)") \
+  $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
+
 # The stamp is written last and holds the directory it was made in. An environment without it is half
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help params setup book serve notebooks test test-fast bench lint format clean distclean FORCE
+.PHONY: help params setup book sweep serve notebooks test test-fast bench lint format clean distclean FORCE
 
 help: ## List the targets
-	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PORT=n] [PYTHON=python3.12]'
+	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PROFILE=dir] [PORT=n] [PYTHON=python3.12]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 params: setup ## List the stages with their parameters, as a PARAMS file sets them
@@ -60,7 +65,10 @@ endif
 	@echo 'The environment in .venv is ready.'
 
 book: setup ## Run every analysis and build the book into _build/html
-	@$(PY) -m seqcirc_utils.workflow book $(if $(MODEL),--model "$(MODEL)") --params "$(PARAMS)" $(if $(CORES),--cores "$(CORES)")
+	@$(PY) -m seqcirc_utils.workflow book $(RUN)
+
+sweep: setup ## Run models x tasks x seeds (PARAMS=params/sweep.yml) and write their summary
+	@$(PY) -m seqcirc_utils.workflow sweep $(RUN)
 
 serve: ## Show the built book at http://127.0.0.1:8000 (PORT=n for another port)
 	@[ -e _build/html/index.html ] || { echo 'No book in _build/html yet: run "make book" first.' >&2; exit 1; }

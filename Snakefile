@@ -1,49 +1,75 @@
 # The stages as a graph, the same on a laptop and on a cluster. `make book` runs it; by hand:
-#   snakemake --cores 2 --config params_file=params/quick.yml model=gpt2
+#   snakemake --workflow-profile profiles/local --config params_file=params/quick.yml model=gpt2
 # A run is repeated when its fingerprint (parameters, notebook, library modules) is another, or when
-# a run that it depends on was repeated.
+# a run that it depends on was repeated. A sweep's file gives one such graph per model and seed.
 
 import sys
 
-from seqcirc_utils import workflow as _flow
+from seqcirc_utils import stages as _stages
+from seqcirc_utils import store as _store
+from seqcirc_utils import plan as _plan
 
-_plan = _flow.read_plan(
+_plans = _plan.read_plans(
     config.get("params_file", "params/laptop.yml"), str(config.get("model", "") or "")
 )
-_jobs = _plan.jobs()
+# The same paths on every machine: from the project's root, which is the working directory.
+_jobs = {
+    (str(job.record.parent.relative_to(_store.ROOT)), job.stage): job
+    for plan in _plans
+    for job in plan.jobs()
+}
+
+
+def _relative(path):
+    return str(path.relative_to(_store.ROOT))
+
+
+def _of(stage, fact):
+    return lambda wildcards: fact(_jobs[wildcards.where, stage])
+
+
+# What one job takes, for a scheduler that must know beforehand: 32 prompts on the default model took
+# up to 3.5 GB, and on one core of a laptop half of these minutes. A job that was stopped for either is
+# tried again with more (`retries` of the profile). `set-resources` in a profile takes their place.
+_MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
+
+
+def _more(amount):
+    return lambda wildcards, attempt: amount * attempt
 
 
 rule all:
     input:
-        [str(path) for job in _jobs for path in (job.notebook, job.record)],
+        [_relative(path) for job in _jobs.values() for path in (job.notebook, job.record)],
     default_target: True
 
 
-for _job in _jobs:
+for _stage in _stages.STAGES.values():
 
     rule:
         name:
-            f"{_job.stage}_{_job.task or 'all'}"
+            _stage.name
         input:
-            [str(path) for path in _job.inputs],
+            _of(_stage.name, lambda job: [_relative(path) for path in job.inputs]),
         output:
-            notebook=str(_job.notebook),
-            record=str(_job.record),
+            notebook=f"{{where}}/{_stage.name}.ipynb",
+            record=f"{{where}}/{_stage.name}.run.json",
         log:
-            str(_job.notebook.with_suffix(".log")),
+            f"{{where}}/{_stage.name}.log",
+        benchmark:
+            f"{{where}}/{_stage.name}.cost.tsv"
         params:
-            fingerprint=_job.fingerprint,
+            fingerprint=_of(_stage.name, lambda job: job.fingerprint),
+            arguments=_of(_stage.name, lambda job: job.arguments),
             python=sys.executable,
-            stage=_job.stage,
-            task=["--task", _job.task] if _job.task else [],
-            file=str(_plan.file),
-            model=_plan.model,
-        # What works through all tasks has the machine to itself; the built models are too small for that.
-        threads: 1 if _job.task or not _job.inputs else workflow.cores or 1
+        # What works through all tasks has more to do; the built models are too small for that.
+        threads: 1 if _stage.per_task or not _stage.needs else 4
+        resources:
+            mem_mb=_more(4000),
+            runtime=_more(_MINUTES.get(_stage.name, 60)),
         message:
-            f"{_job.stage}, {_job.task or 'all tasks'} (progress in {_job.notebook.with_suffix('.log')})"
+            f"{_stage.name}, {{wildcards.where}} (progress in {{log}})"
         shell:
             "OMP_NUM_THREADS={threads} {params.python:q} -m seqcirc_utils.workflow stage"
-            " {params.stage} {params.task} --params {params.file:q} --model {params.model:q}"
-            " --output {output.notebook:q} 2> {log:q}"
+            " {params.arguments} --output {output.notebook:q} 2> {log:q}"
             " || {{ grep '^error: ' {log:q} >&2 || tail -n 5 {log:q} >&2; exit 1; }}"

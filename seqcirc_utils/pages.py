@@ -9,19 +9,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbformat
 import yaml
 
 from seqcirc_utils import models, stages, store
 from seqcirc_utils.errors import UserError
-
-if TYPE_CHECKING:
-    from seqcirc_utils.workflow import Job, Plan
+from seqcirc_utils.plan import DISCOVERY, Job, Plan, with_needs
 
 
-def publish(plan: "Plan") -> list[Path]:
+def publish(plan: Plan) -> list[Path]:
     """Copy executed notebooks, data, figures and provenance to ``book/runs``; return what is there.
 
     Files that would not change are not written, and files of other runs are removed.
@@ -48,6 +46,7 @@ def publish(plan: "Plan") -> list[Path]:
             texts[target / "figures" / figure.name] = figure.read_bytes()
     texts[target / "provenance.md"] = provenance(plan).encode()
     texts[target / "benchmarks.md"] = benchmarks().encode()
+    texts[target / "costs.md"] = costs(plan).encode()
     toc = _toc(plan)
     if toc:
         texts[target / "_toc.yml"] = toc.encode()
@@ -63,9 +62,9 @@ def publish(plan: "Plan") -> list[Path]:
     return sorted(texts)
 
 
-def _data(job: "Job") -> list[Path]:
+def _data(job: Job) -> list[Path]:
     """Return the files with what a run's page shows."""
-    names = [f"{job.stage}.*"] + ["circuit*.json"] * (job.stage == "04_circuit_discovery")
+    names = [f"{job.stage}.*"] + ["circuit*.json"] * (job.stage == DISCOVERY)
     found = [path for name in names for path in job.record.parent.glob(name)]
     return sorted(p for p in found if p.suffix in (".csv", ".json", ".npz") and p != job.record)
 
@@ -100,7 +99,7 @@ def _link_terms(text: str, terms: list[str]) -> str:
     return "".join(parts)
 
 
-def _indexed(job: "Job") -> list[str]:
+def _indexed(job: Job) -> list[str]:
     """Return what index and search find on a page: the circuit's parts, or the claims."""
     table = job.record.with_name(f"{job.stage}.csv")
     if not table.is_file():
@@ -116,7 +115,7 @@ def _indexed(job: "Job") -> list[str]:
     return [f"claim {name}" for name in frame["claim"]] if "claim" in frame else []
 
 
-def _footer(job: "Job", data: list[Path]) -> str:
+def _footer(job: Job, data: list[Path]) -> str:
     """What stands below every page made by a notebook: its data and its parameters."""
     links = " · ".join(f"{{download}}`{path.name} <data/{path.name}>`" for path in data)
     given = store.read_json(job.record)["parameters"]
@@ -153,7 +152,7 @@ def _joined(cells: list[Any]) -> list[Any]:
     return found
 
 
-def _published(job: "Job", terms: list[str], data: list[Path]) -> str:
+def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     if not job.notebook.is_file():
         raise UserError(f"{job.notebook} does not exist: run `make book`.")
     try:
@@ -182,7 +181,7 @@ def _published(job: "Job", terms: list[str], data: list[Path]) -> str:
     return nbformat.writes(stages.clean(executed)) + "\n"
 
 
-def provenance(plan: "Plan") -> str:
+def provenance(plan: Plan) -> str:
     """Return the page that tells how all results were made.
 
     Raises:
@@ -207,6 +206,47 @@ def provenance(plan: "Plan") -> str:
         if record["task"]:
             heading += f", {record['task']}"
         lines += _table(heading, record["parameters"])
+    return "\n".join(lines) + "\n"
+
+
+def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) -> str:
+    """Return tables of what each stage took, and of what a sweep would take at this rate."""
+    import pandas as pd
+
+    rows = []
+    for job in plan.jobs():
+        # Written by Snakemake, which watches the job from outside: starting it counts.
+        file = job.record.with_name(f"{job.stage}.cost.tsv")
+        if file.is_file():
+            taken = pd.read_csv(file, sep="\t", na_values="-").iloc[0]
+            files = [*file.parent.glob(f"{job.stage}.*")]
+            files += file.parent.glob("circuit*.json") if job.stage == DISCOVERY else []
+            # All tasks together: as if the time grew with their number only.
+            more = 1 if job.task else n_tasks / len(plan.tasks)
+            row = {"stage": job.stage, "minutes": taken["s"] / 60, "memory": taken["max_rss"] / 1e3}
+            row |= {"disk": sum(path.stat().st_size for path in files) / 1e6}
+            row |= {"core_hours": max(taken["s"], taken["cpu_time"]) / 3600 * more}
+            rows.append(row | {"jobs": n_models * n_seeds * (n_tasks if job.task else 1)})
+    if not rows:
+        return "These results were made without `make book`: nothing was measured.\n"
+    by_stage = pd.DataFrame(rows).groupby("stage")
+    mean, most = by_stage.mean(), by_stage["memory"].max()
+    lines = ["", "| stage | jobs | minutes | GB of memory, at most | MB on disk |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for name, row in mean.iterrows():
+        cells = [name, by_stage.size()[name], f"{row['minutes']:.1f}", f"{most[name]:.1f}"]
+        lines.append(_row([*cells, f"{row['disk']:.1f}"]))
+    lines += ["", f"{n_models} models × {n_tasks} tasks × {n_seeds} seeds:", ""]
+    lines += ["| stages | jobs | core hours | days on 100 cores | GB on disk |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for title, names in [
+        ("up to the circuits", with_needs([DISCOVERY])),
+        ("all", tuple(stages.STAGES)),
+    ]:
+        part = mean[mean.index.isin(names)]
+        hours, disk = ((part["jobs"] * part[name]).sum() for name in ("core_hours", "disk"))
+        cells = [title, f"{part['jobs'].sum():,.0f}", f"{hours:,.0f}", f"{hours / 2400:,.1f}"]
+        lines.append(_row([*cells, f"{disk / 1e3:,.1f}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -255,7 +295,7 @@ def _committed_toc() -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): restore it from git.") from None
 
 
-def _toc(plan: "Plan") -> str:
+def _toc(plan: Plan) -> str:
     """Return the table of contents for the plan's tasks; nothing if the committed one serves."""
     toc = _committed_toc()
     tasks, parts, place, pattern = [], [], None, None

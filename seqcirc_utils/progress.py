@@ -115,7 +115,8 @@ class Watch:
                 running.append(f"{job.name} ({latest_bar(log) or 'starting'})")
         minutes, seconds = divmod(int(now - self.begun), 60)
         state = f"{len(done)}/{len(self.todo)} stages, {minutes}:{seconds:02}{self._left(now)}"
-        return f"[{state}] " + "; ".join(running)
+        more = [f"and {len(running) - 4} more"] if len(running) > 4 else []  # on a cluster
+        return f"[{state}] " + "; ".join(running[:4] + more)
 
     def _left(self, now: float) -> str:
         """Time left, judged by what each stage took the last time, or took for another task."""

@@ -9,6 +9,7 @@ made otherwise are never mixed in.
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -84,6 +85,7 @@ STAGES: dict[str, Stage] = {
 
 _PACKAGE = Path(__file__).resolve().parent
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+_SOURCES = (".py", ".csv", ".json", ".txt", ".yml")
 _IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open", "display"}
 _CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("float32", "bfloat16", "float16")}
 
@@ -118,9 +120,19 @@ def declared(stage: str) -> dict[str, Parameter]:
         UserError: for an unknown stage, or a parameters cell that is missing or not annotated
             literals.
     """
+    path = notebook(stage)
+    return dict(_declared(stage, path, _stamp(path)))
+
+
+def _stamp(*paths: Path) -> tuple:
+    """What tells a changed file: a sweep asks the same of the same files thousands of times."""
+    return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in paths)
+
+
+@functools.lru_cache
+def _declared(stage: str, path: Path, stamp: tuple) -> dict[str, Parameter]:
     from papermill import inspect_notebook
 
-    path = notebook(stage)
     parameters = {}
     for name, found in inspect_notebook(str(path)).items():
         kind = _TYPES.get(re.sub(r"\[.*", "", found["inferred_type_name"]))
@@ -292,19 +304,25 @@ def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
     Raises:
         UserError: as :func:`sources` does.
     """
-    digest = hashlib.sha256()
+    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in _SOURCES)
+    digest = hashlib.sha256(_code(stage, _stamp(notebook(stage), *package)))
+    values = {name: value for name, value in parameters.items() if name != "results"}
+    identity = models.identity(values["model"]) if "model" in values else ""
+    digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache
+def _code(stage: str, stamp: tuple) -> bytes:
+    """A stage's own sources, as the bytes that its fingerprint begins with."""
     first, *rest = sources(stage)
     cells = [
         [cell["cell_type"], "".join(cell["source"]), _lasting(cell.get("metadata", {}))]
         for cell in _cells(first)
     ]
-    digest.update(json.dumps(cells, sort_keys=True).encode())
-    for path in rest:
-        digest.update(f"\0{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes())
-    values = {name: value for name, value in parameters.items() if name != "results"}
-    identity = models.identity(values["model"]) if "model" in values else ""
-    digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
-    return digest.hexdigest()
+    parts = [json.dumps(cells, sort_keys=True).encode()]
+    parts += [f"\0{p.relative_to(_PACKAGE)}\0".encode() + p.read_bytes() for p in rest]
+    return b"".join(parts)
 
 
 def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:

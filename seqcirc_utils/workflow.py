@@ -9,149 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
 from seqcirc_utils import models, pages, progress, stages, store
-from seqcirc_utils.errors import UserError, unknown
-
-PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
-OVERALL = [name for name, stage in stages.STAGES.items() if not stage.per_task]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A parameters file, read and checked: what is run, and where the results go."""
-
-    file: Path
-    model: str
-    tasks: tuple[str, ...]
-    values: Mapping[str, Any]
-
-    @property
-    def results(self) -> str:
-        """The results' directory from the project's root: the parameters file's own name."""
-        return f"results/{self.file.stem}"
-
-    def parameters(self, stage: str, task: str | None = None) -> dict[str, Any]:
-        """Return what one run of a stage is given: those parameters that it declares.
-
-        Raises:
-            UserError: as :func:`stages.check` does.
-        """
-        given = dict(self.values) | {
-            "model": self.model,
-            "tasks": list(self.tasks),
-            "task": task,
-            "results": self.results,
-        }
-        known = stages.declared(stage)
-        given = {name: value for name, value in given.items() if name in known}
-        stages.check(stage, given)
-        return given
-
-    def directory(self, task: str | None = None) -> Path:
-        """Return where the results of a task, or of all tasks, go."""
-        return stages.directory(self.results, self.model, task)
-
-    def jobs(self) -> list["Job"]:
-        """Return every run of every stage, upstream first.
-
-        Raises:
-            UserError: for any parameter that any stage refuses.
-        """
-        jobs = [Job(self, stage, task) for stage in PER_TASK for task in self.tasks]
-        return jobs + [Job(self, stage, None) for stage in OVERALL]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a stage: its files and the fingerprint that says when to run it again."""
-
-    plan: Plan
-    stage: str
-    task: str | None
-
-    @property
-    def name(self) -> str:
-        """Stage and task, for people."""
-        return f"{self.stage} {self.task or ''}".strip()
-
-    @property
-    def notebook(self) -> Path:
-        """The executed notebook."""
-        return self.plan.directory(self.task) / f"{self.stage}.ipynb"
-
-    @property
-    def record(self) -> Path:
-        """The run's ``run.json``."""
-        return self.plan.directory(self.task) / f"{self.stage}.run.json"
-
-    @property
-    def inputs(self) -> list[Path]:
-        """The records of the runs whose results this one reads."""
-        own = [self.task] if self.task else self.plan.tasks
-        return [
-            Job(self.plan, need, task).record
-            for need in stages.STAGES[self.stage].needs
-            for task in (own if stages.STAGES[need].per_task else [None])
-        ]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the stage's sources and parameters."""
-        given = self.plan.parameters(self.stage, self.task)
-        return stages.fingerprint(self.stage, stages.check(self.stage, given))
-
-    def forget_if_stale(self) -> None:
-        """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again.
-
-        To be called upstream first: what is kept is dated anew, in this order. Snakemake goes by
-        dates, and a clock may have been wrong.
-        """
-        shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
-        if stages.is_current(self.stage, self.record.parent, shared):
-            with contextlib.suppress(UserError):
-                store.read_json(self.notebook)
-                with contextlib.suppress(OSError):  # read-only: their dates will not change
-                    os.utime(self.notebook)
-                    os.utime(self.record)
-                return
-        stages.set_aside(self.record)
-
-
-def read_plan(file: Path | str, model: str = "") -> Plan:
-    """Read a parameters file; ``model`` takes the place of the file's.
-
-    Raises:
-        UserError: for a file that cannot be read, or a name that no stage declares.
-    """
-    file = Path(file)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        there = sorted(str(p.relative_to(store.ROOT)) for p in store.ROOT.glob("params/*.yml"))
-        raise UserError(f"{file} does not exist: there are {', '.join(there)}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read as YAML: {said}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} must hold lines of the form `name: value`.")
-    declared = {name: stages.declared(name) for name in stages.STAGES}
-    allowed = {"model", "tasks"} | {name for known in declared.values() for name in known}
-    allowed -= {"task", "results"}
-    for name in values:
-        if name not in allowed:
-            raise unknown(f"parameter in {file}", name, allowed)
-    model = model or values.pop("model", models.DEFAULT)
-    values.pop("model", None)
-    tasks = values.pop("tasks", declared[OVERALL[0]]["tasks"].default)
-    stages.check(OVERALL[0], {"tasks": tasks, "model": model})
-    return Plan(file.resolve(), model, tuple(tasks), values)
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.plan import SWEEP, Job, Plan, read_plan, read_plans, with_needs
 
 
 def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
@@ -168,36 +35,30 @@ def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> P
     return stages.execute(stage, plan.parameters(stage, task), output)
 
 
-def run(plan: Plan, cores: int | None = None, until: Sequence[str] = ()) -> None:
+def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile: str = "") -> None:
     """Run what is not up to date; with ``until`` only these stages and what they need.
+
+    Args:
+        plan: What to run.
+        cores: How many cores to use at most; as many as the profile says by default.
+        until: Stages.
+        profile: Directory of a Snakemake profile: where jobs run. ``profiles/local`` by default.
 
     Raises:
         UserError: before any compute for bad parameters, afterwards if a part failed.
     """
-    cores = (os.cpu_count() or 1) if cores is None else cores
-    if cores < 1:
-        raise UserError(f"--cores must be at least 1, not {cores}.")
-    wanted = {stages.stage_named(name).name for name in until or stages.STAGES}
-    for name in reversed(stages.STAGES):
-        wanted |= set(stages.STAGES[name].needs) if name in wanted else set()
-    jobs = [job for job in plan.jobs() if job.stage in wanted]
-    for job in jobs:
-        plan.parameters(job.stage, job.task)
-    models.fetch(plan.model)
-    for job in jobs:
-        job.forget_if_stale()
-    rules = [f"{job.stage}_{job.task or 'all'}" for job in jobs if job.stage in until]
+    jobs = _ready([plan], cores, until, profile)
     with progress.Watch(jobs):
-        _run_snakemake(plan, cores, rules)
+        _run_snakemake([plan], cores, until, profile)
 
 
-def book(plan: Plan, cores: int | None = None) -> Path:
+def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """Run what is not up to date, publish the notebooks and build the book.
 
     Raises:
         UserError: as :func:`run` does, or if the book cannot be built.
     """
-    run(plan, cores)
+    run(plan, cores, profile=profile)
     pages.publish(plan)
     return pages.build()
 
@@ -240,16 +101,92 @@ def _home() -> None:
         print(f"{home} cannot be written to: caches are kept in {own}.", file=sys.stderr)
 
 
-def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
+def sweep(plans: Sequence[Plan], cores: int | None = None, profile: str = "") -> Path:
+    """Run what is not up to date of all plans, as one graph, and write the summary.
+
+    A job that fails stops only those that need it; the summary tells what is missing.
+
+    Raises:
+        UserError: as :func:`run` does.
+    """
+    from seqcirc_utils import summary
+
+    jobs = _ready(plans, cores, (), profile)
+    try:
+        with progress.Watch(jobs):
+            _run_snakemake(plans, cores, (), profile, "--keep-going")
+    finally:
+        page = summary.write(plans)
+        print(f"The summary is in {page}")
+    return page
+
+
+def _ready(
+    plans: Sequence[Plan], cores: int | None, until: Sequence[str], profile: str
+) -> list[Job]:
+    """Check everything, fetch the models and return the jobs, those that are outdated undone."""
+    if cores is not None and cores < 1:
+        raise UserError(f"--cores must be at least 1, not {cores}.")
+    _profile(profile)
+    wanted = with_needs(until or stages.STAGES)
+    jobs = [job for plan in plans for job in plan.jobs() if job.stage in wanted]
+    for job in jobs:
+        job.plan.parameters(job.stage, job.task)
+    for model in dict.fromkeys(plan.model for plan in plans):
+        models.fetch(model)
+    for job in jobs:
+        job.forget_if_stale()
+    return jobs
+
+
+def _profile(name: str) -> tuple[Path, str]:
+    """Return a profile's directory and executor, or say what is missing before anything is run."""
+    path = Path(name) if name else store.ROOT / "profiles" / "local"
+    try:
+        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+        executor = str(values.get("executor", "local"))
+    except FileNotFoundError:
+        there = sorted(store.ROOT.glob("profiles/*/config.yaml"))
+        there = ", ".join(str(p.parent.relative_to(store.ROOT)) for p in there)
+        raise UserError(f"{path} has no config.yaml: there are the profiles {there}.") from None
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path / 'config.yaml'} cannot be read as YAML: {said}") from None
+    own = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
+    if executor not in ("local", "dryrun", "touch") and find_spec(own) is None:
+        raise UserError(
+            f"{path} wants the executor {executor!r}, which is not installed: "
+            f"pip install {own.replace('_', '-')}."
+        )
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise UserError(f"{path} wants SLURM, but there is no sbatch: use it on a login node.")
+    return path, executor
+
+
+def _run_snakemake(
+    plans: Sequence[Plan],
+    cores: int | None,
+    until: Sequence[str] = (),
+    profile: str = "",
+    *more: str,
+) -> None:
+    names = {plan.model for plan in plans}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
-    command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
+    command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
     command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
+    where, executor = _profile(profile)
+    command += ["--workflow-profile", str(where.resolve())]
+    if executor == "local":  # no more jobs at once than the memory holds
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
+        command += ["--resources", f"mem_mb={memory}"]
+    command += ["--cores", str(cores)] if cores else []
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
     # Snakemake reads a value as YAML: a ` #` in the path of the checkout would end it.
-    file = os.path.relpath(plan.file, store.ROOT)
-    command += ["--config", f"params_file={file}", f"model={plan.model}"]
+    file = os.path.relpath(plans[0].file, store.ROOT)
+    command += ["--config", f"params_file={file}"]
+    command += [f"model={names.pop() if len(names) == 1 else ''}", *more]
     snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)
     try:
         failed = snakemake.wait()
@@ -310,17 +247,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     common = _Parser(add_help=False)
-    common.add_argument("--params", default=str(store.ROOT / "params" / "laptop.yml"))
-    common.add_argument("--model", default="", help="in place of the file's")
-    whole = commands.add_parser("book", parents=[common], help="run everything, build the book")
-    whole.add_argument("--cores", type=int, default=None, help="default: all")
-    part = commands.add_parser("run", parents=[common], help="run stages, build no book")
-    part.add_argument("--cores", type=int, default=None, help="default: all")
+    common.add_argument("--params", help="default: params/laptop.yml; of a sweep, params/sweep.yml")
+    common.add_argument("--model", default="", help="in place of the file's; of a sweep, one of it")
+    where = _Parser(add_help=False)
+    where.add_argument("--cores", type=int, default=None, help="default: all")
+    where.add_argument("--profile", default="", help="where jobs run (default: profiles/local)")
+    both = [common, where]
+    commands.add_parser("book", parents=both, help="run everything, build the book")
+    part = commands.add_parser("run", parents=both, help="run stages, build no book")
     part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
+    commands.add_parser("sweep", parents=both, help="run a file of models, tasks and seeds")
     commands.add_parser("notebooks", help="run the committed notebooks again, in place")
     one = commands.add_parser("stage", parents=[common], help="run one stage")
     one.add_argument("name")
     one.add_argument("--task")
+    one.add_argument("--seed", type=int, help="of a sweep, one of its seeds")
     one.add_argument("--output", required=True)
     commands.add_parser("publish", parents=[common], help="copy the results into the book")
     return parser
@@ -341,11 +282,19 @@ def main(arguments: list[str]) -> int:
         if given.command == "notebooks":
             notebooks()
             return 0
-        plan = read_plan(given.params, given.model)
+        name = "sweep.yml" if given.command == "sweep" else "laptop.yml"
+        file = given.params or store.ROOT / "params" / name
+        if given.command == "sweep":
+            plans = read_plans(file, given.model)
+            if plans[0].seed is None:
+                raise UserError(f"{file} is no sweep: it lists none of {', '.join(SWEEP)}.")
+            sweep(plans, given.cores, given.profile)
+            return 0
+        plan = read_plan(file, given.model, getattr(given, "seed", None))
         if given.command == "book":
-            book(plan, given.cores)
+            book(plan, given.cores, given.profile)
         elif given.command == "run":
-            run(plan, given.cores, given.until)
+            run(plan, given.cores, given.until, given.profile)
         elif given.command == "stage":
             run_stage(plan, given.name, given.task, given.output)
         else:

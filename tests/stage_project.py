@@ -59,7 +59,8 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         root / "seqcirc_utils",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    shutil.copytree(store.ROOT / "params", root / "params")
+    for name in ("params", "profiles"):
+        shutil.copytree(store.ROOT / name, root / name)
     shutil.copy(store.ROOT / "Snakefile", root)
     (root / "notebooks").mkdir()
     (root / "book").mkdir()

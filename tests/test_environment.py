@@ -55,9 +55,9 @@ def pyproject() -> dict:
 
 
 def direct_dependencies() -> list[str]:
-    """List what the package and its tests ask for by name."""
+    """List what the package, its tests and its profiles ask for by name."""
     project = pyproject()["project"]
-    return project["dependencies"] + project["optional-dependencies"]["test"]
+    return project["dependencies"] + sum(project["optional-dependencies"].values(), [])
 
 
 def conda_environment() -> tuple[list[str], list[str]]:

@@ -172,3 +172,13 @@ def test_the_kernel_is_this_interpreter(project, monkeypatch, tmp_path):
     output = stages.execute("03_patching", {}, project / "out.ipynb")
     assert sys.executable in output.read_text()
     assert store.read_json(project / "results/default/gpt2/months/03_patching.run.json")
+
+
+def test_what_is_remembered_of_a_notebook_follows_its_changes(project):
+    """Declarations and sources are remembered, so that a sweep of thousands is planned quickly."""
+    full = stages.check("03_patching", {})
+    before = stages.fingerprint("03_patching", full)
+    write_notebook(project, "03_patching", work="print('other')")
+    assert stages.fingerprint("03_patching", full) != before
+    write_notebook(project, "03_patching", more="threshold: float = 0.7  # part to keep")
+    assert stages.check("03_patching", {})["threshold"] == 0.7

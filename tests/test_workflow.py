@@ -11,6 +11,7 @@ import yaml
 from stage_project import make, write_notebook
 
 from seqcirc_utils import models, pages, stages, store, workflow
+from seqcirc_utils import plan as plans
 from seqcirc_utils.errors import UserError
 
 TOC = {
@@ -169,6 +170,27 @@ def test_publish(project):
     assert times == {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
 
 
+def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
+    plan = workflow.read_plan(parameters(project))
+    assert "nothing was measured" in pages.costs(plan)
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    taken = {
+        "03_patching": (900, 3000),
+        "04_circuit_discovery": (2700, 3500),
+        "09_claims": (360, 9),
+    }
+    for stage, (seconds, memory) in taken.items():
+        job = workflow.Job(plan, stage, "months" if stage in plans.PER_TASK else None)
+        row = f"{seconds}\t-\t{memory}\t-\t-\t-\t-\t-\t-\t10\n"
+        store.write_text(job.record.with_name(f"{stage}.cost.tsv"), head + row)
+        store.write_text(job.record.with_name(f"{stage}.csv"), "x" * 10**6)
+    text = pages.costs(plan)
+    assert "| 04_circuit_discovery | `1` | `45.0` | `3.5` | `1.0` |" in text
+    # 2000 of each at a quarter and three quarters of an hour; one of the last for all ten tasks.
+    assert "| up to the circuits | `4,000` | `2,000` | `0.8` | `4.0` |" in text
+    assert "| all | `4,200` | `2,200` | `0.9` | `4.2` |" in text
+
+
 def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
     plan = workflow.read_plan(parameters(project, tasks=["digits", "months"]))
     pretend_all(plan)
@@ -254,7 +276,7 @@ def test_snakemake_runs_exactly_what_changed(project):
 @pytest.mark.slow
 def test_snakemake_runs_the_stages(project):
     plan = workflow.read_plan(parameters(project, n_prompts=3))
-    workflow._run_snakemake(plan, 1)
+    workflow._run_snakemake([plan], 1)
     record = json.loads(workflow.Job(plan, "06_cross_task", None).record.read_text())
     assert record["inputs"] and record["parameters"]["n_prompts"] == 3
     assert all(job.notebook.is_file() for job in plan.jobs())

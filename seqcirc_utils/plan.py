@@ -1,0 +1,227 @@
+"""What is to be run: a parameters file, read and checked, as plans and their jobs."""
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqcirc_utils import models, stages, store
+from seqcirc_utils.errors import UserError, unknown
+
+PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
+OVERALL = [name for name, stage in stages.STAGES.items() if not stage.per_task]
+DISCOVERY = "04_circuit_discovery"
+# What makes a parameters file a sweep: lists, and what they are when only some are given.
+SWEEP: dict[str, list[Any]] = {"models": [models.DEFAULT], "seeds": [0], "stages": [DISCOVERY]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A parameters file, read and checked: what is run, and where the results go.
+
+    A sweep has one plan for each model and seed; ``seed`` is None in all others.
+    """
+
+    file: Path
+    model: str
+    tasks: tuple[str, ...]
+    values: Mapping[str, Any]
+    seed: int | None = None
+    wanted: tuple[str, ...] = tuple(stages.STAGES)
+
+    @property
+    def results(self) -> str:
+        """The results' directory from the project's root: the parameters file's own name."""
+        where = f"results/{self.file.stem}"
+        return where if self.seed is None else f"{where}/seed{self.seed}"
+
+    def parameters(self, stage: str, task: str | None = None) -> dict[str, Any]:
+        """Return what one run of a stage is given: those parameters that it declares.
+
+        Raises:
+            UserError: as :func:`stages.check` does.
+        """
+        given = dict(self.values) | {
+            "model": self.model,
+            "tasks": list(self.tasks),
+            "task": task,
+            "results": self.results,
+        }
+        known = stages.declared(stage)
+        given |= {} if self.seed is None else {"seed": self.seed}
+        given = {name: value for name, value in given.items() if name in known}
+        stages.check(stage, given)
+        return given
+
+    def directory(self, task: str | None = None) -> Path:
+        """Return where the results of a task, or of all tasks, go."""
+        return stages.directory(self.results, self.model, task)
+
+    def jobs(self) -> list["Job"]:
+        """Return every run of every wanted stage, upstream first.
+
+        Raises:
+            UserError: for any parameter that any stage refuses.
+        """
+        jobs = [Job(self, stage, task) for stage in PER_TASK for task in self.tasks]
+        jobs += [Job(self, stage, None) for stage in OVERALL]
+        return [job for job in jobs if job.stage in self.wanted]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a stage: its files and the fingerprint that says when to run it again."""
+
+    plan: Plan
+    stage: str
+    task: str | None
+
+    @property
+    def name(self) -> str:
+        """Stage and task, in a sweep model and seed too, for people."""
+        own = [self.stage, self.task] if self.task else [self.stage]
+        sweep = [] if self.plan.seed is None else [self.plan.model, f"seed {self.plan.seed}"]
+        return " ".join(own + sweep)
+
+    @property
+    def arguments(self) -> str:
+        """What `workflow stage` is given to make this run, quoted for the shell."""
+        given = [self.stage, "--params", str(self.plan.file), "--model", self.plan.model]
+        given += ["--task", self.task] if self.task else []
+        given += [] if self.plan.seed is None else ["--seed", str(self.plan.seed)]
+        return shlex.join(given)
+
+    @property
+    def notebook(self) -> Path:
+        """The executed notebook."""
+        return self.plan.directory(self.task) / f"{self.stage}.ipynb"
+
+    @property
+    def record(self) -> Path:
+        """The run's ``run.json``."""
+        return self.plan.directory(self.task) / f"{self.stage}.run.json"
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The records of the runs whose results this one reads."""
+        own = [self.task] if self.task else self.plan.tasks
+        return [
+            Job(self.plan, need, task).record
+            for need in stages.STAGES[self.stage].needs
+            for task in (own if stages.STAGES[need].per_task else [None])
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the stage's sources and parameters."""
+        given = self.plan.parameters(self.stage, self.task)
+        return stages.fingerprint(self.stage, stages.check(self.stage, given))
+
+    def is_current(self) -> bool:
+        """Tell whether the results are there, made with these parameters and sources."""
+        if not self.record.is_file():
+            return False
+        shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
+        return stages.is_current(self.stage, self.record.parent, shared)
+
+    def forget_if_stale(self) -> None:
+        """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again.
+
+        To be called upstream first: what is kept is dated anew, in this order. Snakemake goes by
+        dates, and a clock may have been wrong.
+        """
+        if self.is_current():
+            with contextlib.suppress(UserError):
+                store.read_json(self.notebook)
+                with contextlib.suppress(OSError):  # read-only: their dates will not change
+                    os.utime(self.notebook)
+                    os.utime(self.record)
+                return
+        stages.set_aside(self.record)
+
+
+def read_plan(file: Path | str, model: str = "", seed: int | None = None) -> Plan:
+    """Read a parameters file; ``model`` takes the place of the file's.
+
+    Of a sweep's file, return the plan of this model and seed.
+
+    Raises:
+        UserError: for a file that cannot be read, or a name that no stage declares.
+    """
+    plans = [plan for plan in read_plans(file, model) if plan.seed == seed]
+    if len(plans) == 1:
+        return plans[0]
+    if plans or seed is None:
+        raise UserError(f"{file} is a sweep: run `make sweep`, or name a model and a seed of it.")
+    raise UserError(f"{file} has no seed {seed}.")
+
+
+def read_plans(file: Path | str, model: str = "") -> list[Plan]:
+    """Read a parameters file: one plan, or for a sweep one for each of its models and seeds.
+
+    ``model`` takes the place of the file's; of a sweep's models it chooses one.
+
+    Raises:
+        UserError: for a file that cannot be read, or a name that no stage declares.
+    """
+    values = _read(file)
+    lists = {name: values.pop(name) for name in list(values) if name in SWEEP}
+    if not lists:
+        return [_plan(Path(file), model or values.pop("model", models.DEFAULT), values)]
+    for name, found in (SWEEP | lists).items():
+        if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
+            raise UserError(f"{name} in {file} must be a list that names no two things alike.")
+    for name in ("model", "seed"):
+        if name in values:
+            raise UserError(f"{file} is a sweep: it lists {name}s, and `{name}` has no place.")
+    lists = SWEEP | lists
+    if model and model not in lists["models"]:
+        raise unknown(f"model of {file}", model, lists["models"])
+    wanted = with_needs(lists["stages"])
+    chosen = [model] if model else lists["models"]
+    return [_plan(Path(file), m, values, seed, wanted) for m in chosen for seed in lists["seeds"]]
+
+
+def with_needs(names: Iterable[str]) -> tuple[str, ...]:
+    """Return these stages and all that they need, upstream first.
+
+    Raises:
+        UserError: for an unknown stage.
+    """
+    wanted = {stages.stage_named(name).name for name in names}
+    for name in reversed(stages.STAGES):
+        wanted |= set(stages.STAGES[name].needs) if name in wanted else set()
+    return tuple(name for name in stages.STAGES if name in wanted)
+
+
+def _read(file: Path | str) -> dict[str, Any]:
+    file = Path(file)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = sorted(str(p.relative_to(store.ROOT)) for p in store.ROOT.glob("params/*.yml"))
+        raise UserError(f"{file} does not exist: there are {', '.join(there)}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read as YAML: {said}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold lines of the form `name: value`.")
+    allowed = {"model", "tasks", *SWEEP}
+    allowed |= {name for stage in stages.STAGES for name in stages.declared(stage)}
+    allowed -= {"task", "results"}
+    for name in values:
+        if name not in allowed:
+            raise unknown(f"parameter in {file}", name, allowed)
+    return values
+
+
+def _plan(file: Path, model: str, values: Mapping[str, Any], *sweep: Any) -> Plan:
+    values = {name: value for name, value in values.items() if name != "model"}
+    tasks = values.pop("tasks", stages.declared(OVERALL[0])["tasks"].default)
+    stages.check(OVERALL[0], {"tasks": tasks, "model": model})
+    return Plan(file.resolve(), model, tuple(tasks), values, *sweep)
