@@ -9,6 +9,7 @@ made otherwise are never mixed in.
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -454,6 +455,7 @@ class Run:
         return store.write_json(self.path("run.json"), facts | own)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what decides results."""
     found = {"python": platform.python_version()}
