@@ -473,6 +473,7 @@ class Run:
         return store.write_json(self.path("run.json"), facts | own)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what decides results."""
     found = {"python": platform.python_version()}
