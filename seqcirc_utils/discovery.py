@@ -209,12 +209,14 @@ def ranked(
     checkpoint: Path | None = None,
     progress: str | None = None,
 ) -> Discovery:
-    """Remove groups of the components whose removal is estimated to cost least; then one by one.
+    """Remove groups of components by an estimate of what that does; at the end, one by one.
 
-    A group that passes is followed by one twice as large, in the order of a new estimate
-    (attribution patching at the present circuit); one that fails is halved. A component that fails
-    alone is set aside. At the end every remaining component was tried alone, at the final circuit,
-    and found to be needed.
+    The estimate (attribution patching at the present circuit) is made anew after every group. First
+    go the components that it calls idle; from the first group that fails on, those that cost least,
+    what speaks against the answer before all others. (The two-sided search goes on with the idle.)
+    A group that passes is followed by one twice as large, one that fails is halved, and a component
+    that fails alone is set aside. At the end every remaining component was tried alone, at the
+    final circuit, and found to be needed.
 
     Args:
         evaluator: Discovery prompts, and what replaces a removed component.
@@ -232,9 +234,11 @@ def ranked(
 
     def order() -> list[Component]:
         estimate = evaluator.estimate(search.out, rows)
-        cost = (lambda c: abs(estimate[c])) if two_sided else (lambda c: -estimate[c])
+        # Idle parts first. Once the bar is reached, what speaks against the answer: it makes room.
+        cost = (lambda c: -estimate[c]) if signed else (lambda c: abs(estimate[c]))
         return sorted(search.left(), key=cost)
 
+    signed = False
     queue, size = order(), len(search.left())
     needed: dict[Component, float] = {}  # tried alone at the present circuit, with the score
     stale: dict[Component, float] = {}  # tried alone at an earlier one
@@ -247,6 +251,9 @@ def ranked(
             left = order() if size > 1 else queue[1:]
             queue = [c for c in left if c not in stale]
             size *= 2
+        elif not (signed or two_sided):
+            signed = True
+            queue = order()
         elif size > 1:
             size //= 2
         else:
