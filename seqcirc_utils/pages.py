@@ -237,7 +237,7 @@ def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) 
         cells = [name, by_stage.size()[name], f"{row['minutes']:.1f}", f"{most[name]:.1f}"]
         lines.append(_row([*cells, f"{row['disk']:.1f}"]))
     lines += ["", f"{n_models} models × {n_tasks} tasks × {n_seeds} seeds:", ""]
-    lines += ["| stages | jobs | core hours | days on 100 cores | GB on disk |"]
+    lines += ["| stages | jobs | core hours | hours on 100 cores | GB on disk |"]
     lines += ["|---|---:|---:|---:|---:|"]
     for title, names in [
         ("up to the circuits", with_needs([DISCOVERY])),
@@ -245,7 +245,7 @@ def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) 
     ]:
         part = mean[mean.index.isin(names)]
         hours, disk = ((part["jobs"] * part[name]).sum() for name in ("core_hours", "disk"))
-        cells = [title, f"{part['jobs'].sum():,.0f}", f"{hours:,.0f}", f"{hours / 2400:,.1f}"]
+        cells = [title, f"{part['jobs'].sum():,.0f}", f"{hours:,.0f}", f"{hours / 100:,.1f}"]
         lines.append(_row([*cells, f"{disk / 1e3:,.1f}"]))
     return "\n".join(lines) + "\n"
 

@@ -187,8 +187,8 @@ def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
     text = pages.costs(plan)
     assert "| 04_circuit_discovery | `1` | `45.0` | `3.5` | `1.0` |" in text
     # 2000 of each at a quarter and three quarters of an hour; one of the last for all ten tasks.
-    assert "| up to the circuits | `4,000` | `2,000` | `0.8` | `4.0` |" in text
-    assert "| all | `4,200` | `2,200` | `0.9` | `4.2` |" in text
+    assert "| up to the circuits | `4,000` | `2,000` | `20.0` | `4.0` |" in text
+    assert "| all | `4,200` | `2,200` | `22.0` | `4.2` |" in text
 
 
 def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
