@@ -17,7 +17,8 @@ MODEL ?=
 CORES ?=
 PROFILE ?=
 PORT ?= 8000
-NBVAL_JOBS ?= 2
+# How many tests, or notebooks, are run at once.
+TEST_JOBS ?= 2
 
 # The same in every run: no warnings about forked tokenizers, one order of sets, UTF-8 everywhere.
 export TOKENIZERS_PARALLELISM := false
@@ -80,12 +81,12 @@ notebooks: setup ## Run the committed notebooks again at their default parameter
 
 test: setup ## Run the unit tests, then check the committed notebooks' outputs
 	@$(PY) -m seqcirc_utils.models fetch smollm2-135m-instruct
-	@$(TEST_PY) -m pytest tests
+	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest -n "$(TEST_JOBS)" --dist loadscope tests
 	@$(TEST_PY) -m seqcirc_utils.workflow run --params params/default.yml \
 	  --until 01_task_construction 02_logit_attribution 05_component_roles
 	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:python \
-	  -n "$(NBVAL_JOBS)" --dist loadscope notebooks
+	  -n "$(TEST_JOBS)" --dist loadscope notebooks
 
 test-fast: setup ## Run only the unit tests that take seconds and need no model
 	@$(TEST_PY) -m pytest -m 'not slow and not model' tests
