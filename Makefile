@@ -33,12 +33,13 @@ TEST_PY := HF_HUB_OFFLINE=1 $(PY)
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help params setup book serve notebooks test test-fast bench lint format clean distclean FORCE
+.PHONY: help setup book serve notebooks test test-fast bench lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PORT=n] [PYTHON=python3.12]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
+.PHONY: params
 params: setup ## List the stages with their parameters, as a PARAMS file sets them
 	@$(PY) -m seqcirc_utils.workflow --help
 

@@ -204,44 +204,6 @@ def book(plan: Plan, cores: int | None = None) -> Path:
     return _build(plan)
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Hold the checkout for one run; it is free again when the run and its Snakemake have ended.
-
-    Raises:
-        UserError: while another run holds it.
-    """
-    file = store.ROOT / ".snakemake" / "run.lock"
-    file.parent.mkdir(exist_ok=True)
-    with file.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"another run (begun by process {lock.read().strip()}) works in {store.ROOT}: wait "
-                "until it has ended, or use a second checkout."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        # Snakemake gets it too: should this process be killed alone, it would work on.
-        os.set_inheritable(lock.fileno(), True)
-        yield
-
-
-def _home() -> None:
-    """Give the programs that we start, and the model's cache, a home they can write to."""
-    home = os.path.expanduser("~")
-    if not (os.path.isdir(home) and os.access(home, os.W_OK)):
-        own = store.ROOT / ".snakemake" / "home"
-        own.mkdir(parents=True, exist_ok=True)
-        os.environ["HOME"] = str(own)
-        print(f"{home} cannot be written to: caches are kept in {own}.", file=sys.stderr)
-
-
 def _run_snakemake(plan: Plan, cores: int, until: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--cores", str(cores), "--rerun-incomplete"]
@@ -547,6 +509,44 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--output", required=True)
     commands.add_parser("publish", parents=[common], help="copy the results into the book")
     return parser
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the checkout for one run; it is free again when the run and its Snakemake have ended.
+
+    Raises:
+        UserError: while another run holds it.
+    """
+    file = store.ROOT / ".snakemake" / "run.lock"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"another run (begun by process {lock.read().strip()}) works in {store.ROOT}: wait "
+                "until it has ended, or use a second checkout."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        # Snakemake gets it too: should this process be killed alone, it would work on.
+        os.set_inheritable(lock.fileno(), True)
+        yield
+
+
+def _home() -> None:
+    """Give the programs that we start, and the model's cache, a home they can write to."""
+    home = os.path.expanduser("~")
+    if not (os.path.isdir(home) and os.access(home, os.W_OK)):
+        own = store.ROOT / ".snakemake" / "home"
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(own)
+        print(f"{home} cannot be written to: caches are kept in {own}.", file=sys.stderr)
 
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
