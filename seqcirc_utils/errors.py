@@ -12,6 +12,10 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class CannotDo(UserError):
+    """The model cannot do the task, so there is nothing to explain: the stage is skipped."""
+
+
 def unknown(kind: str, name: object, allowed: Iterable[str], hint: str = "") -> UserError:
     """The error for a name that is not among the allowed ones, with the nearest of them."""
     allowed = sorted(map(str, allowed))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
 
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.models import Model
 from seqcirc_utils.tasks import Prompts
 
@@ -139,11 +139,11 @@ def positive_baseline(logit_diff: torch.Tensor, what: str) -> float:
     """The mean logit difference that percentages refer to.
 
     Raises:
-        UserError: when it is not positive; a ratio of it would mean nothing.
+        CannotDo: when it is not positive; a ratio of it would mean nothing.
     """
     mean = logit_diff.mean().item()
     if not mean > 0:
-        raise UserError(
+        raise CannotDo(
             f"{what} has a mean logit difference of {mean:.3f}: the model does not prefer the next "
             "member, so shares of this score mean nothing. Choose another task, model or template."
         )

@@ -63,10 +63,10 @@ def publish(plan: Plan) -> list[Path]:
 
 
 def _data(job: Job) -> list[Path]:
-    """Return the files with what a run's page shows."""
-    names = [f"{job.stage}.*"] + ["circuit*.json"] * (job.stage == DISCOVERY)
-    found = [path for name in names for path in job.record.parent.glob(name)]
-    return sorted(p for p in found if p.suffix in (".csv", ".json", ".npz") and p != job.record)
+    """Return the files with what a run's page shows, as the run recorded them."""
+    names = store.read_json(job.record).get("files", {})
+    found = sorted(job.record.parent / name for name in names)
+    return [path for path in found if path.suffix in (".csv", ".json", ".npz")]
 
 
 def _terms() -> list[str]:
@@ -102,7 +102,7 @@ def _link_terms(text: str, terms: list[str]) -> str:
 def _indexed(job: Job) -> list[str]:
     """Return what index and search find on a page: the circuit's parts, or the claims."""
     table = job.record.with_name(f"{job.stage}.csv")
-    if not table.is_file():
+    if stages.skipped(job.record) or not table.is_file():
         return []
     frame = store.read_csv(table)
     if (
@@ -127,7 +127,7 @@ def _footer(job: Job, data: list[Path]) -> str:
             *index,
             "## Data and parameters",
             "",
-            f"What the figures and tables of this page show, as files: {links}.",
+            f"What the figures and tables of this page show, as files: {links}." if data else "",
             "The page itself is a notebook, which the button at the top gives. [](/rerun.md) tells",
             "how to run it with other values than these:",
             "",

@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock
 
 from seqcirc_utils import models, store
-from seqcirc_utils.errors import UserError, unknown
+from seqcirc_utils.errors import CannotDo, UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -410,6 +410,7 @@ class Run:
         Raises:
             UserError: for a stage that this one does not need, a missing task, a stage that
                 fails, or one that does not make this file.
+            CannotDo: if the stage was skipped, since the model cannot do the task.
         """
         needs = stage_named(self.stage).needs
         if stage not in needs:
@@ -425,7 +426,8 @@ class Run:
         path, record = where / f"{stage}.{suffix}", where / f"{stage}.run.json"
         where.mkdir(parents=True, exist_ok=True)
         with FileLock(where / f".{stage}.lock"):
-            if not (path.is_file() and is_current(stage, where, shared)):
+            current = is_current(stage, where, shared)
+            if not (current and (path.is_file() or skipped(record))):
                 print(
                     f"{stage} of {task or 'all tasks'} has no results for these parameters and "
                     "this version: running it first, which may take some minutes.",
@@ -433,13 +435,16 @@ class Run:
                     flush=True,
                 )
                 execute(stage, shared, where / f"{stage}.ipynb")
-            if not path.is_file():
+            reason = skipped(record)
+            if not (reason or path.is_file()):
                 raise UserError(f"{self.stage}: {stage} makes no file {path.name}.")
             source = os.path.relpath(record, self.directory)
             try:
                 self.inputs[source] = store.read_json(record)["library"]
             except UserError:  # another process has begun to make the same results again
                 self.inputs[source] = fingerprint(stage, check(stage, shared))
+        if reason:
+            raise CannotDo(reason)
         return path
 
     def finish(self, **facts: Any) -> Path:
@@ -516,6 +521,13 @@ def set_aside(record: Path) -> None:
         record.replace(last(record))
 
 
+def skipped(record: Path) -> str:
+    """Return why a stage was skipped; nothing if it was not."""
+    with contextlib.suppress(UserError):
+        return store.read_json(record).get("skipped", "")
+    return ""
+
+
 def last(record: Path) -> Path:
     """Return where a record is kept after it was set aside."""
     return record.with_name(f".{record.name}")
@@ -549,6 +561,9 @@ def execute(
         output: Path of the executed notebook.
         progress: Show progress, the kernel's own included, on stderr.
 
+    A stage whose model cannot do the task is no failure: the notebook ends there with the reason,
+    which the record holds as ``skipped``.
+
     Raises:
         UserError: before any compute as :func:`check` does, afterwards if the notebook failed.
     """
@@ -557,24 +572,30 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    check(stage, parameters)
+    given = check(stage, parameters)
     output = Path(output).absolute()
     failed = output.with_suffix(".failed.ipynb")
+    reason = ""
     with store.writing(output) as temporary:
         try:
-            papermill.execute_notebook(
-                str(notebook(stage)).replace("{", "{{").replace("}", "}}"),
-                str(temporary).replace("{", "{{").replace("}", "}}"),
-                parameters=dict(parameters),
-                kernel_name="python3",
-                kernel_manager_class=_own_kernel(),
-                language="python",
-                cwd=str(store.ROOT),
-                progress_bar=progress,
-                stderr_file=sys.stderr if progress else None,
-            )
+            try:
+                papermill.execute_notebook(
+                    str(notebook(stage)).replace("{", "{{").replace("}", "}}"),
+                    str(temporary).replace("{", "{{").replace("}", "}}"),
+                    parameters=dict(parameters),
+                    kernel_name="python3",
+                    kernel_manager_class=_own_kernel(),
+                    language="python",
+                    cwd=str(store.ROOT),
+                    progress_bar=progress,
+                    stderr_file=sys.stderr if progress else None,
+                )
+            except PapermillExecutionError as error:
+                if error.ename != CannotDo.__name__:
+                    raise
+                reason = str(error.evalue)
             book = nbformat.read(temporary, as_version=4)
-            nbformat.write(clean(book), temporary)
+            nbformat.write(clean(_cut(book, reason) if reason else book), temporary)
         except BaseException as error:
             output.unlink(missing_ok=True)
             if not isinstance(error, Exception):
@@ -597,7 +618,40 @@ def execute(
                 f"{stage} failed: {type(error).__name__}: {said[0]} ({kept})"
             ) from error
     failed.unlink(missing_ok=True)
+    if reason:
+        _record_skipped(stage, given, reason)
     return output
+
+
+def _cut(book: Any, reason: str) -> Any:
+    """Return a notebook up to the cell that raised, with the reason in place of the error."""
+    import nbformat
+
+    cells = []
+    for cell in book.cells:
+        if any("error" in tag for tag in cell.metadata.get("tags", [])):  # papermill's own notes
+            continue
+        cells.append(cell)
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            cell.outputs = [o for o in cell.outputs if o.output_type != "error"]
+            break
+    said = f":::{{admonition}} Skipped\n:class: warning\n{reason}\n:::"
+    book.cells = [*cells, nbformat.v4.new_markdown_cell(said, id="skipped")]
+    return book
+
+
+def _record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
+    """Write the record that the notebook did not come to write."""
+    run = Run(stage, given, library=fingerprint(stage, given))
+    for need in STAGES[stage].needs:
+        own = [given["task"]] if STAGES[stage].per_task else given["tasks"]
+        for task in own if STAGES[need].per_task else [None]:
+            record = run._directory(task) / f"{need}.run.json"
+            with contextlib.suppress(UserError):
+                source = os.path.relpath(record, run.directory)
+                run.inputs[source] = store.read_json(record)["library"]
+    run.finish(skipped=reason)
+    print(f"{stage} of {given.get('task') or 'all tasks'} is skipped: {reason}", file=sys.stderr)
 
 
 def clean(book: Any) -> Any:

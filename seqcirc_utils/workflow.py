@@ -50,6 +50,9 @@ def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile
     jobs = _ready([plan], cores, until, profile)
     with progress.Watch(jobs):
         _run_snakemake([plan], cores, until, profile)
+    for job in jobs:
+        if reason := stages.skipped(job.record):
+            print(f"skipped: {job.name}: {reason}", file=sys.stderr)
 
 
 def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:

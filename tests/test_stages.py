@@ -182,3 +182,38 @@ def test_what_is_remembered_of_a_notebook_follows_its_changes(project):
     assert stages.fingerprint("03_patching", full) != before
     write_notebook(project, "03_patching", more="threshold: float = 0.7  # part to keep")
     assert stages.check("03_patching", {})["threshold"] == 0.7
+
+
+@pytest.mark.slow
+def test_a_task_that_the_model_cannot_do_is_skipped_with_its_reason(project, capfd):
+    cannot = 'from seqcirc_utils.errors import CannotDo\n\nraise CannotDo("it cannot count")'
+    write_notebook(project, "03_patching", work=cannot)
+    write_notebook(
+        project,
+        "06_cross_task",
+        work="for _t in tasks:\n    try:\n        run.input('04_circuit_discovery', 'txt', _t)\n"
+        "    except ValueError as error:\n        print(_t, type(error).__name__, error)",
+    )
+    where = project / "results/default/gpt2"
+    output = stages.execute(
+        "06_cross_task", {"tasks": ["months"]}, where / "06_cross_task.ipynb", progress=False
+    )
+    assert "months CannotDo it cannot count" in output.read_text()
+    for stage in ("03_patching", "04_circuit_discovery"):
+        record = where / "months" / f"{stage}.run.json"
+        assert stages.skipped(record) == "it cannot count" and stages.is_current(
+            stage, record.parent
+        )
+        page = nbformat.read(record.with_name(f"{stage}.ipynb"), as_version=4)
+        assert "it cannot count" in page.cells[-1].source and page.cells[0].source.startswith(
+            "Text"
+        )
+        assert not [o for cell in page.cells for o in cell.get("outputs", [])]
+        assert not list(record.parent.glob("*.failed.ipynb"))
+    upstream = store.read_json(where / "months/04_circuit_discovery.run.json")["inputs"]
+    assert list(upstream) == ["03_patching.run.json"]
+    capfd.readouterr()
+    stages.execute("06_cross_task", {"tasks": ["months"]}, output, progress=False)
+    assert "running it first" not in capfd.readouterr().err
+    write_notebook(project, "03_patching")  # now it can
+    assert not stages.is_current("04_circuit_discovery", where / "months")

@@ -150,6 +150,8 @@ def test_publish(project):
     figure = plan.directory("months") / "figures" / "a.svg"
     store.write_text(figure, "<svg/>")
     store.write_text(plan.directory("months") / "03_patching.csv", "a\n1\n")
+    record = workflow.Job(plan, "03_patching", "months").record
+    store.write_json(record, store.read_json(record) | {"files": {"03_patching.csv": ""}})
     stale = project / "book/runs/digits/03_patching.ipynb"
     store.write_text(stale, "old")
     pages.publish(plan)
