@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation import Activations, Component, Evaluator, Pruning, components
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import CannotDo
 from seqcirc_utils.metrics import interval, positive_baseline, rate
 from seqcirc_utils.models import Model
 from seqcirc_utils.tasks import Prompts
@@ -59,10 +59,16 @@ def minimality(
         A row per component, the most needed first: ``component``, ``change`` (of faithfulness when
         it is removed from the circuit), ``p`` (Wilcoxon signed rank over prompts, one-sided: the
         logit difference falls), ``q`` (Benjamini-Hochberg over the circuit).
+
+    Raises:
+        CannotDo: for an empty circuit.
     """
     circuit = sorted(set(circuit), key=components(evaluator.model).index)
     if not circuit:
-        raise UserError("the circuit is empty: there is nothing to remove.")
+        raise CannotDo(
+            "The circuit is empty: the model keeps its score with everything ablated, so no "
+            "component can be shown to be needed. Choose another task or model."
+        )
     whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
     outside = set(components(evaluator.model)) - set(circuit)
     pruning = Pruning(evaluator, outside)
