@@ -97,7 +97,9 @@ def opened(browser, address):
     contexts = []
 
     def go(name, size=DESKTOP, mode="light"):
-        context = browser.new_context(viewport=size, color_scheme=mode, accept_downloads=True)
+        # No transitions: what is looked at must have its final colours.
+        options = {"color_scheme": mode, "reduced_motion": "reduce"}
+        context = browser.new_context(viewport=size, accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)

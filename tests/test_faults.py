@@ -206,6 +206,8 @@ def start(project, plan):
         cwd=project,
         env=os.environ | {"LC_ALL": "C", "HOME": "/proc/nowhere"},
         start_new_session=True,
+        # What begins in the background, as CI may, ignores Ctrl-C, and so would this run.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )
