@@ -78,24 +78,34 @@ def _terms() -> list[str]:
     return sorted(entries, key=len, reverse=True)
 
 
-def _link_terms(text: str, terms: list[str]) -> str:
-    """Link each term to the glossary where it is first used; take what was linked off ``terms``.
+_FIXED = re.compile(  # headings, code, roles and links
+    r"(?m)(^#.*$|```[\s\S]*?```|\{[\w:]+\}`[^`]*`|`[^`]*`|\[[^\]]*\]\([^)]*\))"
+)
 
-    Headings, code, roles and links stay as they are.
+
+def _link_terms(text: str, terms: list[str], left: list[str]) -> str:
+    """Link each term to the glossary where it is first used.
+
+    Args:
+        text: Markdown; headings, code, roles and links stay as they are.
+        terms: All entries, the longest first: a part of a longer term is not linked.
+        left: Those not linked yet; what is linked here is taken off.
     """
-    parts = re.split(
-        r"(?m)(^#.*$|```[\s\S]*?```|\{[\w:]+\}`[^`]*`|`[^`]*`|\[[^\]]*\]\([^)]*\))", text
-    )
-    for term in list(terms):
-        words = r"\s+".join(map(re.escape, term.split()))
-        pattern = re.compile(rf"(?<![\w-]){words}s?(?![\w-])", re.IGNORECASE)
-        for i in range(0, len(parts), 2):  # the odd ones are the exceptions
-            link = pattern.sub(lambda m, term=term: f"{{term}}`{m[0]} <{term}>`", parts[i], count=1)
-            if link != parts[i]:
-                before, after = pattern.split(parts[i], maxsplit=1)
-                parts[i : i + 1] = [before, link[len(before) : len(link) - len(after)], after]
-                terms.remove(term)
-                break
+    if not terms:
+        return text
+    entries = {term.lower(): term for term in terms}
+    words = "|".join(r"\s+".join(map(re.escape, term.split())) for term in terms)
+
+    def link(match: re.Match) -> str:
+        term = entries[" ".join(match[1].lower().split())]
+        if term not in left:
+            return match[0]
+        left.remove(term)
+        return f"{{term}}`{match[0]} <{term}>`"
+
+    pattern = re.compile(rf"(?<![\w-])({words})s?(?![\w-])", re.IGNORECASE)
+    parts = _FIXED.split(text)
+    parts[::2] = [pattern.sub(link, part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -174,7 +184,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     left = list(terms)
     for cell in executed.cells:
         if cell.cell_type == "markdown":
-            cell.source = _link_terms(cell.source, left)
+            cell.source = _link_terms(cell.source, terms, left)
     executed.cells = _joined(executed.cells)
     footer = nbformat.v4.new_markdown_cell(_footer(job, data), id="data-and-parameters")
     executed.cells.append(footer)

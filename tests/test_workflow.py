@@ -215,13 +215,16 @@ def test_publish_refuses_missing_and_failed_notebooks(project):
 
 def test_terms_are_linked_once_and_not_in_code_headings_or_links():
     terms = ["mean ablation", "ablation", "logit", "head"]
+    left = list(terms)
     text = "# A head\n\n`head` [logit](x.md), *Mean\nablation* of heads by ablation, {cite}`head`."
-    linked = pages._link_terms(text, terms)
+    linked = pages._link_terms(text, terms, left)
     assert linked == (
         "# A head\n\n`head` [logit](x.md), *{term}`Mean\nablation <mean ablation>`* of "
         "{term}`heads <head>` by {term}`ablation <ablation>`, {cite}`head`."
     )
-    assert terms == ["logit"]
+    assert left == ["logit"]
+    text = "More heads, more mean ablation."  # the second time, nor a part of it
+    assert pages._link_terms(text, terms, ["ablation"]) == text
 
 
 def test_code_that_shows_nothing_is_folded_with_what_follows():
