@@ -28,9 +28,10 @@ def _of(stage, fact):
     return lambda wildcards: fact(_jobs[wildcards.where, stage])
 
 
-# What one job takes, for a scheduler that must know beforehand: 32 prompts on the default model took
-# up to 3.5 GB, and on one core of a laptop half of these minutes. A job that was stopped for either is
-# tried again with more (`retries` of the profile). `set-resources` in a profile takes their place.
+# What one job takes, for a scheduler that must know beforehand. At 32 prompts of the default model, on
+# one core of two, patching took 7 to 9 minutes and discovery 15 to 17, with up to 3.6 GB. A job that
+# was stopped for asking too little is tried again with more (`retries` of the profile).
+# `set-resources` in a profile takes the place of these.
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
 
 
