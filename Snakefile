@@ -5,9 +5,9 @@
 
 import sys
 
+from seqcirc_utils import plan as _plan
 from seqcirc_utils import stages as _stages
 from seqcirc_utils import store as _store
-from seqcirc_utils import plan as _plan
 
 _plans = _plan.read_plans(
     config.get("params_file", "params/laptop.yml"), str(config.get("model", "") or "")

@@ -115,13 +115,9 @@ def _indexed(job: Job) -> list[str]:
     if stages.skipped(job.record) or not table.is_file():
         return []
     frame = store.read_csv(table)
-    if (
-        job.task and "inclusion" in frame
-    ):  # the parts of a circuit, and how often they are found again
-        kinds = {True: "MLP", False: "head"}
-        return [
-            f"{kinds[name.startswith('mlp')]} {name}" for name in frame["component"].astype(str)
-        ]
+    if job.stage == DISCOVERY:
+        names = frame["component"].astype(str)
+        return [f"{'MLP' if name.startswith('mlp') else 'head'} {name}" for name in names]
     return [f"claim {name}" for name in frame["claim"]] if "claim" in frame else []
 
 

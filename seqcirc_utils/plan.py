@@ -110,11 +110,7 @@ class Job:
     def inputs(self) -> list[Path]:
         """The records of the runs whose results this one reads."""
         own = [self.task] if self.task else self.plan.tasks
-        return [
-            Job(self.plan, need, task).record
-            for need in stages.STAGES[self.stage].needs
-            for task in (own if stages.STAGES[need].per_task else [None])
-        ]
+        return [Job(self.plan, *one).record for one in stages.upstream(self.stage, own)]
 
     @property
     def fingerprint(self) -> str:

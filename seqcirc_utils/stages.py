@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -330,6 +330,15 @@ def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metadata.items() if v and k not in ("execution", "papermill")}
 
 
+def upstream(stage: str, tasks: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Return the stages, with their tasks, whose results a stage of these tasks reads."""
+    return [
+        (need, task)
+        for need in STAGES[stage].needs
+        for task in (tasks if STAGES[need].per_task else [None])
+    ]
+
+
 def directory(results: str, model: str, task: str | None = None) -> Path:
     """Return where results live: ``<results>/<model>/<task>``, without a task one level up.
 
@@ -553,16 +562,15 @@ def execute(
     """Run a stage's notebook with parameters and write the executed notebook to ``output``.
 
     ``output`` is written whole or not at all: an old one is removed when the run fails, and the
-    failed notebook is kept beside it as ``<output>.failed.ipynb``.
+    failed notebook is kept beside it as ``<output>.failed.ipynb``. A stage whose model cannot do
+    the task is no failure: the notebook ends there with the reason, which the record holds as
+    ``skipped``.
 
     Args:
         stage: The stage.
         parameters: Those that differ from the defaults.
         output: Path of the executed notebook.
         progress: Show progress, the kernel's own included, on stderr.
-
-    A stage whose model cannot do the task is no failure: the notebook ends there with the reason,
-    which the record holds as ``skipped``.
 
     Raises:
         UserError: before any compute as :func:`check` does, afterwards if the notebook failed.
@@ -643,13 +651,11 @@ def _cut(book: Any, reason: str) -> Any:
 def _record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
     """Write the record that the notebook did not come to write."""
     run = Run(stage, given, library=fingerprint(stage, given))
-    for need in STAGES[stage].needs:
-        own = [given["task"]] if STAGES[stage].per_task else given["tasks"]
-        for task in own if STAGES[need].per_task else [None]:
-            record = run._directory(task) / f"{need}.run.json"
-            with contextlib.suppress(UserError):
-                source = os.path.relpath(record, run.directory)
-                run.inputs[source] = store.read_json(record)["library"]
+    for need, task in upstream(stage, [given["task"]] if "task" in given else given["tasks"]):
+        record = run._directory(task) / f"{need}.run.json"
+        with contextlib.suppress(UserError):
+            source = os.path.relpath(record, run.directory)
+            run.inputs[source] = store.read_json(record)["library"]
     run.finish(skipped=reason)
     print(f"{stage} of {given.get('task') or 'all tasks'} is skipped: {reason}", file=sys.stderr)
 
