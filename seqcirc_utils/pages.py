@@ -162,7 +162,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     if not job.notebook.is_file():
         raise UserError(f"{job.notebook} does not exist: run `make book`.")
     try:
-        executed = nbformat.read(job.notebook, as_version=4)
+        executed = stages.clean(nbformat.read(job.notebook, as_version=4))
     except ValueError:
         raise UserError(f"{job.notebook} is damaged: run `make book`.") from None
     outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
@@ -184,7 +184,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     executed.cells = _joined(executed.cells)
     footer = nbformat.v4.new_markdown_cell(_footer(job, data), id="data-and-parameters")
     executed.cells.append(footer)
-    return nbformat.writes(stages.clean(executed)) + "\n"
+    return nbformat.writes(executed) + "\n"
 
 
 def provenance(plan: Plan) -> str:
