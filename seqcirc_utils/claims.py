@@ -1018,7 +1018,8 @@ def _b6(e: Evidence) -> str:
         again.append(table["inclusion"].mean())
     return (
         f"two searches with the same threshold agree in {_row(alike, '{:.0%}')} of all components "
-        f"that either keeps; on resampled prompts a component returns in {_row(again, '{:.0%}')}"
+        f"that either keeps; when the search is repeated a component returns in "
+        f"{_row(again, '{:.0%}')} of the searches"
     )
 
 

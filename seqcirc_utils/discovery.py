@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from seqcirc_utils import store
@@ -161,6 +162,16 @@ def published_orders(evaluator: Evaluator) -> Iterator[tuple[str, list[Component
         yield "forward sweep", forward
 
 
+def shuffled_orders(
+    rng: torch.Generator, evaluator: Evaluator
+) -> Iterator[tuple[str, list[Component]]]:
+    """Sweeps on and on, each in a random order of its own."""
+    everything = components(evaluator.model)
+    while True:
+        order = torch.randperm(len(everything), generator=rng).tolist()
+        yield "random sweep", [everything[i] for i in order]
+
+
 def sweep(
     evaluator: Evaluator,
     threshold: float = 0.8,
@@ -205,7 +216,7 @@ def ranked(
     *,
     two_sided: bool = False,
     share: float = 0.25,
-    rows: int = 16,
+    rows: int = 8,
     checkpoint: Path | None = None,
     progress: str | None = None,
 ) -> Discovery:
@@ -214,9 +225,9 @@ def ranked(
     The estimate (attribution patching at the present circuit) is made anew after every group. First
     go the components that it calls idle; from the first group that fails on, those that cost least,
     what speaks against the answer before all others. (The two-sided search goes on with the idle.)
-    A group that passes is followed by one twice as large, one that fails is halved, and a component
-    that fails alone is set aside. At the end every remaining component was tried alone, at the
-    final circuit, and found to be needed.
+    A group that passes is followed by one twice as large, one that fails by a quarter of it, and a
+    component that fails alone is set aside. At the end every remaining component was tried alone,
+    at the final circuit, and found to be needed.
 
     Args:
         evaluator: Discovery prompts, and what replaces a removed component.
@@ -255,7 +266,7 @@ def ranked(
             signed = True
             queue = order()
         elif size > 1:
-            size //= 2
+            size //= 4  # each failure costs a pass, and so does each small group
         else:
             needed[group[0]] = search.steps[-1]["score"]
             queue = queue[1:]

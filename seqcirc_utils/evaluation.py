@@ -4,7 +4,9 @@ Faithful (it does what the model does), complete (what is left out does not), mi
 is idle), better than random circuits of its shape, and the same when found again.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,11 +15,19 @@ from scipy.stats import false_discovery_control, wilcoxon
 from tqdm import tqdm
 from transformer_lens.utilities.statistics import derive_generator
 
-from seqcirc_utils.ablation import Activations, Component, Evaluator, Pruning, components
+from seqcirc_utils.ablation import (
+    Activations,
+    Component,
+    Evaluator,
+    Pruning,
+    components,
+    record,
+)
+from seqcirc_utils.discovery import Discovery, ranked, shuffled_orders, sweep
 from seqcirc_utils.errors import CannotDo
 from seqcirc_utils.metrics import interval, positive_baseline, rate
 from seqcirc_utils.models import Model
-from seqcirc_utils.tasks import Prompts
+from seqcirc_utils.tasks import Prompts, PromptSets
 
 
 def quality(
@@ -136,25 +146,60 @@ def by_ablation(
 
 def inclusion(
     model: Model,
-    prompts: Prompts,
-    replacement: Activations,
-    search: Callable[[Evaluator], set[Component]],
-    resamples: int,
+    draw: Callable[[int], PromptSets],
+    n_prompts: int,
+    threshold: float,
+    repeats: int,
     seed: int,
     *,
     progress: str | None = None,
 ) -> pd.DataFrame:
-    """How often each component is found again on bootstrap resamples of the discovery prompts.
+    """How often each component is found again when the search is repeated.
+
+    Args:
+        model: The model.
+        draw: The prompt sets that a seed draws.
+        n_prompts: How many discovery prompts each search gets.
+        threshold: Share of the logit difference to keep, in (0, 1].
+        repeats: Searches of each kind.
+        seed: The run's own.
+        progress: Label of a progress bar.
 
     Returns:
-        A row per component: ``component``, ``inclusion`` (share of resamples that found it).
+        A row per component: ``component`` and the share of searches that found it, over all
+        (``inclusion``) and by kind. ``prompts``: the ranked search on bootstrap resamples of the
+        discovery prompts. ``seed``: the ranked search, all prompts drawn anew. ``order``: the
+        published rule in random orders. A search that the model's score does not allow counts for
+        nothing; NaN when there was none.
     """
-    counts = dict.fromkeys(components(model), 0)
-    for draw in tqdm(range(resamples), desc=progress, unit="search", disable=progress is None):
-        rng = derive_generator(seed, "bootstrap", draw)
-        rows = torch.randint(len(prompts), (len(prompts),), generator=rng).tolist()
-        for component in search(Evaluator(model, prompts[rows], replacement)):
-            counts[component] += 1
+
+    def evaluator(sets: PromptSets, rows: Sequence[int]) -> Evaluator:
+        means = record(model, sets.means).activations.mean()
+        return Evaluator(model, sets.discovery[rows], means)
+
+    first = range(n_prompts)
+
+    def search(kind: str, repeat: int) -> Discovery:
+        rng = derive_generator(seed, kind, repeat)
+        if kind == "seed":
+            other = int(torch.randint(2**31, (1,), generator=rng))
+            return ranked(evaluator(draw(other), first), threshold)
+        if kind == "prompts":
+            rows = torch.randint(n_prompts, (n_prompts,), generator=rng).tolist()
+            return ranked(evaluator(draw(seed), rows), threshold)
+        return sweep(evaluator(draw(seed), first), threshold, orders=partial(shuffled_orders, rng))
+
+    everything = components(model)
+    kinds = ("prompts", "seed", "order")
+    found: dict[str, list[list[bool]]] = {kind: [] for kind in kinds}
+    todo = [(kind, repeat) for kind in kinds for repeat in range(repeats)]
+    for kind, repeat in tqdm(todo, desc=progress, unit="search", disable=progress is None):
+        with contextlib.suppress(CannotDo):
+            circuit = search(kind, repeat).components
+            found[kind].append([c in circuit for c in everything])
+    shares = {"inclusion": [row for rows in found.values() for row in rows]} | found
+    empty = np.full((1, len(everything)), np.nan)
     return pd.DataFrame(
-        {"component": map(str, counts), "inclusion": [n / resamples for n in counts.values()]}
+        {"component": map(str, everything)}
+        | {name: np.mean(rows or empty, axis=0) for name, rows in shares.items()}
     )

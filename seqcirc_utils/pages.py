@@ -204,6 +204,7 @@ def provenance(plan: Plan) -> str:
     for name, label in (("seconds", "stages one after the other"), ("cpu_seconds", "CPU time")):
         minutes = sum(record.get(name, 0) for record in records) / 60
         lines += ["", f"In all, {label}: {minutes:.0f} min."]
+    lines += _discovery_costs(plan)
     facts = next((r["model"] for r in records if isinstance(r.get("model"), dict)), {})
     lines += _table("Model", {"name": plan.model} | facts)
     lines += _table("Versions", records[0]["versions"])
@@ -213,6 +214,21 @@ def provenance(plan: Plan) -> str:
             heading += f", {record['task']}"
         lines += _table(heading, record["parameters"])
     return "\n".join(lines) + "\n"
+
+
+def _discovery_costs(plan: Plan) -> list[str]:
+    """Where the longest stage's time goes, as it measured itself."""
+    taken = {}
+    for job in plan.jobs():
+        file = job.record.with_name(f"{DISCOVERY}.json")
+        if job.stage == DISCOVERY and file.is_file():
+            taken[job.task] = store.read_json(file).get("cpu_seconds", {})
+    if not any(taken.values()):
+        return []
+    parts = dict.fromkeys(part for own in taken.values() for part in own)
+    rows = [_row([part, *(own.get(part, "") for own in taken.values())]) for part in parts]
+    head = ["| part |" + "".join(f" {task} |" for task in taken), "|---|" + "---:|" * len(taken)]
+    return ["", "## CPU seconds of the circuit discovery", "", *head, *rows]
 
 
 def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) -> str:

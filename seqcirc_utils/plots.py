@@ -330,8 +330,8 @@ def needed_and_found(table: pd.DataFrame) -> Figure:
     """What each component of a circuit contributes, and how often it is found again.
 
     Args:
-        table: Columns ``component``, ``change`` (share of the logit difference), ``q``,
-            ``inclusion`` (0 to 1).
+        table: Columns ``component``, ``change`` (share of the logit difference), ``q``; and the
+            share of repeated searches that found it, by kind: ``prompts``, ``seed``, ``order``.
     """
     table = table[::-1]
     y = np.arange(len(table))
@@ -347,11 +347,18 @@ def needed_and_found(table: pd.DataFrame) -> Figure:
     axes[0].set_yticks(y, table["component"], fontsize=8)
     axes[0].axvline(0, color="black", lw=0.8)
     axes[0].set(xlabel="change when removed (points)", ylim=(-0.7, len(table) - 0.3))
-    axes[1].plot(table["inclusion"], y, "o", color="black", ms=4)
-    axes[1].set(xlabel="found again (share)", xlim=(-0.05, 1.05))
-    axes[1].grid(axis="y", lw=0.3)
     handles = [Patch(color="#0072B2", label="head"), Patch(color="#E69F00", label="MLP")]
     handles.append(Patch(fc="white", ec=NEUTRAL, label="not significant (q ≥ 0.05)"))
+    for kind, label, marker, shift in (
+        ("prompts", "found with resampled prompts", "o", 0.25),
+        ("seed", "found with another seed", "^", 0),
+        ("order", "found in another order", "s", -0.25),
+    ):
+        style = {"marker": marker, "color": "black", "ms": 3.5, "ls": "", "label": label}
+        style |= {"mfc": "white"} if kind == "order" else {}
+        handles += axes[1].plot(table[kind], y + shift, **style)
+    axes[1].set(xlabel="found again (share)", xlim=(-0.08, 1.08))
+    axes[1].grid(axis="y", lw=0.3)
     figure.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
     figure.tight_layout()
     return _close(figure)

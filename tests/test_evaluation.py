@@ -1,5 +1,8 @@
 """How circuits are judged, on tiny models where the answer can be computed plainly."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 from test_ablation import plainly
@@ -73,12 +76,50 @@ def test_kinds_of_ablation_differ(gpt2, judge, sets, means):
     assert table["c", "mean"] != pytest.approx(table["c", "zero"], abs=1e-3)
 
 
-def test_inclusion_counts_what_is_found_again(gpt2, judge, means):
-    found = evaluation.inclusion(
-        gpt2, judge.prompts, means["gpt2"], lambda e: set(CIRCUIT), 3, seed=0
-    ).set_index("component")["inclusion"]
-    assert found[str(CIRCUIT[0])] == 1 and found.sum() == len(CIRCUIT)
-    again = evaluation.inclusion(
-        gpt2, judge.prompts, means["gpt2"], lambda e: discovery.ranked(e).components, 2, seed=0
-    )
-    assert again["inclusion"].isin([0, 0.5, 1]).all() and again["inclusion"].max() > 0
+@pytest.fixture
+def answerable(gpt2, sets, means):
+    """Prompt sets on which a random model has something to lose."""
+    answers = evaluator_of(gpt2, sets.discovery, means["gpt2"]).answers
+    return dataclasses.replace(sets, discovery=answers)
+
+
+def test_inclusion_counts_what_is_found_again(gpt2, answerable, monkeypatch):
+    seen = []
+
+    def search(name):
+        def found(evaluator, threshold, orders=None):
+            seen.append((name, evaluator.prompts.tokens.tolist(), threshold))
+            seen[-1] += (list(itertools.islice(orders(evaluator), 2)) if orders else [],)
+            return discovery.Discovery(set(CIRCUIT[: len(seen)]), 1.0, [])
+
+        return found
+
+    for name in ("ranked", "sweep"):
+        monkeypatch.setattr(evaluation, name, search(name))
+    seeds = []
+    draw = lambda seed: seeds.append(seed) or answerable  # noqa: E731
+    found = evaluation.inclusion(gpt2, draw, 3, 0.7, 2, seed=5).set_index("component")
+    assert [s[0] for s in seen] == ["ranked"] * 4 + ["sweep"] * 2
+    assert all(len(s[1]) == 3 and s[2] == 0.7 for s in seen)
+    assert seen[0][1] != seen[1][1]  # resampled
+    assert len(set(seeds)) == 3 and seeds.count(5) == 4  # two seeds of their own
+    orders = [tuple(order) for s in seen[4:] for _, order in s[3]]
+    assert len(set(orders)) == 4 and all(set(o) == set(components(gpt2)) for o in orders)
+    first, second, last = (found.loc[str(CIRCUIT[i])] for i in (0, 1, 3))
+    assert first[["inclusion", "prompts", "seed", "order"]].tolist() == [1, 1, 1, 1]
+    assert second["prompts"] == 0.5 and second["inclusion"] == pytest.approx(5 / 6)
+    assert last[["prompts", "seed", "order"]].tolist() == [0, 0.5, 1]
+    assert found["inclusion"].sum() == pytest.approx((1 + 2 + 3 + 4 + 4 + 4) / 6)
+
+
+def test_a_repeated_search_that_cannot_be_counts_for_nothing(gpt2, answerable):
+    prompts = answerable.discovery
+    swapped = dataclasses.replace(prompts, answer_ids=prompts.last_ids, last_ids=prompts.answer_ids)
+    hopeless = dataclasses.replace(answerable, discovery=swapped)
+
+    def draw(seed):
+        return answerable if seed == 0 else hopeless
+
+    found = evaluation.inclusion(gpt2, draw, len(prompts), 0.8, 1, seed=0)
+    assert found["seed"].isna().all() and found["order"].isin([0, 1]).all()
+    assert found["inclusion"].isin([0, 0.5, 1]).all() and found["inclusion"].max() > 0

@@ -72,7 +72,7 @@ def test_every_figure_draws(frame):
         plots.needed_and_found(
             pd.DataFrame(
                 {"component": ["1.0", "mlp0"], "change": [-0.4, -0.1], "q": [0.01, 0.3]}
-            ).assign(inclusion=[1.0, 0.5])
+            ).assign(prompts=[1.0, 0.5], seed=[1.0, 0.0], order=[0.5, 0.5])
         ),
     ]
     for figure in figures:

@@ -172,6 +172,17 @@ def test_publish(project):
     assert times == {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
 
 
+def test_the_provenance_tells_where_the_discovery_took_its_time(project):
+    plan = workflow.read_plan(parameters(project))
+    pretend_all(plan)
+    assert "CPU seconds of the circuit" not in pages.provenance(plan)
+    taken = {"cpu_seconds": {"published sweep": 12.5, "judging": 3.0}}
+    store.write_json(plan.directory("months") / "04_circuit_discovery.json", taken)
+    text = pages.provenance(plan)
+    assert "## CPU seconds of the circuit discovery" in text and "| part | months |" in text
+    assert "| published sweep | `12.5` |" in text
+
+
 def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
     plan = workflow.read_plan(parameters(project))
     assert "nothing was measured" in pages.costs(plan)
