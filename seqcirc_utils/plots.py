@@ -317,10 +317,10 @@ def size_curve(
     axis.axhline(1, color=NEUTRAL, lw=0.5)
     for (label, (x, y)), marker in zip(found.items(), "osD^", strict=False):
         axis.plot(x, y, marker, color="black", ms=7, mfc="none", mew=1.5, label=label)
-    for i, (label, scores) in enumerate(random.items()):
-        x = size + (i + 1) * 0.02 * curve["size"].max()
-        colour = (LAST, "#CC79A7")[i % 2]
-        axis.plot([x] * len(scores), scores, "x", color=colour, ms=4, alpha=0.6, label=label)
+    kinds = zip(random.items(), ((LAST, "x"), ("#009E73", "+")), strict=False)
+    for i, ((label, scores), (colour, marker)) in enumerate(kinds, 1):
+        x = size + i * 0.025 * curve["size"].max()
+        axis.plot([x] * len(scores), scores, marker, color=colour, ms=4, alpha=0.7, label=label)
     axis.set(xlabel="components kept", ylabel="faithfulness (1 = whole model)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _close(figure)
