@@ -39,7 +39,7 @@ RUN = $(if $(PARAMS),--params "$(PARAMS)") $(if $(MODEL),--model "$(MODEL)") \
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help params setup book sweep serve notebooks test test-fast bench lint format clean distclean FORCE
+.PHONY: help params setup book sweep serve pdf notebooks test test-fast bench lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PROFILE=dir] [PORT=n] [PYTHON=python3.12]'
@@ -75,6 +75,9 @@ serve: ## Show the built book at http://127.0.0.1:8000 (PORT=n for another port)
 	@[ -e _build/html/index.html ] || { echo 'No book in _build/html yet: run "make book" first.' >&2; exit 1; }
 	@echo 'The book is at http://127.0.0.1:$(PORT)/ until you press Ctrl-C.'
 	@"$(PYTHON)" -m http.server --bind 127.0.0.1 --directory _build/html "$(PORT)"
+
+pdf: setup ## Print the built book into _build/book.pdf (needs Chromium)
+	@$(PY) -m seqcirc_utils.pdf
 
 notebooks: setup ## Run the committed notebooks again at their default parameters, in place
 	@$(PY) -m seqcirc_utils.workflow notebooks

@@ -375,30 +375,31 @@ def _whole_build(folder: Path) -> Iterator[None]:
     store.write_json(marker, sources)
 
 
+def _built_toc() -> Path:
+    own = store.ROOT / "book" / "runs" / "_toc.yml"
+    return own if own.is_file() else store.ROOT / "book" / "_toc.yml"
+
+
+def jupyter_book(output: Path, *options: str) -> list[str]:
+    """Return the command that builds the published pages below a directory."""
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [str(store.ROOT / "book"), *options, "--path-output", str(output)]
+    command += ["--toc", str(_built_toc())]
+    config = store.ROOT / "_config.yml"
+    return command + (["--config", str(config)] if config.is_file() else [])
+
+
 def build() -> Path:
     """Build the published pages into ``_build/html``; warnings are errors.
 
     Raises:
         UserError: for a page that is missing or a build that warns.
     """
-    folder = store.ROOT / "book"
-    own = folder / "runs" / "_toc.yml"
-    toc = own if own.is_file() else folder / "_toc.yml"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
-    command += [
-        str(folder),
-        "-n",
-        "-W",
-        "--keep-going",
-        "--path-output",
-        str(store.ROOT),
-        "--toc",
-        str(toc),
-    ]
-    if (store.ROOT / "_config.yml").is_file():
-        command += ["--config", str(store.ROOT / "_config.yml")]
+    folder, toc = store.ROOT / "book", _built_toc()
     with _whole_build(folder):
-        if subprocess.run(command, cwd=store.ROOT).returncode:
+        if subprocess.run(
+            jupyter_book(store.ROOT, "-n", "-W", "--keep-going"), cwd=store.ROOT
+        ).returncode:
             raise UserError("the book was not built without warnings: see the lines above.")
     html = store.ROOT / "_build" / "html"
     pages = [re.sub(r"\.(md|ipynb|rst)$", "", f) for f in _files(yaml.safe_load(toc.read_bytes()))]

@@ -5,6 +5,7 @@ in CI, that is a failure.
 """
 
 import os
+import re
 import shutil
 import threading
 from functools import partial
@@ -14,12 +15,11 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
-from seqcirc_utils import store
+from seqcirc_utils import pdf, store
+from seqcirc_utils.errors import UserError
 
 HTML = store.ROOT / "_build" / "html"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PAGES = sorted(str(p.relative_to(HTML)) for p in HTML.rglob("*.html") if "_static" not in p.parts)
 PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to intro.html
@@ -264,3 +264,22 @@ def test_a_chapter_gives_its_data_and_its_notebook(opened, name):
         assert answer.ok and len(answer.body()) > 20, link
     notebook = page.locator('a[href$=".ipynb"]').first.get_attribute("href")
     assert page.request.get(urljoin(page.url, notebook)).ok
+
+
+def test_the_book_prints_as_one_pdf(tmp_path):
+    book = pdf.write(tmp_path / "book.pdf").read_bytes()
+    assert book.startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type\s*/Page\b", book)) > len(PAGES)
+    assert b"/Outlines" in book and book.count(b"/Dest") > len(PAGES)
+    assert b"/URI (file" not in book  # of this machine
+
+
+def test_what_stands_in_the_way_of_a_pdf_is_said(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(UserError, match="no Chromium"):
+            pdf.write(tmp_path / "book.pdf")
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="make book"):
+        pdf.write(tmp_path / "book.pdf")
+    assert not list(tmp_path.iterdir())
