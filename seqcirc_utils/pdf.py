@@ -18,7 +18,8 @@ _PICTURES = """Promise.all([...document.images].map(image => {
 })).then(sources => sources.filter(Boolean))"""
 # Links to files beside the pages lead nowhere from a PDF.
 _UNLINK = """document.querySelectorAll("a[href]").forEach(link => {
-  if (link.protocol === "file:" && link.pathname !== location.pathname) link.removeAttribute("href");
+  const beside = link.protocol === "file:" && link.pathname !== location.pathname;
+  if (beside) link.removeAttribute("href");
 })"""
 _NUMBER = (
     '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span>'
