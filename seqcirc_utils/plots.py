@@ -524,7 +524,7 @@ def search_panels(
             x, y = _cell(component, n_heads)
             axis.add_patch(Rectangle((x + 0.06, y + 0.1), 0.88, 0.8, fc=_KINDS[kind], ec="none"))
         for i, (search, found) in enumerate(kept.items()):
-            places = [_cell(c, n_heads) for c in found[title]]
+            places = [_cell(c, n_heads) for c in kinds if c in found[title]]
             x, y = [x + 0.3 + 0.4 * i for x, _ in places], [y + 0.5 for _, y in places]
             axis.scatter(x, y, zorder=3, **marks[search])
         axis.set(xlim=(0, n_heads + 1.25), ylim=(0, n_layers), title=title)

@@ -661,7 +661,7 @@ def _record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
 
 
 def clean(book: Any) -> Any:
-    """Return an executed notebook without progress bars, timestamps and papermill's metadata."""
+    """Return an executed notebook without what differs from run to run: progress bars, times."""
     book.metadata.pop("papermill", None)
     book.metadata["kernelspec"] = {
         "display_name": "Python 3 (ipykernel)",
@@ -678,4 +678,8 @@ def clean(book: Any) -> Any:
                 for output in cell.outputs
                 if not (output.output_type == "stream" and output.name == "stderr")
             ]
+            for output in cell.outputs:
+                plain = output.get("data", {}).get("text/plain")
+                if plain is not None:
+                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
     return book

@@ -217,3 +217,19 @@ def test_a_task_that_the_model_cannot_do_is_skipped_with_its_reason(project, cap
     assert "running it first" not in capfd.readouterr().err
     write_notebook(project, "03_patching")  # now it can
     assert not stages.is_current("04_circuit_discovery", where / "months")
+
+
+def test_what_differs_from_run_to_run_is_not_kept():
+    outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="50%|#####     |"),
+        nbformat.v4.new_output("stream", name="stdout", text="said"),
+        nbformat.v4.new_output("execute_result", {"text/plain": "<Styler at 0x7f2b98d7bad0>"}),
+    ]
+    cell = nbformat.v4.new_code_cell("1", outputs=outputs, metadata={"papermill": {"duration": 1}})
+    book = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}})
+    kept = stages.clean(book).cells[0]
+    assert [output.get("text") or output["data"]["text/plain"] for output in kept.outputs] == [
+        "said",
+        "<Styler>",
+    ]
+    assert "papermill" not in book.metadata and "papermill" not in kept.metadata
