@@ -214,7 +214,8 @@ def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = Fals
     axis.errorbar(mean, range(len(top)), xerr=spread, fmt="none", ecolor="black", lw=1)
     axis.axvline(0, color="black", lw=0.8)
     axis.set(xlabel=label, ylim=(-0.7, len(top) - 0.3))
-    axis.legend(handles=[Patch(color="#0072B2", label="head"), Patch(color="#E69F00", label="MLP")])
+    handles = [Patch(color="#0072B2", label="head"), Patch(color="#E69F00", label="MLP")]
+    figure.legend(handles=handles, ncols=2, loc="outside upper center", fontsize=8)
     return _close(figure)
 
 
@@ -222,6 +223,8 @@ def agreement(
     x: Sequence[float], y: Sequence[float], names: Sequence[str], labels: tuple
 ) -> Figure:
     """Scatter of two measures of the same things, with the line of equality.
+
+    The eight largest are named, unless the name would lie on another's.
 
     Args:
         x: First measure.
@@ -234,8 +237,13 @@ def agreement(
     axis.scatter(first, second, s=14, color=ANSWER, alpha=0.6, lw=0)
     ends = [min(first.min(), second.min()), max(first.max(), second.max())]
     axis.plot(ends, ends, color=NEUTRAL, lw=0.8, ls="--", label="equal")
+    named: list[tuple[float, float]] = []
+    near = 0.045 * (ends[1] - ends[0])  # less than a line's height apart, two names would overlap
     for i in np.argsort(-(np.abs(first) + np.abs(second)))[:8]:
         at = first[i], second[i]
+        if any(abs(y - at[1]) < near and abs(x - at[0]) < 7 * near for x, y in named):
+            continue
+        named.append(at)
         axis.annotate(names[i], at, fontsize=8, xytext=(4, 2), textcoords="offset points")
     axis.set(xlabel=labels[0], ylabel=labels[1])
     axis.legend(loc="lower right")
