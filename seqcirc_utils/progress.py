@@ -22,6 +22,7 @@ _BAR = re.compile(
     r"([A-Z][^:\r\n|]{2,40}):\s+"
     r"(?:(\d+)%\|[^|]*\|[^\[]*\[[^<]*<([^,\]]+)|(\d+)\w+ \[[^,\]]*,[^,\]]*(?:, ([^\]\r]*))?\])"
 )
+_LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d+) left")
 
 
 class Watched(Protocol):
@@ -114,12 +115,17 @@ class Watch:
                 self.seen.setdefault(job.name, now)
                 running.append(f"{job.name} ({latest_bar(log) or 'starting'})")
         minutes, seconds = divmod(int(now - self.begun), 60)
-        state = f"{len(done)}/{len(self.todo)} stages, {minutes}:{seconds:02}{self._left(now)}"
+        state = (
+            f"{len(done)}/{len(self.todo)} stages, {minutes}:{seconds:02}{self._left(now, running)}"
+        )
         more = [f"and {len(running) - 4} more"] if len(running) > 4 else []  # on a cluster
         return f"[{state}] " + "; ".join(running[:4] + more)
 
-    def _left(self, now: float) -> str:
-        """Time left, judged by what each stage took the last time, or took for another task."""
+    def _left(self, now: float, running: Sequence[str]) -> str:
+        """Time left, judged by what each stage took the last time, or took for another task.
+
+        While there are stages of which nothing is known, the longest bar's own estimate is a bound.
+        """
         work, past, known = 0.0, 0.0, True
         same = defaultdict(list)
         for name, seconds in self.took.items():
@@ -135,11 +141,13 @@ class Watch:
                 past += need
             elif job.name in self.seen:
                 past += min(need, now - self.seen[job.name])
-        if not work > past:
+        bars = [] if known else [t for line in running for t in _LEFT.findall(line)]
+        bound = max((3600 * int(h or 0) + 60 * int(m) + int(s) for h, m, s in bars), default=0)
+        if not work > past and not bound:
             return ""
         # Several at once, or a slower machine: the pace so far tells.
         pace = past / (now - self.begun) if past > 60 else 1
-        minutes = max(1, round((work - past) / pace / 60))
+        minutes = max(1, round(max((work - past) / pace, bound) / 60))
         return f", {'about' if known else 'at least'} {minutes} min left"
 
     def _show(self) -> None:

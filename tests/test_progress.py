@@ -47,7 +47,7 @@ def test_the_line_tells_what_is_done_and_what_runs(tmp_path):
     (tmp_path / "02.log").write_text("")
     with watch:
         time.sleep(0.1)
-        assert watch.line().startswith("[0/3 stages, 0:00]")
+        assert watch.line().startswith("[0/3 stages, 0:00, at least 2 min left]")
         jobs[1].record.write_text("{}")
         line = watch.line()
     assert line.startswith("[1/3 stages") and "02 (starting)" in line
@@ -73,7 +73,11 @@ def test_the_line_tells_how_long_is_left(tmp_path):
     assert ", about 1 min left]" in watch.line()
     new = Job("03", tmp_path / "03.ipynb", tmp_path / "03.run.json")
     assert "at least 5 min left" in progress.Watch([*jobs, new], io.StringIO()).line()
-    assert "left" not in progress.Watch([new], io.StringIO()).line()
+    first = progress.Watch([new], io.StringIO())
+    assert "left" not in first.line()
+    (tmp_path / "03.log").write_text(BARS)  # the first run: no less than the bar says
+    first.begun -= 60
+    assert first.line().startswith("[0/1 stages, 1:00, at least 2 min left] 03 (Mean")
 
 
 def test_nothing_to_do_shows_nothing(tmp_path):
