@@ -117,8 +117,8 @@ def declared(stage: str) -> dict[str, Parameter]:
     """Return the parameters that a stage's notebook declares, by name.
 
     Raises:
-        UserError: for an unknown stage, or a parameters cell that is missing or not annotated
-            literals.
+        UserError: for an unknown stage, a notebook that cannot be read, or a parameters cell that
+            is missing or not annotated literals.
     """
     path = notebook(stage)
     return dict(_declared(stage, path, _stamp(path)))
@@ -131,10 +131,16 @@ def _stamp(*paths: Path) -> tuple:
 
 @functools.lru_cache
 def _declared(stage: str, path: Path, stamp: tuple) -> dict[str, Parameter]:
+    from nbformat import ValidationError
     from papermill import inspect_notebook
 
     parameters = {}
-    for name, found in inspect_notebook(str(path)).items():
+    try:
+        inspected = inspect_notebook(str(path))
+    except (ValueError, ValidationError) as error:  # no notebook, or one that names no kernel
+        said = str(error).splitlines()[0]
+        raise UserError(f"{stage}: {path.name} cannot be read: {said}") from None
+    for name, found in inspected.items():
         kind = _TYPES.get(re.sub(r"\[.*", "", found["inferred_type_name"]))
         try:
             default = ast.literal_eval(found["default"])

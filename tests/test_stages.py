@@ -82,6 +82,16 @@ def test_refuses_a_parameter_that_is_no_annotated_literal(project):
             stages.check("03_patching", {})
 
 
+def test_refuses_a_notebook_that_cannot_be_read(project):
+    path = write_notebook(project, "03_patching")
+    book = nbformat.read(path, as_version=4)
+    del book.metadata["kernelspec"]
+    for text in (nbformat.writes(book), "{", "{}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="03_patching.* cannot be read"):
+            stages.declared("03_patching")
+
+
 def test_begin_finds_names_that_nothing_declares(project):
     namespace = {name: p.default for name, p in stages.declared("03_patching").items()}
     allowed = {"In": [], "Out": {}, "_1": 3, "stages": stages, "Path": Path, "exit": exit}
