@@ -98,18 +98,19 @@ def test_inclusion_counts_what_is_found_again(gpt2, answerable, monkeypatch):
         monkeypatch.setattr(evaluation, name, search(name))
     seeds = []
     draw = lambda seed: seeds.append(seed) or answerable  # noqa: E731
-    found = evaluation.inclusion(gpt2, draw, 3, 0.7, 2, seed=5).set_index("component")
-    assert [s[0] for s in seen] == ["ranked"] * 4 + ["sweep"] * 2
+    found = evaluation.inclusion(gpt2, draw, 3, 0.7, 3, seed=5).set_index("component")
+    assert [s[0] for s in seen] == ["ranked"] * 6 + ["sweep"] * 2  # of the slow ones, half
     assert all(len(s[1]) == 3 and s[2] == 0.7 for s in seen)
-    assert seen[0][1] != seen[1][1]  # resampled
-    assert len(set(seeds)) == 3 and seeds.count(5) == 4  # two seeds of their own
-    orders = [tuple(order) for s in seen[4:] for _, order in s[3]]
+    assert len({str(s[1]) for s in seen[:3]}) > 1  # resampled
+    assert len(set(seeds)) == 4 and seeds.count(5) == 5  # three seeds of their own
+    orders = [tuple(order) for s in seen[6:] for _, order in s[3]]
     assert len(set(orders)) == 4 and all(set(o) == set(components(gpt2)) for o in orders)
     first, second, last = (found.loc[str(CIRCUIT[i])] for i in (0, 1, 3))
     assert first[["inclusion", "prompts", "seed", "order"]].tolist() == [1, 1, 1, 1]
-    assert second["prompts"] == 0.5 and second["inclusion"] == pytest.approx(5 / 6)
-    assert last[["prompts", "seed", "order"]].tolist() == [0, 0.5, 1]
-    assert found["inclusion"].sum() == pytest.approx((1 + 2 + 3 + 4 + 4 + 4) / 6)
+    assert second["prompts"] == pytest.approx(2 / 3)
+    assert second["inclusion"] == pytest.approx(7 / 8)
+    assert last[["prompts", "seed", "order"]].tolist() == [0, 1, 1]
+    assert found["inclusion"].sum() == pytest.approx((1 + 2 + 3 + 4 * 5) / 8)
 
 
 def test_a_repeated_search_that_cannot_be_counts_for_nothing(gpt2, answerable):
