@@ -3,6 +3,7 @@
 # A run is repeated when its fingerprint (parameters, notebook, library modules) is another, or when
 # a run that it depends on was repeated. A sweep's file gives one such graph per model and seed.
 
+import os
 import sys
 
 from seqcirc_utils import plan as _plan
@@ -33,6 +34,8 @@ def _of(stage, fact):
 # was stopped for asking too little is tried again with more (`retries` of the profile).
 # `set-resources` in a profile takes the place of these.
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
+# Two jobs side by side do more than one with two threads; with many cores, there is a job too few.
+_THREADS = max(1, min(4, os.cpu_count() // 3))
 
 
 def _more(amount):
@@ -64,7 +67,7 @@ for _stage in _stages.STAGES.values():
             arguments=_of(_stage.name, lambda job: job.arguments),
             python=sys.executable,
         # What works through all tasks has more to do; the built models are too small for that.
-        threads: 1 if _stage.per_task or not _stage.needs else 4
+        threads: 1 if _stage.per_task or not _stage.needs else _THREADS
         resources:
             mem_mb=_more(4000),
             runtime=_more(_MINUTES.get(_stage.name, 60)),
