@@ -77,7 +77,8 @@ def write(target: Path) -> Path:
 
 
 if __name__ == "__main__":
+    wanted = Path(sys.argv[1]) if len(sys.argv) > 1 else store.ROOT / "_build" / "book.pdf"
     try:
-        print(f"The book is in {write(store.ROOT / '_build' / 'book.pdf')}")
+        print(f"The book is in {write(wanted)}")
     except UserError as refusal:
         sys.exit(f"error: {refusal}")
