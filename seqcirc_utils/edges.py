@@ -589,7 +589,8 @@ def single_effects(
         }
         for e in cuts
     ]
-    return pd.DataFrame(rows)
+    columns = ["edge", "sender", "receiver", "input", "score", "estimate", "exact"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def as_the_published_code(edges: Sequence[Edge]) -> dict[Edge, list[Edge]]:

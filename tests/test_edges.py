@@ -360,6 +360,8 @@ def test_screened_edges_are_estimated(able):
     assert (screened["score"] == screened["estimate"])[~exact].all()
     cuts = {able.edges[-1]: able.edges}  # effects of edges behind each other do not add up
     assert edges.single_effects(able, cuts, screen=1e9)["exact"].all()
+    none = edges.single_effects(able, {})  # a circuit of one head has no edge out of an MLP
+    assert none.empty and list(none.columns) == list(plain.columns)
 
 
 def test_an_interrupted_table_continues(able, tmp_path, monkeypatch):
