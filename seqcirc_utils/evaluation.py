@@ -173,21 +173,22 @@ def inclusion(
         nothing; NaN when there was none.
     """
 
-    def evaluator(sets: PromptSets, rows: Sequence[int]) -> Evaluator:
-        means = record(model, sets.means).activations.mean()
-        return Evaluator(model, sets.discovery[rows], means)
+    def drawn(which: int) -> tuple[Prompts, Activations]:
+        sets = draw(which)
+        return sets.discovery, record(model, sets.means).activations.mean()
 
-    first = range(n_prompts)
+    prompts, means = drawn(seed)
 
     def search(kind: str, repeat: int) -> Discovery:
         rng = derive_generator(seed, kind, repeat)
         if kind == "seed":
-            other = int(torch.randint(2**31, (1,), generator=rng))
-            return ranked(evaluator(draw(other), first), threshold)
+            others, their_means = drawn(int(torch.randint(2**31, (1,), generator=rng)))
+            return ranked(Evaluator(model, others[range(n_prompts)], their_means), threshold)
         if kind == "prompts":
             rows = torch.randint(n_prompts, (n_prompts,), generator=rng).tolist()
-            return ranked(evaluator(draw(seed), rows), threshold)
-        return sweep(evaluator(draw(seed), first), threshold, orders=partial(shuffled_orders, rng))
+            return ranked(Evaluator(model, prompts[rows], means), threshold)
+        own = Evaluator(model, prompts[range(n_prompts)], means)
+        return sweep(own, threshold, orders=partial(shuffled_orders, rng))
 
     everything = components(model)
     kinds = ("prompts", "seed", "order")
