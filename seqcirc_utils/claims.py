@@ -1,39 +1,30 @@
 """The paper's claims, each judged by a rule of its own on the results of the other stages.
 
-What was published (claims, figures, faults of the published analysis) stands in ``published.json``
-with its sources. A rule's limits were set before this model's results were seen; it can come out
-either way, and reads tables, never a model. Where the paper names a head of GPT-2, the rule for any
-other model asks for a head that all circuits share and that does the same; a run of GPT-2 is held
-to the names.
+What was published stands in ``published.json`` with its sources. A rule's limits were set before
+this model's results were seen; it can come out either way, and reads tables, never a model. Where
+the paper names a head of GPT-2, the rule for any other model asks for a head that all circuits
+share and that does the same; a run of GPT-2 is held to the names.
 What a rule needs and does not find makes the verdict ``not tested here``, with the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from seqcirc_utils import store
-from seqcirc_utils.ablation import Component
-from seqcirc_utils.circuits import Circuit
 from seqcirc_utils.comparison import layer_overlap, overlap
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.tasks import TASKS as _ALL_TASKS
+from seqcirc_utils.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, published
 
-TASKS = ("digits", "number_words", "months")
-"""The paper's tasks; three figures in a row are theirs, in this order."""
 KEY = ("0.1", "4.4", "7.11", "9.1")
 """The paper's key heads of GPT-2."""
-GPT2 = ("gpt2", "openai-community--gpt2")
-"""Result directories of the paper's model."""
-SUPPORTED, NOT_SUPPORTED, NOT_TESTED = VERDICTS = ("supported", "not supported", "not tested here")
+SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, NOT_TESTED)
 COLUMNS = ("claim", "topic", "model", "statement", "rule", "published", "here", "reproduced")
 COLUMNS += ("verdict", "reason")
-FAULT_COLUMNS = ("fault", "area", "what", "effect", "where")
 
 Figure = float | None | Sequence[float | None]
 Figures = Mapping[str, Figure]
@@ -44,7 +35,7 @@ class Finding:
     """What a rule found.
 
     Attributes:
-        figures: Label to a figure, or to one per task; labels of :data:`published` where the two
+        figures: Label to a figure, or to one per task; labels of ``published.json`` where the two
             can be compared.
         parts: The parts of the rule in words, and whether each holds.
         note: What else a reader should know, such as which head it is.
@@ -58,176 +49,6 @@ class Finding:
     def verdict(self) -> str:
         """``supported`` when every part holds."""
         return SUPPORTED if all(self.parts.values()) else NOT_SUPPORTED
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The result files of one model, read when asked for.
-
-    Every method raises :class:`UserError` for what is missing, which makes a claim not tested.
-
-    Attributes:
-        directory: ``<results>/<model>``.
-        problems: Stage and task (``None``: all tasks) to why there are no results.
-    """
-
-    directory: Path
-    problems: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
-    _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def named(self) -> bool:
-        """Whether this is the paper's model, so that heads can be asked for by name."""
-        return self.directory.name in GPT2
-
-    def of_gpt2(self) -> "Evidence | None":
-        """Results of the paper's model that lie beside these, if there are any."""
-        if self.named:
-            return self
-        places = [self.directory.parent / name for name in GPT2]
-        return next((Evidence(place) for place in places if place.is_dir()), None)
-
-    def path(self, name: str, task: str | None = None) -> Path:
-        """The path of a result file, which exists."""
-        stage = "04_circuit_discovery" if name.startswith("circuit.") else name.split(".")[0]
-        where = self.directory / task if task else self.directory
-        for key in ((stage, task), (stage, None)):
-            if key in self.problems:
-                raise UserError(f"{_of(stage, task)} has no results: {self.problems[key]}")
-        if not (where / name).is_file():
-            raise UserError(f"{_of(name, task)} does not exist.")
-        return where / name
-
-    def table(
-        self, name: str, task: str | None = None, columns: Sequence[str] = ()
-    ) -> pd.DataFrame:
-        """A table that has these columns."""
-        path = self.path(name, task)
-        found = self._read.get(path)
-        if found is None:
-            found = self._read[path] = store.read_csv(path)
-        missing = [c for c in columns if c not in found]
-        if missing:
-            raise UserError(f"{_of(name, task)} has no column {', '.join(missing)}.")
-        return found
-
-    def data(self, name: str, *keys: str, task: str | None = None) -> Any:
-        """What a JSON file holds under some keys, one inside the other."""
-        found = store.read_json(self.path(name, task))
-        for key in keys:
-            if not isinstance(found, dict) or key not in found:
-                raise UserError(f"{_of(name, task)} has no entry {' / '.join(map(str, keys))}.")
-            found = found[key]
-        return found
-
-    def circuit(self, task: str, published: bool = False) -> Circuit:
-        """A task's circuit, of the ranked search or of the published sweep."""
-        return Circuit.load(self.path(f"circuit{'.published' if published else ''}.json", task))
-
-    def heads(self, task: str, published: bool = False) -> set[Component]:
-        """The heads of a task's circuit."""
-        return {c for c in self.circuit(task, published).components if c.head is not None}
-
-    def shared(self) -> list[str]:
-        """The heads that the circuits of all tasks hold."""
-        return list(map(str, sorted(set.intersection(*(self.heads(t) for t in TASKS)))))
-
-    def ablation(self, task: str) -> pd.Series:
-        """What ablating each component alone does to the whole model, in points."""
-        table = self.table("03_patching.csv", task, ("component", "ablation"))
-        return 100 * table.set_index("component")["ablation"]
-
-    def shape(self) -> tuple[int, int]:
-        """Layers, and heads in each."""
-        names = self.ablation(TASKS[0]).index
-        layers = sum(c.startswith("mlp") for c in names)
-        return layers, (len(names) - layers) // layers
-
-    def changes(self, task: str) -> pd.Series:
-        """What removing each component from the task's circuit does to it, in points."""
-        table = self.table("04_circuit_discovery.csv", task, ("component", "change"))
-        return 100 * table.set_index("component")["change"]
-
-    def kept(self, circuit: str, task: str) -> float:
-        """What one set of components, kept alone, does of a task, in percent."""
-        table = self.table("06_cross_task.csv", columns=("mode", "set", "task", "mean"))
-        return 100 * _cell(table, "mean", "06_cross_task.csv", mode="kept", set=circuit, task=task)
-
-    def roles(self, task: str) -> pd.DataFrame:
-        """The table of roles, by component."""
-        table = self.table("05_component_roles.csv", task, ("component", "role"))
-        return table.assign(role=table["role"].fillna("none")).set_index("component")
-
-    def seen(self, task: str, column: str) -> pd.Series:
-        """One attention column of the table of roles, by component, in percent."""
-        table = self.table("05_component_roles.csv", task, ("component", column))
-        return 100 * table.set_index("component")[column]
-
-    def attention(self, task: str, query: str, key: str) -> pd.Series:
-        """Attention from one group of tokens to another, by head, in percent.
-
-        Only heads of the circuit or with a role were measured.
-        """
-        name = "05_component_roles.attention.csv"
-        table = self.table(name, task, ("component", "query", "key", "mean"))
-        rows = table[(table["query"] == query) & (table["key"] == key)]
-        if rows.empty:
-            raise UserError(f"{_of(name, task)} has no attention from {query} to {key}.")
-        return 100 * rows.set_index("component")["mean"]
-
-    def ov(self, task: str, score: str, read: str = "own", words: str = "members") -> pd.DataFrame:
-        """OV scores of all heads, by component: columns ``top5``, ``low``, ``high``, ``p`` …"""
-        columns = ("component", "score", "input", "words", "top5", "low", "high", "p")
-        name = "05_component_roles.ov.csv"
-        table = self.table(name, task, columns)
-        rows = table[(table["score"] == score) & (table["input"] == read)]
-        rows = rows[rows["words"] == words].set_index("component")
-        if rows.empty:
-            raise UserError(f"{_of(name, task)} has no {score} scores of {words} on input {read}.")
-        return rows
-
-    def effects(self, probes: Sequence[str], sets: Sequence[str]) -> pd.DataFrame:
-        """What mean-ablating sets of heads does to probes that the model can do.
-
-        Mean ablation is what the circuits were found with; only rows beside random sets count.
-        """
-        name = "07_generalisation.csv"
-        columns = ("probe", "kind", "set", "accuracy_after", "random_mean", "p", "retained")
-        table = self.table(name, columns=(*columns, "n_heads", "n_draws"))
-        table = table[(table["kind"] == "mean") & table["p"].notna()]
-        rows = table[table["probe"].isin(probes) & table["set"].isin(sets)]
-        if rows.empty:
-            raise UserError(f"no probe was tested against random heads: {self.inability(probes)}.")
-        return rows
-
-    def inability(self, probes: Sequence[str]) -> str:
-        """Why probes were not used."""
-        table = self.table("07_generalisation.probes.csv", columns=("probe", "used", "reason"))
-        rows = table[table["probe"].isin(probes)].set_index("probe")
-        used = rows["used"].astype(bool)
-        why = (
-            rows["reason"]
-            .astype(object)
-            .mask(used, "no ablation measured")
-            .reindex(probes)
-            .fillna("not asked")
-        )
-        return "; ".join(f"{probe}: {reason.rstrip('.')}" for probe, reason in why.items())
-
-
-def _of(name: str, task: str | None) -> str:
-    return f"{name} of {task}" if task else name
-
-
-def _cell(table: pd.DataFrame, column: str, name: str, **where: Any) -> float:
-    """The one value of a column in the first row where other columns have these values."""
-    rows = table
-    for key, value in where.items():
-        rows = rows[rows[key] == value]
-    if rows.empty:
-        wanted = ", ".join(f"{k} {v}" for k, v in where.items())
-        raise UserError(f"{name} has no row with {wanted}.")
-    return float(rows[column].iloc[0])
 
 
 # --- Which head stands for a head of GPT-2 ------------------------------------------------------
@@ -652,7 +473,7 @@ def _c17(e: Evidence) -> Finding:
     least=50,
 )
 def _c18(e: Evidence, least: float) -> Finding:
-    exact, loose = zip(*(_switches(e, t) for t in TASKS), strict=True)
+    exact, loose = zip(*(e.switches(t) for t in TASKS), strict=True)
     blocks = [9 if e.named else _block(shares) for shares in (exact, loose)]
     strict = [100 * float(share[blocks[0]]) for share in exact]
     figures = {
@@ -667,19 +488,6 @@ def _block(shares: Sequence[np.ndarray]) -> int:
     """The block with the largest least share; of equals the one with the largest mean."""
     return max(
         range(len(shares[0])), key=lambda i: (min(s[i] for s in shares), sum(s[i] for s in shares))
-    )
-
-
-def _switches(e: Evidence, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """By block, the share of prompts with the last (an earlier) member on top, then the answer."""
-    arrays = store.read_npz(e.path("02_logit_attribution.npz", task))
-    if not {"lens_end", "answer"} <= set(arrays):
-        raise UserError(f"{_of('02_logit_attribution.npz', task)} has no lens at the end.")
-    top, answer = arrays["lens_end"].argmax(-1), arrays["answer"]  # [block + 1, n], [n]
-    arrived = top[1:] == answer
-    return (
-        (arrived & (top[:-1] == answer - 1)).mean(1),
-        (arrived & (top[:-1] < answer)).mean(1),
     )
 
 
@@ -798,17 +606,14 @@ def _elsewhere(e: Evidence) -> None:
         raise UserError("the claim is about a model other than GPT-2.")
 
 
-_CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
-
-
 def _damage(e: Evidence, probes: Mapping[str, str]) -> tuple[Figures, pd.DataFrame, list[str]]:
     """Accuracy without each circuit's heads and without random ones, by probe (in percent)."""
-    rows = e.effects(list(probes), _CIRCUITS)
+    rows = e.effects(list(probes), CIRCUITS)
     figures: dict[str, Figure] = {}
     for probe, label in probes.items():
         part = rows[rows["probe"] == probe].set_index("set")
         if len(part):
-            after = 100 * part["accuracy_after"].reindex(_CIRCUITS)
+            after = 100 * part["accuracy_after"].reindex(CIRCUITS)
             figures[label] = [None if pd.isna(v) else float(v) for v in after]
             figures[f"{label}, random"] = 100 * float(part["random_mean"].mean())
     unused = [label for probe, label in probes.items() if label not in figures]
@@ -941,280 +746,7 @@ def _rising(values: Sequence[float]) -> bool:
     return all(a < b for a, b in zip(values, values[1:], strict=False))
 
 
-# --- The faults ---------------------------------------------------------------------------------
-
-FAULTS: dict[str, tuple[str, Callable[[Evidence], str]]] = {}
-"""Fault to the files that hold its effect and the function that puts it in words."""
-
-
-def _fault(name: str, where: str) -> Callable[[Callable], Callable]:
-    def register(effect: Callable) -> Callable:
-        FAULTS[name] = (where, effect)
-        return effect
-
-    return register
-
-
-def _row(values: Sequence[Any], style: str = "{}") -> str:
-    return " / ".join("–" if v is None else style.format(v) for v in values)
-
-
-def _quality(e: Evidence, measure: str) -> list[float]:
-    keys = "quality", "ranked search", measure, "mean"
-    return [e.data("04_circuit_discovery.json", *keys, task=t) for t in TASKS]
-
-
-@_fault("B3", "01_task_construction.json")
-def _b3(e: Evidence) -> str:
-    keys = ("paper_filter_keeps",), ("n",), ("accuracy", "mean")
-    kept, n, right = (
-        [e.data("01_task_construction.json", *k, task=t) for t in TASKS] for k in keys
-    )
-    return (
-        f"the published filter would keep {_row(kept)} of {_row(n)} prompts; unfiltered, "
-        f"{_row(right, '{:.0%}')} are answered right"
-    )
-
-
-@_fault("B4", "04_circuit_discovery.json")
-def _b4(e: Evidence) -> str:
-    name, said = "04_circuit_discovery.json", []
-    for kind in e.data(name, "random", task=TASKS[0]):
-        null = [e.data(name, "random", kind, task=t) for t in TASKS]
-        p = [e.data(name, "p", kind, task=t) for t in TASKS]
-        best = _row([max(v) for v in null], "{:.0%}")
-        said.append(f"best of {len(null[0])} ({kind}) {best}, p = {_row(p, '{:.2g}')}")
-    return f"circuits keep {_row(_quality(e, 'faithfulness'), '{:.0%}')}; {'; '.join(said)}"
-
-
-@_fault(
-    "B5",
-    "04_circuit_discovery.json, 06_cross_task.csv, 08_prediction_and_editing.prediction.csv",
-)
-def _b5(e: Evidence) -> str:
-    table = e.table("06_cross_task.csv", columns=("mode", "set", "task", "mean"))
-    cells = table[(table["mode"] == "kept") & table["set"].isin([f"{t} circuit" for t in TASKS])]
-    cells = cells[cells["task"].isin(TASKS)]["mean"]
-    name = "08_prediction_and_editing.prediction.csv"
-    said = e.table(name, columns=("task", "measure", "subset", "agreement"))
-    key = {"measure": "vocabulary", "subset": "all"}
-    same = [_cell(said, "agreement", name, task=t, **key) for t in TASKS]
-    return (
-        f"circuits keep {_row(_quality(e, 'faithfulness'), '{:.0%}')}, but are off by "
-        f"{_row(_quality(e, 'distance'), '{:.0%}')} prompt by prompt and by "
-        f"{_row(_quality(e, 'kl'), '{:.2f}')} nats, and say what the model says in "
-        f"{_row(same, '{:.0%}')} of varied prompts; {int((cells > 1).sum())} of {len(cells)} "
-        "transfers exceed 100%"
-    )
-
-
-@_fault("B6", "circuit.json, circuit.published.json, 04_circuit_discovery.csv")
-def _b6(e: Evidence) -> str:
-    alike, again = [], []
-    for t in TASKS:
-        a, b = e.circuit(t).components, e.circuit(t, published=True).components
-        alike.append(len(a & b) / len(a | b))
-        table = e.table("04_circuit_discovery.csv", t, ("component", "inclusion"))
-        again.append(table["inclusion"].mean())
-    return (
-        f"two searches with the same threshold agree in {_row(alike, '{:.0%}')} of all components "
-        f"that either keeps; when the search is repeated a component returns in "
-        f"{_row(again, '{:.0%}')} of the searches"
-    )
-
-
-@_fault("B11", "04_circuit_discovery.json")
-def _b11(e: Evidence) -> str:
-    keys = "published rule", "corrected rule"
-    loose, strict = (
-        [e.data("04_circuit_discovery.json", "edges", key, task=t) for t in TASKS] for key in keys
-    )
-    return (
-        f"edges kept at the published threshold: {_row(loose)}; asking for a drop of the circuit's "
-        f"own score: {_row(strict)}"
-    )
-
-
-def _misjudged(e: Evidence, fault: str) -> str:
-    columns = "edges", "candidates", "kept as meant", "kept by the code", "judged differently"
-    counts = []
-    for t in TASKS:
-        table = e.table("04_circuit_discovery.faults.csv", t, columns)
-        rows = table[table["edges"].str.contains(fault, regex=False)]
-        if rows.empty:
-            raise UserError(f"04_circuit_discovery.faults.csv of {t} has no row on {fault}.")
-        counts.append(rows.iloc[0])
-    different, all_, meant, code = (
-        _row([row[key] for row in counts])
-        for key in ("judged differently", "candidates", "kept as meant", "kept by the code")
-    )
-    return (
-        f"{different} of {all_} such edges are judged differently; kept as meant {meant}, by the "
-        f"published code {code}"
-    )
-
-
-for _name in ("B12", "B13"):
-    _fault(_name, "04_circuit_discovery.faults.csv")(partial(_misjudged, fault=_name))
-
-
-@_fault("B15", "circuit.json")
-def _b15(e: Evidence) -> str:
-    counts = [len(e.circuit(t).edges) for t in TASKS]
-    if not all(counts):
-        raise UserError("no edges were searched for.")
-    return f"edges listed: {_row(counts)}"
-
-
-@_fault("B16", "05_component_roles.ov.csv")
-def _b16(e: Evidence) -> str:
-    tops = [e.ov("months", "next", words=w)["top5"] for w in ("members", "ordinals")]
-    said = [f"{v.max():.0%} ({v.idxmax()})" for v in tops]
-    return f"best next score of months: {said[0]} for months, {said[1]} for ordinals"
-
-
-@_fault("B17", "05_component_roles.ov.csv")
-def _b17(e: Evidence) -> str:
-    first, later = [], []
-    for t in TASKS:
-        table = e.ov(t, "next", "bare sequence")
-        places = [c for c in table if c.startswith("place ")]
-        if len(places) < 2:
-            raise UserError("no scores by place.")
-        best = table.loc[table["top5"].idxmax()]
-        first.append(best[places[0]])
-        later.append(best[places[1:]].mean())
-    return (
-        "next score of the best head on bare sequences: "
-        f"{_row(first, '{:.0%}')} at the first member, {_row(later, '{:.0%}')} at the others"
-    )
-
-
-@_fault("B18", "05_component_roles.ov.csv")
-def _b18(e: Evidence) -> str:
-    next_, copy = (e.ov("number_words", s)["top5"] for s in ("next", "copy"))
-    top = next_.nlargest(10).index
-    return (
-        f"number words: best next score {next_.max():.0%} ({next_.idxmax()}, copy "
-        f"{copy[next_.idxmax()]:.0%}); of the ten best next heads "
-        f"{int((copy >= next_)[top].sum())} copy at least as much"
-    )
-
-
-@_fault("B19", "05_component_roles.ov.csv")
-def _b19(e: Evidence) -> str:
-    rho, differ = [], []
-    for t in TASKS:
-        own, short = (e.ov(t, "next", read)["top5"] for read in ("own", "after block 0"))
-        rho.append(own.corr(short, method="spearman"))
-        differ.append(int(((own >= 0.25) != (short >= 0.25)).sum()))
-    return (
-        f"next scores on both inputs correlate at {_row(rho, '{:.2f}')} (Spearman); heads at or "
-        f"above 25% on only one of the two: {_row(differ)}"
-    )
-
-
-@_fault("B20", "02_logit_attribution.npz, 05_component_roles.lens.csv")
-def _b20(e: Evidence) -> str:
-    exact, loose = zip(*(_switches(e, t) for t in TASKS), strict=True)
-    text = (
-        f"prompts switching at the best block: {_row([v.max() for v in loose], '{:.0%}')} by the "
-        f"published rule, {_row([v.max() for v in exact], '{:.0%}')} from last to next"
-    )
-    columns = ("part", "switches")
-    tables = [e.table("05_component_roles.lens.csv", t, columns) for t in TASKS]
-    mlp = [v.loc[v["part"] == "mlp", "switches"].max() for v in tables]
-    return f"{text}; across one MLP and in the whole vocabulary {_row(mlp, '{:.0%}')}"
-
-
-@_fault("B25", "circuit.json")
-def _b25(e: Evidence) -> str:
-    found = [e.circuit(t) for t in TASKS]
-    width = [100 * (c.faithfulness["high"] - c.faithfulness["low"]) for c in found]
-    return (
-        f"with {found[0].n_prompts} prompts the 95% interval of what a circuit keeps is still "
-        f"{_row(width, '{:.0f}')} points wide"
-    )
-
-
-@_fault("B26", "04_circuit_discovery.sweep.json, circuit.published.json")
-def _b26(e: Evidence) -> str:
-    ends, again = [], []
-    for t in TASKS:
-        steps = e.data("04_circuit_discovery.sweep.json", "steps", task=t)
-        ends.append([1.0, *(step["score"] for step in steps if step["removed"])][-1])
-        again.append(e.circuit(t, published=True).faithfulness["mean"])
-    return f"sweeps end at {_row(ends, '{:.0%}')}; on unseen prompts {_row(again, '{:.0%}')}"
-
-
-@_fault("B27", "04_circuit_discovery.ablations.csv, 07_generalisation.csv")
-def _b27(e: Evidence) -> str:
-    name, kinds = "04_circuit_discovery.ablations.csv", ("mean", "zero", "resample")
-    tables = [e.table(name, t, ("circuit", "ablation", "mean")) for t in TASKS]
-    said = []
-    for kind in kinds:
-        key = {"circuit": "ranked search", "ablation": kind}
-        said.append(f"{kind} {_row([_cell(v, 'mean', name, **key) for v in tables], '{:.0%}')}")
-    text = f"kept by the same circuits, by ablation: {'; '.join(said)}"
-    table = e.table("07_generalisation.csv", columns=("kind", "set", "accuracy_after"))
-    left = table[table["set"].isin(_CIRCUITS)].groupby("kind")["accuracy_after"].mean()
-    beyond = ", ".join(f"{v:.0%} ({k})" for k, v in left.items())
-    return f"{text}; right beyond the tasks without a circuit's heads: {beyond}"
-
-
-@_fault("B28", "07_generalisation.csv")
-def _b28(e: Evidence) -> str:
-    names = e.table("07_generalisation.csv", columns=("probe",))["probe"].unique()
-    rows = e.effects(list(names), _CIRCUITS)
-    means = rows.groupby("set")[["accuracy_after", "random_mean"]].mean().reindex(_CIRCUITS)
-    return (
-        f"over {len(names)} probes {_row(means['accuracy_after'], '{:.0%}')} stay right without "
-        f"the circuits' heads, {_row(means['random_mean'], '{:.0%}')} without as many random ones "
-        f"of like layers (up to {rows['n_draws'].max()} draws)"
-    )
-
-
-@_fault("B29", "07_generalisation.probes.csv, 07_generalisation.csv")
-def _b29(e: Evidence) -> str:
-    probes = e.table("07_generalisation.probes.csv", columns=("probe", "accuracy", "used"))
-    rows = e.effects(probes["probe"].to_list(), [*_CIRCUITS, "shared core"])
-    left = rows.assign(core=rows["set"] == "shared core").groupby("core")["accuracy_after"].mean()
-    core = f"{left[True]:.0%}" if True in left else "– (no head is shared)"
-    before = probes[probes["used"].astype(bool)]["accuracy"].mean()
-    return (
-        f"on probes it can do the intact model has {before:.0%}; of its right answers "
-        f"{left.get(False, float('nan')):.0%} survive without a circuit's heads, {core} without "
-        "the shared ones"
-    )
-
-
-@_fault("B31", "07_generalisation.probes.csv")
-def _b31(e: Evidence) -> str:
-    table = e.table("07_generalisation.probes.csv", columns=("probe", "n", "accuracy"))
-    rows = table[table["probe"].str.startswith("spanish")]
-    if rows.empty:
-        raise UserError("no Spanish probe was asked.")
-    return "; ".join(f"{r.probe}: {r.accuracy:.0%} of {r.n} questions" for r in rows.itertuples())
-
-
-@_fault("B32", "04_circuit_discovery.csv, 05_component_roles.ov.csv")
-def _b32(e: Evidence) -> str:
-    said = []
-    for t in TASKS:
-        costs = e.changes(t)
-        head = costs[~costs.index.str.startswith("mlp")].idxmin()
-        scores = e.ov(t, "next")["top5"]
-        rank = int((scores > scores[head]).sum()) + 1
-        said.append(f"{head}: {scores[head]:.0%} (rank {rank} of {len(scores)})")
-    return f"next score of the head that each circuit needs most: {_row(said)}"
-
-
 # --- The tables ---------------------------------------------------------------------------------
-
-
-def published() -> dict[str, Any]:
-    """What was published: ``provenance``, ``claims`` and ``faults``."""
-    return store.read_json(Path(__file__).parent / "published.json")
 
 
 def judge(claim: str, evidence: Evidence) -> tuple[str, Figures, str]:
@@ -1258,27 +790,6 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def faults_table(evidence: Evidence) -> pd.DataFrame:
-    """The faults of the published analysis with their measured effect.
-
-    Returns:
-        A row per fault: ``fault``, ``area``, ``what``, ``effect`` (or ``not tested here: why``)
-        and ``where``, the files that hold the figures.
-    """
-    rows = []
-    for fault in published()["faults"]:
-        where, measure = FAULTS.get(fault["id"], ("", None))
-        if measure is None:
-            effect = f"{NOT_TESTED}: {fault['untested']}"
-        else:
-            try:
-                effect = measure(evidence)
-            except UserError as error:
-                effect, where = f"{NOT_TESTED}: {error}", ""
-        rows.append((fault["id"], fault["area"], fault["fault"], effect, where))
-    return pd.DataFrame(rows, columns=FAULT_COLUMNS)
 
 
 def in_words(figures: Figures, against: Figures | None = None) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqcirc_utils import claims, plots, store
-from seqcirc_utils.claims import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, TASKS, Evidence
+from seqcirc_utils import claims, faults, plots, store
+from seqcirc_utils.claims import NOT_SUPPORTED, SUPPORTED
+from seqcirc_utils.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, published
 
-ALL = [c["id"] for c in claims.published()["claims"]]
+ALL = [c["id"] for c in published()["claims"]]
 # Made-up models: who plays which part.
 MODEL = {
     **{"shape": (6, 6), "copies": "0.0", "detects": "1.1", "helps": "2.2", "transports": "3.3"},
@@ -203,7 +204,7 @@ class World:
             }
             for p in probes
             for kind in ("mean", "zero")
-            for s in (*claims._CIRCUITS, "key heads", "shared core")
+            for s in (*CIRCUITS, "key heads", "shared core")
         ]
         self.csv(rows, "07_generalisation.csv")
         rows = [{"probe": p, "n": 40, "accuracy": 0.9, "used": True, "reason": ""} for p in probes]
@@ -238,11 +239,11 @@ def verdicts(world):
 
 
 def test_what_is_published_is_complete():
-    found = claims.published()
+    found = published()
     assert ALL == list(claims.RULES) and ALL[:27] == [f"C{i}" for i in range(1, 28)]
     assert [f["id"] for f in found["faults"]] == [f"B{i}" for i in range(1, 34)]
     for fault in found["faults"]:  # measured, or said why not; not both
-        assert ("untested" in fault) != (fault["id"] in claims.FAULTS)
+        assert ("untested" in fault) != (fault["id"] in faults.EFFECTS)
     assert all(c["source"] and c["statement"] for c in found["claims"])
     figures = {c["id"]: c["figures"] for c in found["claims"]}
     assert figures["C1"]["heads"] == [14, 19, 13] and figures["C3"]["0.1"][0] == -44.29
@@ -443,8 +444,8 @@ def test_missing_evidence_says_so(tmp_path):
     assert len(table) == len(ALL) and set(table["verdict"]) == {NOT_TESTED}
     assert table["reason"].str.len().min() > 10
     assert table["published"].drop(25).str.len().min() > 3  # C26 has no figure
-    faults = claims.faults_table(Evidence(tmp_path / "nothing"))
-    assert len(faults) == 33 and faults["effect"].str.startswith(NOT_TESTED + ": ").all()
+    table = faults.faults_table(Evidence(tmp_path / "nothing"))
+    assert len(table) == 33 and table["effect"].str.startswith(NOT_TESTED + ": ").all()
 
 
 @pytest.mark.slow
@@ -456,7 +457,7 @@ def test_each_missing_file_leaves_all_rows(world):
         assert len(table) == len(ALL)
         for row in table[table["verdict"] == NOT_TESTED].itertuples():
             assert path.name in row.reason, (row.claim, row.reason)
-        claims.faults_table(world.evidence)
+        faults.faults_table(world.evidence)
         path.write_bytes(content)
 
 
@@ -469,7 +470,7 @@ def test_each_missing_column_is_named(world):
             table = claims.claims_table(world.evidence)
             for row in table[table["verdict"] == NOT_TESTED].itertuples():
                 assert column in row.reason and path.name in row.reason
-            claims.faults_table(world.evidence)
+            faults.faults_table(world.evidence)
         store.write_csv(path, whole)
 
 
@@ -539,7 +540,7 @@ def test_gpt2_fills_the_reproduced_column(world, gpt2):
     assert table.loc["C23", "reproduced"] == ""  # not about GPT-2
     assert (claims.claims_table(world.evidence)["reproduced"] == "").all()
     # Nearly every published figure of GPT-2 has a counterpart with the same label.
-    figures = {c["id"]: set(c["figures"]) for c in claims.published()["claims"]}
+    figures = {c["id"]: set(c["figures"]) for c in published()["claims"]}
     missing = {
         f"{c}: {label}"
         for c in ALL
@@ -558,13 +559,13 @@ def test_figures_follow_the_evidence(world):
 
 
 def test_faults_have_effects(world):
-    faults = claims.faults_table(world.evidence).set_index("fault")
-    measured = faults.loc[list(claims.FAULTS)]
+    table = faults.faults_table(world.evidence).set_index("fault")
+    measured = table.loc[list(faults.EFFECTS)]
     assert not measured["effect"].str.contains(NOT_TESTED).any()
     assert (measured["where"] != "").all()
-    assert "7 / 7 / 7 of 8 / 8 / 8" in faults.loc["B3", "effect"]
-    assert "sweeps end at 90% / 90% / 90%" in faults.loc["B26", "effect"]
-    assert faults.loc["B9", "effect"].startswith(NOT_TESTED)
+    assert "7 / 7 / 7 of 8 / 8 / 8" in table.loc["B3", "effect"]
+    assert "sweeps end at 90% / 90% / 90%" in table.loc["B26", "effect"]
+    assert table.loc["B9", "effect"].startswith(NOT_TESTED)
 
 
 def test_numbers_in_words():
