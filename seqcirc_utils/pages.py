@@ -16,7 +16,10 @@ import yaml
 
 from seqcirc_utils import models, stages, store
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.execution import clean
 from seqcirc_utils.plan import DISCOVERY, Job, Plan, with_needs
+from seqcirc_utils.runs import skipped
+from seqcirc_utils.tasks import TASKS
 
 
 def publish(plan: Plan) -> list[Path]:
@@ -112,7 +115,7 @@ def _link_terms(text: str, terms: list[str], left: list[str]) -> str:
 def _indexed(job: Job) -> list[str]:
     """Return what index and search find on a page: the circuit's parts, or the claims."""
     table = job.record.with_name(f"{job.stage}.csv")
-    if stages.skipped(job.record) or not table.is_file():
+    if skipped(job.record) or not table.is_file():
         return []
     frame = store.read_csv(table)
     if job.stage == DISCOVERY:
@@ -162,7 +165,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     if not job.notebook.is_file():
         raise UserError(f"{job.notebook} does not exist: run `make book`.")
     try:
-        executed = stages.clean(nbformat.read(job.notebook, as_version=4))
+        executed = clean(nbformat.read(job.notebook, as_version=4))
     except ValueError:
         raise UserError(f"{job.notebook} is damaged: run `make book`.") from None
     outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
@@ -170,7 +173,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     if any(o.output_type == "error" for o in outputs) or any("error" in tag for tag in tags):
         raise UserError(f"{job.notebook} holds an error: delete it and run `make book` again.")
     if job.task:
-        title = stages._tasks().TASKS[job.task].title
+        title = TASKS[job.task].title
         for cell in executed.cells:
             if cell.cell_type == "markdown" and re.search(r"(?m)^# ", cell.source):
                 cell.source = re.sub(
@@ -332,11 +335,10 @@ def _toc(plan: Plan) -> str:
             parts.append(part)
     if pattern is None or tuple(tasks) == plan.tasks:
         return ""
-    known = stages._tasks().TASKS
     parts[place:place] = [
         pattern
         | {
-            "caption": known[task].title,
+            "caption": TASKS[task].title,
             "chapters": [
                 chapter | {"file": re.sub(r"^runs/[^/]+/", f"runs/{task}/", chapter["file"])}
                 for chapter in pattern["chapters"]

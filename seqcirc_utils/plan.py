@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
-from seqcirc_utils import models, stages, store
+from seqcirc_utils import models, runs, stages, store
 from seqcirc_utils.errors import UserError, unknown
+from seqcirc_utils.fingerprint import fingerprint
+from seqcirc_utils.parameters import check, declared
 
 PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
 OVERALL = [name for name, stage in stages.STAGES.items() if not stage.per_task]
@@ -44,7 +46,7 @@ class Plan:
         """Return what one run of a stage is given: those parameters that it declares.
 
         Raises:
-            UserError: as :func:`stages.check` does.
+            UserError: as :func:`seqcirc_utils.parameters.check` does.
         """
         given = dict(self.values) | {
             "model": self.model,
@@ -52,10 +54,10 @@ class Plan:
             "task": task,
             "results": self.results,
         }
-        known = stages.declared(stage)
+        known = declared(stage)
         given |= {} if self.seed is None else {"seed": self.seed}
         given = {name: value for name, value in given.items() if name in known}
-        stages.check(stage, given)
+        check(stage, given)
         return given
 
     def directory(self, task: str | None = None) -> Path:
@@ -116,14 +118,14 @@ class Job:
     def fingerprint(self) -> str:
         """SHA-256 of the stage's sources and parameters."""
         given = self.plan.parameters(self.stage, self.task)
-        return stages.fingerprint(self.stage, stages.check(self.stage, given))
+        return fingerprint(self.stage, check(self.stage, given))
 
     def is_current(self) -> bool:
         """Tell whether the results are there, made with these parameters and sources."""
         if not self.record.is_file():
             return False
-        shared = stages.check(self.stage, self.plan.parameters(self.stage, self.task))
-        return stages.is_current(self.stage, self.record.parent, shared)
+        shared = check(self.stage, self.plan.parameters(self.stage, self.task))
+        return runs.is_current(self.stage, self.record.parent, shared)
 
     def forget_if_stale(self) -> None:
         """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again.
@@ -138,7 +140,7 @@ class Job:
                     os.utime(self.notebook)
                     os.utime(self.record)
                 return
-        stages.set_aside(self.record)
+        runs.set_aside(self.record)
 
 
 def read_plan(file: Path | str, model: str = "", seed: int | None = None) -> Plan:
@@ -208,7 +210,7 @@ def _read(file: Path | str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold lines of the form `name: value`.")
     allowed = {"model", "tasks", *SWEEP}
-    allowed |= {name for stage in stages.STAGES for name in stages.declared(stage)}
+    allowed |= {name for stage in stages.STAGES for name in declared(stage)}
     allowed -= {"task", "results"}
     for name in values:
         if name not in allowed:
@@ -218,6 +220,6 @@ def _read(file: Path | str) -> dict[str, Any]:
 
 def _plan(file: Path, model: str, values: Mapping[str, Any], *sweep: Any) -> Plan:
     values = {name: value for name, value in values.items() if name != "model"}
-    tasks = values.pop("tasks", stages.declared(OVERALL[0])["tasks"].default)
-    stages.check(OVERALL[0], {"tasks": tasks, "model": model})
+    tasks = values.pop("tasks", declared(OVERALL[0])["tasks"].default)
+    check(OVERALL[0], {"tasks": tasks, "model": model})
     return Plan(file.resolve(), model, tuple(tasks), values, *sweep)

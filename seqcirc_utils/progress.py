@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol, TextIO
 
-from seqcirc_utils import stages, store
+from seqcirc_utils import runs, store
 from seqcirc_utils.errors import UserError
 
 # tqdm's bars, with a known end and without.
@@ -45,7 +45,7 @@ def recorded(jobs: Iterable[Watched]) -> dict[str, float]:
     """Seconds that jobs took when they were last run, by name; of those that ever were."""
     took = {}
     for job in jobs:
-        for record in (stages.last(job.record), job.record):
+        for record in (runs.last(job.record), job.record):
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
                 took[job.name] = float(store.read_json(record)["seconds"])
     return took

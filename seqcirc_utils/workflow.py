@@ -16,7 +16,16 @@ from typing import NoReturn
 
 import yaml
 
-from seqcirc_utils import models, pages, progress, stages, store
+from seqcirc_utils import (
+    execution,
+    models,
+    pages,
+    parameters,
+    progress,
+    runs,
+    stages,
+    store,
+)
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.plan import SWEEP, Job, Plan, read_plan, read_plans, with_needs
 
@@ -25,14 +34,14 @@ def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> P
     """Run one stage and write its executed notebook.
 
     Raises:
-        UserError: as :func:`stages.execute` does, or for a task that is missing or not wanted.
+        UserError: as :func:`execution.execute` does, or for a task that is missing or not wanted.
     """
     per_task = stages.stage_named(stage).per_task
     if per_task and not task:
         raise UserError(f"{stage} runs once per task: give --task.")
     if task and not per_task:
         raise UserError(f"{stage} runs once for all tasks: leave --task out.")
-    return stages.execute(stage, plan.parameters(stage, task), output)
+    return execution.execute(stage, plan.parameters(stage, task), output)
 
 
 def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile: str = "") -> None:
@@ -51,7 +60,7 @@ def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile
     with progress.Watch(jobs):
         _run_snakemake([plan], cores, until, profile)
     for job in jobs:
-        if reason := stages.skipped(job.record):
+        if reason := runs.skipped(job.record):
             print(f"skipped: {job.name}: {reason}", file=sys.stderr)
 
 
@@ -210,11 +219,11 @@ def notebooks() -> list[Path]:
     """
     done = []
     for stage in stages.STAGES:
-        values = stages.check(stage, {})
+        values = parameters.check(stage, {})
         models.fetch(values["model"])
         where = stages.directory(values["results"], values["model"], values.get("task"))
         print(f"Running {stage} at its defaults.", file=sys.stderr)
-        output = stages.execute(stage, {}, where / f"{stage}.ipynb")
+        output = execution.execute(stage, {}, where / f"{stage}.ipynb")
         with store.writing(stages.notebook(stage)) as temporary:
             shutil.copyfile(output, temporary)
         done.append(stages.notebook(stage))
@@ -226,7 +235,7 @@ def _help() -> str:
     for name, stage in stages.STAGES.items():
         lines.append(f"  {name} ({'per task' if stage.per_task else 'all tasks'})")
         try:
-            known = stages.declared(name).values()
+            known = parameters.declared(name).values()
         except UserError as error:
             lines.append(f"    {error}")
             continue

@@ -36,7 +36,7 @@ def write_notebook(root: Path, stage: str, work: str = "", more: str = "") -> Pa
         cells=[
             nbformat.v4.new_markdown_cell(f"Text.\n\n# Title of {stage}\n\n# Second"),
             cell(declared.strip(), metadata={"tags": ["parameters"]}),
-            cell(f'from seqcirc_utils import stages\n\nrun = stages.begin("{stage}", globals())'),
+            cell(f'from seqcirc_utils import runs\n\nrun = runs.begin("{stage}", globals())'),
             cell(work or WORK.get(stage, "pass")),
             cell(
                 "import sys\n\nfrom seqcirc_utils import store\n\n"

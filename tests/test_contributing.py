@@ -67,8 +67,8 @@ def add(project, *examples):
 
 def execute(project, stage, parameters, **more):
     """Run a stage of the copy; return the record of the run."""
-    code = f"stages.execute({stage!r}, {parameters!r}, 'out.ipynb')"
-    run(project, sys.executable, "-c", f"from seqcirc_utils import stages\n{code}", **more)
+    code = f"execution.execute({stage!r}, {parameters!r}, 'out.ipynb')"
+    run(project, sys.executable, "-c", f"from seqcirc_utils import execution\n{code}", **more)
     (record,) = (project / "results").rglob(f"{stage}.run.json")
     return json.loads(record.read_text()), record.parent
 

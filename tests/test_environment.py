@@ -166,3 +166,9 @@ def test_make_help_lists_what_the_readme_documents():
     documented = documented_targets((ROOT / "README.md").read_text(encoding="utf-8"))
     assert {"book", "test"} <= documented, "the README no longer says how to build and test"
     assert documented <= make_help()
+
+
+def test_the_package_lists_all_its_modules():
+    said = (ROOT / "seqcirc_utils" / "__init__.py").read_text(encoding="utf-8")
+    there = {path.stem for path in (ROOT / "seqcirc_utils").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"``(\w+)``", said)) == there

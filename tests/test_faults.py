@@ -24,8 +24,9 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import models, pages, stages, store, workflow
+from seqcirc_utils import execution, fingerprint, models, pages, runs, store, workflow
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.parameters import check
 
 ROOT = store.ROOT
 STAGE = "03_patching"
@@ -46,7 +47,7 @@ def planned(project, model="gpt2"):
 def finished(plan):
     """Leave what a run of the stage leaves."""
     job = workflow.Job(plan, STAGE, "months")
-    run = stages.Run(STAGE, stages.check(STAGE, plan.parameters(STAGE, "months")))
+    run = runs.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
     run.library = job.fingerprint
     store.write_csv(run.path("csv"), pd.DataFrame({"component": ["1.2"], "effect": [0.5]}))
     store.write_npz(run.path("npz"), {"effects": np.eye(3)})
@@ -86,9 +87,9 @@ def test_a_damaged_result_is_made_anew(project, damage, name):
 def test_a_damaged_input_is_made_anew_before_it_is_read(project, monkeypatch):
     plan, made = planned(project), []
     job = finished(plan)
-    monkeypatch.setattr(stages, "execute", lambda *_: made.append(finished(plan)))
+    monkeypatch.setattr(execution, "execute", lambda *_: made.append(finished(plan)))
     later = "04_circuit_discovery"
-    run = stages.Run(later, stages.check(later, plan.parameters(later, "months")))
+    run = runs.Run(later, check(later, plan.parameters(later, "months")))
     assert run.input(STAGE, "csv").is_file() and not made
     flip(job.record.parent / "circuit.json")
     run.input(STAGE, "csv")
@@ -98,12 +99,12 @@ def test_a_damaged_input_is_made_anew_before_it_is_read(project, monkeypatch):
 def test_what_another_process_writes_meanwhile_is_not_trusted(project):
     """A process that outlived its killed run may write over the files of the next."""
     plan = planned(project)
-    run = stages.Run(STAGE, stages.check(STAGE, plan.parameters(STAGE, "months")))
+    run = runs.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
     run.library = workflow.Job(plan, STAGE, "months").fingerprint
     store.write_text(run.path("txt"), "ours")
     run.path("txt").write_text("theirs")
     run.finish()
-    assert not stages.is_current(STAGE, run.directory)
+    assert not runs.is_current(STAGE, run.directory)
 
 
 def test_results_of_other_versions_and_weights_are_not_mixed_in(
@@ -111,12 +112,12 @@ def test_results_of_other_versions_and_weights_are_not_mixed_in(
 ):
     weights = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model") / "model.safetensors"
     job = finished(planned(project, weights.parent))
-    assert stages.is_current(STAGE, job.record.parent)
+    assert runs.is_current(STAGE, job.record.parent)
     with monkeypatch.context() as other:
-        other.setattr(stages, "versions", lambda: {"torch": "0.1"})
-        assert not stages.is_current(STAGE, job.record.parent)
+        other.setattr(fingerprint, "versions", lambda: {"torch": "0.1"})
+        assert not runs.is_current(STAGE, job.record.parent)
     flip(weights)
-    assert not stages.is_current(STAGE, job.record.parent)
+    assert not runs.is_current(STAGE, job.record.parent)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -182,7 +183,7 @@ def test_a_stage_on_a_full_or_read_only_disk(project, tiny_directories, options,
 def test_a_stage_whose_process_dies_says_so(project):
     write_notebook(project, STAGE, work="import os\n\nos._exit(1)")
     with pytest.raises(UserError, match="process died, mostly for want of memory") as caught:
-        stages.execute(STAGE, {}, project / "out.ipynb", progress=False)
+        execution.execute(STAGE, {}, project / "out.ipynb", progress=False)
     assert "\n" not in str(caught.value) and not (project / "out.ipynb").exists()
 
 
@@ -263,7 +264,7 @@ def test_killed_and_interrupted_runs(tmp_path, monkeypatch, tiny_directories):
         (project / "go").touch()
         said = run.communicate(timeout=120)[1]
         assert run.returncode == 130 and "error: interrupted" in said
-        assert stages.is_current(STAGE, job.record.parent)
+        assert runs.is_current(STAGE, job.record.parent)
         assert json.loads(job.notebook.read_text())["cells"]
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -8,8 +8,11 @@ import nbformat
 import pytest
 from stage_project import make, write_notebook
 
-from seqcirc_utils import stages, store
+from seqcirc_utils import runs, store
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.execution import clean, execute
+from seqcirc_utils.fingerprint import fingerprint, sources
+from seqcirc_utils.parameters import Parameter, check, declared
 
 GOOD = {"model": "gpt2", "task": "months", "n_prompts": 8}
 
@@ -20,14 +23,14 @@ def project(tmp_path, monkeypatch):
 
 
 def test_declares_what_the_notebook_says(project):
-    found = stages.declared("03_patching")
-    assert found["n_prompts"] == stages.Parameter("n_prompts", 8, int, "evaluation prompts")
+    found = declared("03_patching")
+    assert found["n_prompts"] == Parameter("n_prompts", 8, int, "evaluation prompts")
     assert found["templates"].default == ["born"]
     assert found["paper_filter"].default is False
 
 
 def test_fills_in_defaults_and_takes_an_int_for_a_float(project):
-    full = stages.check("03_patching", {"n_prompts": 2, "threshold": 1})
+    full = check("03_patching", {"n_prompts": 2, "threshold": 1})
     assert full["n_prompts"] == 2 and full["task"] == "months"
     assert full["threshold"] == 1.0 and isinstance(full["threshold"], float)
 
@@ -62,7 +65,7 @@ def test_fills_in_defaults_and_takes_an_int_for_a_float(project):
 )
 def test_refuses(project, bad, said):
     with pytest.raises(UserError, match="03_patching") as caught:
-        stages.execute("03_patching", bad, project / "out.ipynb")
+        execute("03_patching", bad, project / "out.ipynb")
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not list(project.glob("out*"))
 
@@ -70,16 +73,16 @@ def test_refuses(project, bad, said):
 def test_refuses_bad_tasks_and_stages(project):
     for tasks in ([], ["months", "months"], ["moths"]):
         with pytest.raises(UserError, match="06_cross_task"):
-            stages.check("06_cross_task", {"tasks": tasks})
+            check("06_cross_task", {"tasks": tasks})
     with pytest.raises(UserError, match="did you mean '03_patching'"):
-        stages.check("3_patching", {})
+        check("3_patching", {})
 
 
 def test_refuses_a_parameter_that_is_no_annotated_literal(project):
     for line in ("n_top = 3  # bare", "n_top: int = 1 + 2  # derived"):
         write_notebook(project, "03_patching", more=line)
         with pytest.raises(UserError, match="n_top .* annotated literal"):
-            stages.check("03_patching", {})
+            check("03_patching", {})
 
 
 def test_refuses_a_notebook_that_cannot_be_read(project):
@@ -89,47 +92,47 @@ def test_refuses_a_notebook_that_cannot_be_read(project):
     for text in (nbformat.writes(book), "{", "{}"):
         path.write_text(text)
         with pytest.raises(UserError, match="03_patching.* cannot be read"):
-            stages.declared("03_patching")
+            declared("03_patching")
 
 
 def test_begin_finds_names_that_nothing_declares(project):
-    namespace = {name: p.default for name, p in stages.declared("03_patching").items()}
-    allowed = {"In": [], "Out": {}, "_1": 3, "stages": stages, "Path": Path, "exit": exit}
-    run = stages.begin("03_patching", namespace | allowed)
+    namespace = {name: p.default for name, p in declared("03_patching").items()}
+    allowed = {"In": [], "Out": {}, "_1": 3, "runs": runs, "Path": Path, "exit": exit}
+    run = runs.begin("03_patching", namespace | allowed)
     assert run.directory == project / "results/default/gpt2/months"
     assert run.path("csv") == run.directory / "03_patching.csv"
     with pytest.raises(UserError, match="did you mean 'n_prompts'"):
-        stages.begin("03_patching", namespace | {"n_prompt": 3})
+        runs.begin("03_patching", namespace | {"n_prompt": 3})
     with pytest.raises(UserError, match="at least 1"):
-        stages.begin("03_patching", namespace | {"n_prompts": 0})
+        runs.begin("03_patching", namespace | {"n_prompts": 0})
 
 
 def test_sources_follow_imports(project):
-    names = [path.name for path in stages.sources("03_patching")]
+    names = [path.name for path in sources("03_patching")]
     assert names[0] == "03_patching.ipynb"
     assert {"stages.py", "store.py", "errors.py", "models.py"} <= set(names)
     assert not {"workflow.py", "circuits.py"} & set(names)
     write_notebook(project, "03_patching", work="from seqcirc_utils import workflow as _w")
-    assert "workflow.py" in [path.name for path in stages.sources("03_patching")]
+    assert "workflow.py" in [path.name for path in sources("03_patching")]
 
 
 def test_fingerprint_sees_code_and_parameters_but_no_outputs(project):
-    before = stages.fingerprint("03_patching", GOOD)
+    before = fingerprint("03_patching", GOOD)
     path = project / "notebooks/03_patching.ipynb"
     book = nbformat.read(path, 4)
     book.cells[3].outputs = [nbformat.v4.new_output("stream", text="1")]
     nbformat.write(book, path)
-    assert stages.fingerprint("03_patching", GOOD | {"results": "x"}) == before
-    assert stages.fingerprint("03_patching", GOOD | {"n_prompts": 9}) != before
+    assert fingerprint("03_patching", GOOD | {"results": "x"}) == before
+    assert fingerprint("03_patching", GOOD | {"n_prompts": 9}) != before
     write_notebook(project, "03_patching", work="print(2)")
-    assert stages.fingerprint("03_patching", GOOD) != before
+    assert fingerprint("03_patching", GOOD) != before
 
 
 @pytest.mark.slow
 def test_a_run_writes_everything_and_remakes_what_is_stale(project):
     where = project / "results/default/gpt2/months"
     output = where / "04_circuit_discovery.ipynb"
-    stages.execute("04_circuit_discovery", {"n_prompts": 3}, output, progress=False)
+    execute("04_circuit_discovery", {"n_prompts": 3}, output, progress=False)
     upstream = where / "03_patching.run.json"
     made = json.loads(upstream.read_text())
     assert made["parameters"]["n_prompts"] == 3 and made["versions"]["torch"]
@@ -138,17 +141,17 @@ def test_a_run_writes_everything_and_remakes_what_is_stale(project):
     assert '"stderr"' not in text and '"papermill"' not in text
     record = json.loads((where / "04_circuit_discovery.run.json").read_text())
     assert record["inputs"] == {"03_patching.run.json": made["library"]}
-    assert stages.is_current("04_circuit_discovery", where, {"n_prompts": 3})
-    assert not stages.is_current("04_circuit_discovery", where, {"n_prompts": 4})
+    assert runs.is_current("04_circuit_discovery", where, {"n_prompts": 3})
+    assert not runs.is_current("04_circuit_discovery", where, {"n_prompts": 4})
 
     # Another upstream notebook makes both stale; asking for the input makes it again.
     write_notebook(project, "03_patching", work="print('new')")
-    assert not stages.is_current("04_circuit_discovery", where)
-    run = stages.Run("04_circuit_discovery", stages.check("04_circuit_discovery", {"n_prompts": 3}))
+    assert not runs.is_current("04_circuit_discovery", where)
+    run = runs.Run("04_circuit_discovery", check("04_circuit_discovery", {"n_prompts": 3}))
     assert run.input("03_patching", "txt").read_text() == "3"
     again = json.loads(upstream.read_text())
     assert again["library"] != made["library"]
-    assert not stages.is_current("04_circuit_discovery", where)
+    assert not runs.is_current("04_circuit_discovery", where)
     assert run.input("03_patching", "txt").is_file()
     assert json.loads(upstream.read_text()) == again
     with pytest.raises(UserError, match="makes no file"):
@@ -164,7 +167,7 @@ def test_a_failed_run_leaves_no_output_but_says_why(project):
     output = project / "out.ipynb"
     output.write_text("old")
     with pytest.raises(UserError, match="03_patching failed: no such thing") as caught:
-        stages.execute("03_patching", {}, output)
+        execute("03_patching", {}, output)
     assert str(project / "out.failed.ipynb") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in project.glob("*out*")) == ["out.failed.ipynb"]
@@ -179,19 +182,19 @@ def test_the_kernel_is_this_interpreter(project, monkeypatch, tmp_path):
     (kernels / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     write_notebook(project, "03_patching", work="import sys\nprint(sys.executable)")
-    output = stages.execute("03_patching", {}, project / "out.ipynb")
+    output = execute("03_patching", {}, project / "out.ipynb")
     assert sys.executable in output.read_text()
     assert store.read_json(project / "results/default/gpt2/months/03_patching.run.json")
 
 
 def test_what_is_remembered_of_a_notebook_follows_its_changes(project):
     """Declarations and sources are remembered, so that a sweep of thousands is planned quickly."""
-    full = stages.check("03_patching", {})
-    before = stages.fingerprint("03_patching", full)
+    full = check("03_patching", {})
+    before = fingerprint("03_patching", full)
     write_notebook(project, "03_patching", work="print('other')")
-    assert stages.fingerprint("03_patching", full) != before
+    assert fingerprint("03_patching", full) != before
     write_notebook(project, "03_patching", more="threshold: float = 0.7  # part to keep")
-    assert stages.check("03_patching", {})["threshold"] == 0.7
+    assert check("03_patching", {})["threshold"] == 0.7
 
 
 @pytest.mark.slow
@@ -205,15 +208,13 @@ def test_a_task_that_the_model_cannot_do_is_skipped_with_its_reason(project, cap
         "    except ValueError as error:\n        print(_t, type(error).__name__, error)",
     )
     where = project / "results/default/gpt2"
-    output = stages.execute(
+    output = execute(
         "06_cross_task", {"tasks": ["months"]}, where / "06_cross_task.ipynb", progress=False
     )
     assert "months CannotDo it cannot count" in output.read_text()
     for stage in ("03_patching", "04_circuit_discovery"):
         record = where / "months" / f"{stage}.run.json"
-        assert stages.skipped(record) == "it cannot count" and stages.is_current(
-            stage, record.parent
-        )
+        assert runs.skipped(record) == "it cannot count" and runs.is_current(stage, record.parent)
         page = nbformat.read(record.with_name(f"{stage}.ipynb"), as_version=4)
         assert "it cannot count" in page.cells[-1].source and page.cells[0].source.startswith(
             "Text"
@@ -223,10 +224,10 @@ def test_a_task_that_the_model_cannot_do_is_skipped_with_its_reason(project, cap
     upstream = store.read_json(where / "months/04_circuit_discovery.run.json")["inputs"]
     assert list(upstream) == ["03_patching.run.json"]
     capfd.readouterr()
-    stages.execute("06_cross_task", {"tasks": ["months"]}, output, progress=False)
+    execute("06_cross_task", {"tasks": ["months"]}, output, progress=False)
     assert "running it first" not in capfd.readouterr().err
     write_notebook(project, "03_patching")  # now it can
-    assert not stages.is_current("04_circuit_discovery", where / "months")
+    assert not runs.is_current("04_circuit_discovery", where / "months")
 
 
 def test_what_differs_from_run_to_run_is_not_kept():
@@ -237,7 +238,7 @@ def test_what_differs_from_run_to_run_is_not_kept():
     ]
     cell = nbformat.v4.new_code_cell("1", outputs=outputs, metadata={"papermill": {"duration": 1}})
     book = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}})
-    kept = stages.clean(book).cells[0]
+    kept = clean(book).cells[0]
     assert [output.get("text") or output["data"]["text/plain"] for output in kept.outputs] == [
         "said",
         "<Styler>",

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import models, pages, stages, store, workflow
+from seqcirc_utils import models, pages, runs, stages, store, workflow
 from seqcirc_utils import plan as plans
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.parameters import check, declared
 
 TOC = {
     "format": "jb-book",
@@ -45,7 +46,7 @@ def pretend(plan, stage, task=None, cells=()):
     cells = [nbformat.v4.new_markdown_cell("# Title\n\ntext"), *cells]
     job.notebook.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), job.notebook)
-    run = stages.Run(stage, stages.check(stage, plan.parameters(stage, task)))
+    run = runs.Run(stage, check(stage, plan.parameters(stage, task)))
     run.library = job.fingerprint
     run.finish(model={"name": "gpt2"})
     return job
@@ -61,7 +62,7 @@ def test_the_default_file_says_what_the_notebooks_say():
     assert plan.model == models.DEFAULT and plan.tasks == ("digits", "number_words", "months")
     for job in plan.jobs():
         given = plan.parameters(job.stage, job.task)
-        known = stages.declared(job.stage)
+        known = declared(job.stage)
         for name in set(given) - {"task"}:
             assert given[name] == known[name].default, (job.stage, name)
 
@@ -140,7 +141,7 @@ def test_help_lists_parameters(project, capsys):
 
 def test_every_parameter_of_every_notebook_explains_itself():
     for stage in stages.STAGES:
-        for parameter in stages.declared(stage).values():
+        for parameter in declared(stage).values():
             assert parameter.help, (stage, parameter.name)
 
 
