@@ -66,6 +66,8 @@ for _stage in _stages.STAGES.values():
             fingerprint=_of(_stage.name, lambda job: job.fingerprint),
             arguments=_of(_stage.name, lambda job: job.arguments),
             python=sys.executable,
+        # What most others wait for goes first: small stages fill the gaps that the long ones leave.
+        priority: sum(_stage.name in other.needs for other in _stages.STAGES.values())
         # What works through all tasks has more to do; the built models are too small for that.
         threads: 1 if _stage.per_task or not _stage.needs else _THREADS
         resources:
