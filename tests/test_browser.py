@@ -201,6 +201,16 @@ def test_a_phone_opens_the_side_bar(opened):
     page.wait_for_url("**/runs/provenance.html")
 
 
+def test_a_phone_opens_a_figure_by_itself(opened):
+    page = opened("runs/06_cross_task.html", PHONE)
+    figure = page.locator("main figure a:has(img)").first
+    shown = figure.locator("img").bounding_box()["width"]
+    figure.click()
+    page.wait_for_url("**/*.svg")
+    assert float(page.evaluate("document.documentElement.width.baseVal.value")) > 1.2 * shown
+    assert not opened("runs/06_cross_task.html").locator("main figure a:has(img)").count()
+
+
 @pytest.mark.parametrize(
     ("query", "where"),
     [
