@@ -265,7 +265,7 @@ def table_heatmap(
     limit = limit or max(float(np.nanmax(np.abs(table.to_numpy(float)))), 1e-9)
     size = (1.0 * table.shape[1] + 3, max(0.34 * table.shape[0] + 1.6, 2.6))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    texts = table.map(lambda v: f"{v:{format}}").replace(r"^-(0\.?0*)$", r"\1", regex=True)
+    texts = table.map(lambda v: f"{v:z{format}}")
     sns.heatmap(
         table,
         annot=texts.to_numpy(),
@@ -573,7 +573,7 @@ def joint_ablation(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
             axis.text(
                 column,
                 row,
-                f"{value:.0f}",
+                f"{value:z.0f}",
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -932,7 +932,9 @@ def transfer_heatmaps(
     axes = axes[:, 0]
     for axis, (mode, title) in zip(axes, modes.items(), strict=True):
         cells = [[found.loc[(mode, s, t)] for t in tasks] for s in sets]
-        words = [[f"{c['mean']:.0f}\n[{c['low']:.0f}, {c['high']:.0f}]" for c in r] for r in cells]
+        words = [
+            [f"{c['mean']:z.0f}\n[{c['low']:z.0f}, {c['high']:z.0f}]" for c in r] for r in cells
+        ]
         sns.heatmap(
             pd.DataFrame([[c["mean"] for c in r] for r in cells], [*sets.values()]),
             annot=np.array(words),
