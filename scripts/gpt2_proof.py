@@ -44,9 +44,9 @@ def train(directory: Path, names: list[str]) -> float:
     for _ in tqdm(range(STEPS), desc="Training", unit="step"):
         rows = torch.randint(512, (32,)).tolist()
         batches = [prompts[rows] for prompts in seen]
-        loss = sum(torch.nn.functional.cross_entropy(answered(b), b.answer_ids) for b in batches)
+        losses = [torch.nn.functional.cross_entropy(answered(b), b.answer_ids) for b in batches]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         optimizer.step()
     network.eval().save_pretrained(directory)
     with torch.inference_mode():

@@ -67,6 +67,10 @@ OVERFLOW = """() => {
     .map(e => e.tagName + "." + e.className).slice(0, 5).concat("the page scrolls sideways");
 }"""
 
+# Each result shows some text of its page, fetched after the search itself has ended.
+ALL_SUMMED_UP = """() => /finished/.test(document.querySelector("#search-results").innerText) &&
+  [...document.querySelectorAll("#search-results li")].every(e => e.querySelector(".context"))"""
+
 
 @pytest.fixture(scope="session")
 def address():
@@ -224,6 +228,7 @@ def test_search_finds_words_claims_and_components(opened, query, where):
     page = opened(f"search.html?q={query}")
     page.locator("#search-results li a").first.wait_for()
     page.locator(f'#search-results li a[href*="{where}"]').first.wait_for()
+    page.wait_for_function(ALL_SUMMED_UP)
     assert page.faults == []
 
 

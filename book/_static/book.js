@@ -15,3 +15,12 @@ document.addEventListener("DOMContentLoaded", () => {
     link.append(image);
   }
 });
+
+// Where an entry of the index points at a place without text, Sphinx's search fails to sum it up:
+// its page is summed up instead.
+document.addEventListener("DOMContentLoaded", () => {
+  if (typeof Search === "undefined" || !Search.makeSearchSummary) return;
+  const summary = Search.makeSearchSummary;
+  Search.makeSearchSummary = (html, words, anchor) =>
+    summary(html, words, anchor) ?? summary(html, words) ?? document.createTextNode("");
+});
