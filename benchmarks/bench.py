@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from seqcirc_utils import discovery, models, store, tasks
 from seqcirc_utils.ablation import Component, Evaluator, components, record
-from seqcirc_utils.stages import versions
+from seqcirc_utils.fingerprint import versions
 
 THRESHOLD = 0.8
 RESULTS = Path(__file__).with_name("results.json")
@@ -85,7 +85,7 @@ class Plain:
         """The published sweeps; stops after some trials if asked to. What is out, and trials."""
         out: list[Component] = []
         bar = tqdm(desc="Plain procedure", unit="trial", total=trials or None)
-        for _, order in discovery.published_orders(self):
+        for _, order in discovery.published_orders(self.model):
             before = len(out)
             for component in order:
                 if component not in out:
@@ -162,9 +162,9 @@ def searches(model: str, task: str, n: int, plain_trials: int) -> dict[str, Any]
     }
 
 
-def one_backward(evaluator: Any) -> Iterator[tuple[str, list[Component]]]:
+def one_backward(model: models.Model) -> Iterator[tuple[str, list[Component]]]:
     """The first backward sweep, and then nothing."""
-    yield next(discovery.published_orders(evaluator))
+    yield next(discovery.published_orders(model))
     yield "end", []
 
 

@@ -6,7 +6,7 @@ stays at ``threshold`` of the whole model's. Both verify every removal exactly.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from seqcirc_utils import store
 from seqcirc_utils.ablation import Component, Evaluator, Pruning, components
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.metrics import positive_baseline
+from seqcirc_utils.models import Model
 
 
 @dataclass
@@ -146,10 +147,10 @@ def _fingerprint(evaluator: Evaluator, *settings: Any) -> str:
     return digest.hexdigest()
 
 
-def published_orders(evaluator: Evaluator) -> Iterator[tuple[str, list[Component]]]:
+def published_orders(model: Model) -> Iterator[tuple[str, list[Component]]]:
     """The published sweeps, on and on: backward (MLP, then heads), forward (heads, then MLP)."""
-    forward = components(evaluator.model)
-    layers = range(evaluator.model.n_layers)
+    forward = components(model)
+    layers = range(model.n_layers)
     backward = [
         c
         for layer in reversed(layers)
@@ -162,11 +163,9 @@ def published_orders(evaluator: Evaluator) -> Iterator[tuple[str, list[Component
         yield "forward sweep", forward
 
 
-def shuffled_orders(
-    rng: torch.Generator, evaluator: Evaluator
-) -> Iterator[tuple[str, list[Component]]]:
+def shuffled_orders(rng: torch.Generator, model: Model) -> Iterator[tuple[str, list[Component]]]:
     """Sweeps on and on, each in a random order of its own."""
-    everything = components(evaluator.model)
+    everything = components(model)
     while True:
         order = torch.randperm(len(everything), generator=rng).tolist()
         yield "random sweep", [everything[i] for i in order]
@@ -177,7 +176,7 @@ def sweep(
     threshold: float = 0.8,
     *,
     two_sided: bool = False,
-    orders: Callable[[Evaluator], Iterator[tuple[str, list[Component]]]] = published_orders,
+    orders: Callable[[Model], Iterator[tuple[str, list[Component]]]] = published_orders,
     checkpoint: Path | None = None,
     progress: str | None = None,
 ) -> Discovery:
@@ -200,7 +199,7 @@ def sweep(
             positive, or logits that are not finite.
     """
     search = _Search(evaluator, "sweep", threshold, two_sided, checkpoint, progress)
-    for phase, order in orders(evaluator):
+    for phase, order in orders(evaluator.model):
         before = len(search.out)
         for component in order:
             if component not in search.out:
@@ -243,18 +242,46 @@ def ranked(
     """
     search = _Search(evaluator, "ranked", threshold, two_sided, checkpoint, progress)
 
-    def order() -> list[Component]:
-        estimate = evaluator.estimate(search.out, rows)
+    remove_in_groups(search, lambda: evaluator.estimate(search.out, rows), share, two_sided)
+    return search.found()
+
+
+def remove_in_groups(
+    search: _Search,
+    estimate: Callable[[], Mapping[Any, float]],
+    share: float,
+    two_sided: bool = False,
+    one_by_one: float = float("inf"),
+) -> bool:
+    """The ranked search itself, over components or edges, as :func:`ranked` tells it.
+
+    Args:
+        search: What tries the removals, and knows what is left.
+        estimate: Makes the estimate of what each removal does anew; negative: it costs.
+        share: Largest group, as a share of what is left.
+        two_sided: Go on with the idle after the first group that fails.
+        one_by_one: Most trials of single items.
+
+    Returns:
+        Whether all that is left was tried alone and found to be needed.
+    """
+
+    def order() -> list[Any]:
+        known = estimate()
         # Idle parts first. Once the bar is reached, what speaks against the answer: it makes room.
-        cost = (lambda c: -estimate[c]) if signed else (lambda c: abs(estimate[c]))
+        cost = (lambda c: -known[c]) if signed else (lambda c: abs(known[c]))
         return sorted(search.left(), key=cost)
 
     signed = False
     queue, size = order(), len(search.left())
-    needed: dict[Component, float] = {}  # tried alone at the present circuit, with the score
-    stale: dict[Component, float] = {}  # tried alone at an earlier one
+    needed: dict[Any, float] = {}  # tried alone at the present circuit, with the score
+    stale: dict[Any, float] = {}  # tried alone at an earlier one
     while queue:
         size = max(1, min(size, int(len(search.left()) * share)))
+        if size == 1:
+            if one_by_one <= 0:
+                return False
+            one_by_one -= 1
         group = queue[:size]
         if search.remove(group, "groups" if size > 1 else "one by one"):
             stale |= needed
@@ -272,4 +299,4 @@ def ranked(
             queue = queue[1:]
         if not queue:  # the nearest misses first: what may go now goes early
             queue, stale = sorted(stale, key=lambda c: -stale[c]), {}
-    return search.found()
+    return True

@@ -16,7 +16,6 @@ Why it is fast, and still exact:
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation import Component, Evaluator
-from seqcirc_utils.discovery import _fingerprint, _Search
+from seqcirc_utils.discovery import _fingerprint, _Search, remove_in_groups
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.metrics import positive_baseline
 
@@ -696,13 +695,13 @@ def ranked(
     *,
     share: float = 0.25,
     rows: int = 8,
-    one_by_one: int | None = None,
+    one_by_one: float = float("inf"),
     checkpoint: Path | None = None,
     progress: str | None = None,
 ) -> EdgeCircuit:
-    """Cut groups of the edges that are estimated to matter least; then one by one.
+    """Cut groups of edges by an estimate of what that does; at the end, one by one.
 
-    As :func:`seqcirc_utils.discovery.ranked`, for edges. At the end each remaining edge was cut
+    As :func:`seqcirc_utils.discovery.ranked`, for edges: at the end each remaining edge was cut
     alone, in the final circuit, and found to be needed.
 
     Args:
@@ -711,8 +710,8 @@ def ranked(
             node circuit keeps, where that is less).
         share: Largest group, as a share of what is left.
         rows: Prompts behind each estimate.
-        one_by_one: Most trials of single edges (``None``: no limit). Where the limit ends the
-            search, the result is not minimal, and says so.
+        one_by_one: Most trials of single edges. Where the limit ends the search, the result is
+            not minimal, and says so.
         checkpoint: File that an interrupted search continues from.
         progress: Label of a progress bar.
 
@@ -722,26 +721,8 @@ def ranked(
     """
     search = _EdgeSearch(circuit, "ranked edges", threshold, checkpoint, progress)
 
-    def order() -> list[Edge]:
-        left = search.left()
-        estimate = circuit.estimate(left, rows)
-        return sorted(left, key=lambda edge: -estimate[edge])
-
-    size = 1
-    while size:
-        cheapest = order()
-        size = int(len(cheapest) * share)
-        while size and not search.remove(cheapest[:size], "groups"):
-            size //= 2
-    queue, needed = deque(order()), {}  # needed: tried alone at the present circuit, with score
-    limit = float("inf") if one_by_one is None else len(search.steps) + one_by_one
-    while queue and len(search.steps) < limit:
-        edge = queue.popleft()
-        if search.remove([edge], "one by one"):
-            # The nearest misses first: what may go now goes early, and fewer are tried again.
-            queue.extend(sorted(needed, key=lambda e: -needed[e]))
-            needed.clear()
-        else:
-            needed[edge] = search.steps[-1]["score"]
+    minimal = remove_in_groups(
+        search, lambda: circuit.estimate(search.left(), rows), share, one_by_one=one_by_one
+    )
     found = search.found()
-    return EdgeCircuit(set(search.left()), found.score, found.frame(), minimal=not queue)
+    return EdgeCircuit(set(search.left()), found.score, found.frame(), minimal=minimal)

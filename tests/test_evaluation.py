@@ -89,7 +89,7 @@ def test_inclusion_counts_what_is_found_again(gpt2, answerable, monkeypatch):
     def search(name):
         def found(evaluator, threshold, orders=None):
             seen.append((name, evaluator.prompts.tokens.tolist(), threshold))
-            seen[-1] += (list(itertools.islice(orders(evaluator), 2)) if orders else [],)
+            seen[-1] += (list(itertools.islice(orders(evaluator.model), 2)) if orders else [],)
             return discovery.Discovery(set(CIRCUIT[: len(seen)]), 1.0, [])
 
         return found

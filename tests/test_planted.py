@@ -178,8 +178,8 @@ def test_the_published_sweep_is_right_without_redundancy_and_wrong_with_it():
 
 
 def test_the_order_decides_which_of_a_pair_is_found(built):
-    def backwards(evaluator):
-        for phase, order in discovery.published_orders(evaluator):
+    def backwards(model):
+        for phase, order in discovery.published_orders(model):
             yield phase, order[::-1]
 
     found = discovery.sweep(built["pair"]["mean"], orders=backwards).components
