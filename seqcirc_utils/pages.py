@@ -297,7 +297,9 @@ def benchmarks() -> str:
 def _short(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return float(f"{value:.3g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return value
 
 
 def _table(heading: str, entries: Mapping[str, Any]) -> list[str]:

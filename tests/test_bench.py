@@ -36,3 +36,6 @@ def test_the_tables_of_the_book_come_from_the_file(bench, tiny_directories, tmp_
     page = pages.benchmarks()
     assert "## Growth" in page and "## Searches" not in page
     assert f"| trials | `{row['trials']}` | `{row['trials']}` |" in page
+    row |= {"sweep s": 1021.79, "ms a trial": 0.0123}
+    store.write_json(tmp_path / "benchmarks" / "results.json", found)
+    assert "`1022` | `1022`" in pages.benchmarks() and "`0.0123`" in pages.benchmarks()
