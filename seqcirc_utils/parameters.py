@@ -118,6 +118,8 @@ def _allowed(name: str) -> str:
         return "allowed is a whole number of at least 0"
     if name == "threshold":
         return "allowed is a number above 0 and at most 1"
+    if name == "prepend":
+        return "allowed are auto, none, bos, or a token of the model's vocabulary"
     return ""
 
 
@@ -126,6 +128,7 @@ def _check_value(stage: str, name: str, value: Any) -> None:
         (name.startswith("n_") and value < 1)
         or (name == "seed" and not 0 <= value < 2**63)
         or (name == "threshold" and not 0 < value <= 1)
+        or (name == "prepend" and not value)
     )
     if wrong:
         raise UserError(f"{stage}: {name} is {value!r}: {_allowed(name)}.")

@@ -145,7 +145,9 @@ def _ready(
     for job in jobs:
         job.plan.parameters(job.stage, job.task)
     for model in dict.fromkeys(plan.model for plan in plans):
-        models.fetch(model)
+        directory, prepend = models.fetch(model), plans[0].values.get("prepend", "auto")
+        if prepend != "auto":
+            models.front(model, directory, prepend)
     for job in jobs:
         job.forget_if_stale()
     return jobs

@@ -23,7 +23,10 @@ WORK = {
     "06_cross_task": 'for _t in tasks:\n    run.input("03_patching", "txt", _t)\n'
     '    run.input("04_circuit_discovery", "txt", _t)',
 }
-MORE = {"03_patching": "threshold: float = 0.8  # part to keep\ndevice: str = 'auto'  # where"}
+MORE = {
+    "03_patching": "threshold: float = 0.8  # part to keep\ndevice: str = 'auto'  # where\n"
+    "prepend: str = 'auto'  # in front"
+}
 
 
 def write_notebook(root: Path, stage: str, work: str = "", more: str = "") -> Path:

@@ -28,7 +28,7 @@ ABOUT_LLAMA = [f"C{i}" for i in range(21, 27)]
 class World:
     """Results in which every claim is true, to be falsified one at a time."""
 
-    def __init__(self, root: Path, cast=MODEL, name="some-model"):
+    def __init__(self, root: Path, cast=MODEL, name="some-model", zoo="", known_by=""):
         self.directory, self.cast = root / name, cast
         layers, width = cast["shape"]
         self.heads = [f"{i}.{j}" for i in range(layers) for j in range(width)]
@@ -40,6 +40,8 @@ class World:
         }
         for t in TASKS:
             self.write_task(t)
+            facts = {"model": {"name": name, "zoo": zoo, "known_by": known_by}}
+            store.write_json(self.path("03_patching.run.json", t), facts)
         self.write_overall()
 
     def path(self, name, task=None):
@@ -230,7 +232,7 @@ def world(tmp_path):
 
 @pytest.fixture
 def gpt2(tmp_path):
-    return World(tmp_path, GPT2, "gpt2")
+    return World(tmp_path, GPT2, "any-name", "gpt2", "source")
 
 
 def verdicts(world):
@@ -548,6 +550,20 @@ def test_gpt2_fills_the_reproduced_column(world, gpt2):
         for label in figures[c] - set(claims.judge(c, gpt2.evidence)[1])
     }
     assert missing == {"C10: March to February, alternating"}
+
+
+def test_gpt2_is_found_by_what_it_is_and_not_by_its_name(tmp_path, world):
+    named = World(tmp_path, GPT2, "gpt2").evidence  # another model in a directory of this name
+    assert not named.named and world.evidence.of_gpt2() is None
+    copy = World(tmp_path, GPT2, "a-copy", "gpt2", "configuration and vocabulary")
+    assert copy.evidence.named and copy.evidence.of_gpt2().directory == copy.directory
+    assert world.evidence.of_gpt2().directory == copy.directory
+    own = World(tmp_path, GPT2, "openai-community--gpt2", "gpt2", "source")
+    assert world.evidence.of_gpt2().directory == own.directory  # it goes before a copy
+    copy.path("03_patching.run.json", TASKS[0]).unlink()  # skipped
+    assert copy.evidence.named
+    problems = {("03_patching", t): "none" for t in TASKS}  # what lies there is of another run
+    assert not Evidence(own.directory, problems).named
 
 
 def test_figures_follow_the_evidence(world):

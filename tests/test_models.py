@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, word_tokenizer
 from safetensors import SafetensorError
 
-from seqcirc_utils import models
+from seqcirc_utils import models, tasks
 from seqcirc_utils.errors import UserError
 
 GGUF = b"not really weights"
@@ -354,6 +355,120 @@ def test_the_tokenizer_adds_nothing_of_its_own(gpt2):
     assert len(gpt2.tokenizer("in")["input_ids"]) == 1
 
 
+@pytest.fixture
+def known(monkeypatch, tiny_directories):
+    """The tiny GPT-2 as a zoo's entry ``known``, with nothing in front; the hub has only copies."""
+    import huggingface_hub
+
+    entry = models.Entry(
+        title="Known",
+        source="hub",
+        where="owner/known",
+        licence="none",
+        prepend=None,
+        why="as known",
+        config={"model_type": "gpt2", "num_hidden_layers": 3, "hidden_size": 32},
+        tokens={"<bos>": 1, " in": 6},
+    )
+    monkeypatch.setitem(models.ZOO, "known", entry)
+    directory = str(tiny_directories["gpt2"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", ["known", "owner/known", "other/copy", "directory", "tuned"])
+def test_one_model_gets_the_same_prompts_under_every_name(name, known, tmp_path, gpt2):
+    if name == "tuned":  # saved anew: other weights, another hash, the same model
+        from transformers import AutoModelForCausalLM
+
+        saved = AutoModelForCausalLM.from_pretrained(known)
+        saved.transformer.wte.weight.data += 0.01
+        saved.save_pretrained(tmp_path)
+        gpt2.tokenizer.save_pretrained(tmp_path)
+    model = models.load({"directory": known, "tuned": str(tmp_path)}.get(name, name), "cpu")
+    bare = tasks.clean_prompts(gpt2, "months", 4).tokens[:, 1:]
+    assert torch.equal(tasks.clean_prompts(model, "months", 4).tokens, bare)
+    assert (model.prepend_id, model.facts.prepend, model.facts.zoo) == (None, None, "known")
+    if name in ("known", "owner/known"):
+        assert (model.facts.front, model.facts.known_by) == ("nothing (as known)", "source")
+    else:
+        told = "nothing (as known: its configuration and vocabulary are those of Known)"
+        assert model.facts.front == told
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"config": {"model_type": "gpt2", "num_hidden_layers": 4, "hidden_size": 32}},
+        {"config": {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 32}},
+        {"tokens": {"<bos>": 1, " in": 7}},
+        {"tokens": {"<bos>": 1, "<|endoftext|>": 0}},
+    ],
+)
+def test_another_shape_or_vocabulary_is_another_model(known, monkeypatch, other):
+    monkeypatch.setitem(models.ZOO, "known", replace(models.ZOO["known"], **other))
+    _, found = models.front(known, Path(known), "auto")
+    assert (found["prepend"], found["zoo"], found["known_by"]) == ("<bos>", "", "")
+
+
+@pytest.mark.parametrize(
+    ("prepend", "front"),
+    [
+        ("auto", "`<bos>` (the tokenizer's BOS token)"),
+        ("none", "nothing (as asked for)"),
+        ("bos", "`<bos>` (as asked for)"),
+        ("<eos>", "`<eos>` (as asked for)"),
+        (" in", "` in` (as asked for)"),
+    ],
+)
+def test_what_stands_in_front_can_be_chosen(tiny_directories, gpt2, prepend, front):
+    model = models.load(str(tiny_directories["gpt2"]), "cpu", prepend=prepend)
+    assert model.facts.front == front
+    tokens = tasks.clean_prompts(model, "months", 4).tokens
+    bare = tasks.clean_prompts(gpt2, "months", 4).tokens[:, 1:]
+    if model.facts.prepend is None:
+        assert torch.equal(tokens, bare)
+    else:
+        assert torch.equal(tokens[:, 1:], bare)
+        assert model.tokenizer.convert_ids_to_tokens(set(tokens[:, 0].tolist())) == [
+            model.facts.prepend
+        ]
+
+
+def test_a_token_that_is_not_there_is_refused_before_the_weights_are_read(
+    tiny_directories, tmp_path, tokenizer
+):
+    directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
+    (directory / "model.safetensors").write_bytes(b"not read")
+    plain = word_tokenizer()
+    plain.add_tokens(["<later>"])  # beyond the rows of the embedding
+    plain.bos_token = None
+    plain.save_pretrained(directory)
+    for prepend, said in {
+        "<eso>": "did you mean '<eos>'.*and the other tokens of its vocabulary",
+        "nothing": "unknown token to prepend",
+        "<later>": "unknown token to prepend",
+        "bos": "has no BOS token: use 'auto', 'none'",
+    }.items():
+        with pytest.raises(UserError, match=said) as error:
+            models.load(str(directory), "cpu", prepend=prepend)
+        assert "\n" not in str(error.value)
+    _, found = models.front(str(directory), directory, "auto")
+    assert (found["prepend"], found["prepend_why"]) == (None, "the tokenizer has no BOS token")
+
+
+def test_the_zoo_tells_its_models_apart():
+    from transformers import GPT2Config
+
+    gpt2 = SimpleNamespace(get_vocab=lambda: {"<|endoftext|>": 50256, "Ġthe": 262})
+    known = ("gpt2", "configuration and vocabulary")
+    assert models._known(Path("mine"), gpt2, GPT2Config()) == known  # the class's own defaults
+    assert models._known(Path("mine"), gpt2, GPT2Config(n_layer=6)) == ("", "")
+    for one in models.ZOO.values():  # a copy could be either, so it must not matter which
+        same = [e for e in models.ZOO.values() if one.config and e.config == one.config]
+        assert len({(e.prepend, tuple(e.tokens.items())) for e in same}) <= 1
+
+
 def test_another_dtype_is_honoured(tiny_directories):
     model = models.load(str(tiny_directories["llama"]), "cpu", "bfloat16")
     assert {p.dtype for p in model.bridge.parameters()} == {torch.bfloat16}
@@ -396,3 +511,7 @@ def test_the_default_model_is_what_it_is_said_to_be(default_model):
     assert (facts.d_model, facts.d_vocab) == (576, 49152)
     assert facts.sha256 == models.ZOO[models.DEFAULT].sha256
     assert default_model.tokenizer.decode([default_model.prepend_id]) == "<|endoftext|>"
+    assert facts.front == "`<|endoftext|>` (the zoo's choice for this model)"
+    directory = models.fetch(models.DEFAULT)
+    _, copy = models.front(str(directory), directory, "auto")
+    assert (copy["prepend"], copy["zoo"]) == ("<|endoftext|>", models.DEFAULT)

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from stage_project import make, write_notebook
 
-from seqcirc_utils import runs, store
+from seqcirc_utils import runs, stages, store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.execution import clean, execute
 from seqcirc_utils.fingerprint import fingerprint, sources
@@ -48,6 +48,8 @@ def test_fills_in_defaults_and_takes_an_int_for_a_float(project):
         ({"threshold": 0}, "above 0"),
         ({"threshold": 1.1}, "at most 1"),
         ({"threshold": float("nan")}, "at most 1"),
+        ({"prepend": ""}, "allowed are auto, none, bos, or a token"),
+        ({"prepend": None}, "not NoneType (None): allowed are auto, none, bos"),
         ({"paper_filter": 1}, "must be bool"),
         ({"task": "month"}, "did you mean 'months'"),
         ({"task": ["months"]}, "must be str"),
@@ -68,6 +70,19 @@ def test_refuses(project, bad, said):
         execute("03_patching", bad, project / "out.ipynb")
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not list(project.glob("out*"))
+
+
+@pytest.mark.parametrize("stage", sorted(stages.STAGES))
+def test_every_stage_with_a_model_lets_one_choose_what_stands_in_front(stage):
+    code = stages.notebook(stage).read_text(encoding="utf-8")
+    loads = code.count("models.load(")
+    assert loads == code.count("models.load(model, device, prepend=prepend)")
+    # Without it, a stage would take results of other prompts for those that it asked for.
+    needs = [stage, *stages.STAGES[stage].needs]
+    assert ("prepend" in declared(stage)) == bool(loads or len(needs) > 1)
+    if loads:
+        one, other = (check(stage, {"prepend": p}) for p in ("auto", "none"))
+        assert fingerprint(stage, one) != fingerprint(stage, other)
 
 
 def test_refuses_bad_tasks_and_stages(project):

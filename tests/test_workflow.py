@@ -103,6 +103,17 @@ def test_bad_files_are_one_line_and_nothing_runs(project, capsys, values, said):
     assert not (project / "results").exists()
 
 
+def test_a_token_that_the_model_lacks_is_refused_before_anything_runs(
+    project, capsys, monkeypatch, tiny_directories
+):
+    monkeypatch.setattr(workflow, "_run_snakemake", lambda *_: pytest.fail("it runs"))
+    file = str(parameters(project, model=str(tiny_directories["gpt2"]), prepend="<eso>"))
+    assert workflow.main(["run", "--params", file]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean '<eos>'" in error and error.count("\n") == 1
+    assert not (project / "results").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
