@@ -6,6 +6,7 @@ in``. Every prompt of a set has the same number of tokens, so that nothing is ev
 position -1 is the end of every prompt.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -296,9 +297,15 @@ class _Writer:
         return kept
 
     def draw(self, rng: random.Random, index: int, used: set) -> _Draft:
-        """Draw a clean prompt; starts and templates take turns, fillers are never used twice."""
+        """Draw a clean prompt; fillers are never used twice.
+
+        Starts take turns, and so do templates; of all pairs of both none comes again before every
+        other has come.
+        """
         names = list(self.fillers)
-        template = names[(index // len(self.starts)) % len(names)]
+        # Two cycles that have come round together would repeat their pairs: one goes on by one.
+        rounds = index // math.lcm(len(self.starts), len(names))
+        template = names[(index + rounds) % len(names)]
         start = self.starts[index % len(self.starts)]
         for _ in range(1000):
             fillers = tuple(rng.sample(self.fillers[template], self.n_members + 1))
@@ -385,6 +392,19 @@ class _Writer:
         )
 
 
+def tally(templates: Sequence[str], *sets: Prompts) -> str:
+    """Say which templates prompts were written in, as in ``born (3), lost (1), done (0)``.
+
+    Args:
+        templates: Those asked for; one alone is only named.
+        sets: The prompts, counted together.
+    """
+    if len(templates) == 1:
+        return templates[0]
+    used = [name for prompts in sets for name in prompts.templates]
+    return ", ".join(f"{name} ({used.count(name)})" for name in templates)
+
+
 def clean_prompts(
     model: Model,
     task: str,
@@ -394,7 +414,7 @@ def clean_prompts(
     templates: Sequence[str] = ("born",),
     n_members: int = 4,
 ) -> Prompts:
-    """``n`` clean prompts with any number of members, starts taking turns (see notebook 01)."""
+    """``n`` clean prompts of any number of members; starts and templates take turns."""
     _positive("n", n)
     writer = _Writer(model, task, templates, n_members)
     rng = random.Random(f"{seed}:{task}:clean:{n_members}")
@@ -422,7 +442,7 @@ def prompt_sets(
         n_means: Corrupted prompts behind the mean activations.
         n_discovery: Discovery prompts; as many as evaluation prompts when ``None``.
         seed: The same seed draws the same prompts; enlarging one set leaves the others alone.
-        templates: Names in :data:`TEMPLATES`, taking turns.
+        templates: Names in :data:`TEMPLATES`, taking turns; a filter may keep more of one.
         keep: Optional filter ``prompts -> bool [n]`` (the paper's: ``metrics.paper_filter``).
 
     Raises:

@@ -1,5 +1,6 @@
 """Prompts are what they are said to be: token by token, set by set, draw by draw."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -149,13 +150,51 @@ def test_no_two_sets_share_a_prompt_or_fillers(spaced):
     assert len(texts) == len(set(texts)) == 240
 
 
-@pytest.mark.parametrize("n", [8, 16, 24])
-def test_starts_and_templates_take_turns(spaced, n):
-    sets = draw(spaced, n_prompts=n)  # months: 8 starts
-    for prompts in (sets.evaluation, sets.discovery):
-        assert sorted(prompts.starts) == sorted(list(range(8)) * (n // 8))
-        used = {t: prompts.templates.count(t) for t in prompts.templates}
-        assert set(used.values()) == {8} and len(used) == n // 8
+@pytest.mark.parametrize("templates", [("born",), ("lost", "born"), ("done", "lost", "born")])
+@pytest.mark.parametrize("without", [(), ("March",), ("June",)])  # 8, 5 and 3 starts
+def test_starts_and_templates_and_their_pairs_take_turns(templates, without):
+    model = model_with(word_tokenizer(without=without))
+    prompts = tasks.clean_prompts(model, "months", 60, templates=templates)
+    starts = tasks.vocabulary("months", model.tokenizer).starts(4)
+    assert len(starts) == {(): 8, ("March",): 5, ("June",): 3}[without]
+    pairs = list(zip(prompts.starts, prompts.templates, strict=True))
+    for kinds, drawn in (
+        (starts, prompts.starts),
+        (templates, prompts.templates),
+        (list(itertools.product(starts, templates)), pairs),
+    ):
+        for n in range(1, 61):  # as equally often as can be, from the first prompt on
+            counts = {drawn[:n].count(kind) for kind in kinds}
+            assert max(counts) - min(counts) <= 1, (n, kinds)
+    assert prompts.starts == (starts * 20)[:60]
+
+
+def test_every_set_alternates_templates(spaced):
+    for prompts in parts(draw(spaced, n_prompts=4, n_means=4)).values():
+        assert prompts.templates == ["born", "lost", "done", "born"]
+
+
+def test_one_template_draws_what_it_always_drew(spaced):
+    """Numbers of the book hang on these prompts."""
+    prompts = draw(spaced, templates=("born",), n_prompts=3).evaluation
+    assert prompts.starts == [0, 1, 2] and prompts.fillers == [
+        ("Henry", "William", "Jim", "Charles", "Samuel"),
+        ("Arthur", "Bill", "Max", "Matthew", "Samuel"),
+        ("James", "Anna", "Simon", "Jacob", "Kate"),
+    ]
+
+
+def test_the_tally_tells_what_was_drawn_and_kept(spaced):
+    few = draw(spaced, n_prompts=2)
+    assert tasks.tally(("born", "lost", "done"), few.evaluation) == "born (1), lost (1), done (0)"
+    assert tasks.tally(("born",), few.evaluation) == "born"
+
+    def no_things(prompts):
+        return torch.tensor([name != "done" for name in prompts.templates])
+
+    kept = draw(spaced, n_prompts=6, keep=no_things)
+    both = tasks.tally(("born", "lost", "done"), kept.evaluation, kept.discovery)
+    assert both == "born (6), lost (6), done (0)"
 
 
 def test_corrupted_prompts_suggest_no_next_member(spaced):
