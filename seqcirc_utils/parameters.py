@@ -19,6 +19,7 @@ from seqcirc_utils.stages import notebook
 from seqcirc_utils.tasks import TASKS, TEMPLATES
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+_QUOTE = "put it in quotes (papermill: -r, not -p), for YAML reads numbers, yes and no otherwise"
 _CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("float32", "bfloat16", "float16")}
 
 
@@ -96,6 +97,8 @@ def _typed(stage: str, parameter: Parameter, value: Any) -> Any:
         value = list(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         allowed = _allowed(parameter.name)
+        if kind is str and not isinstance(value, list | dict):
+            allowed = _QUOTE
         raise UserError(
             f"{stage}: {parameter.name} must be {kind.__name__}, not {type(value).__name__} "
             f"({value!r}){allowed and ': ' + allowed}."
@@ -106,7 +109,7 @@ def _typed(stage: str, parameter: Parameter, value: Any) -> Any:
             if type(item) is not wanted:
                 raise UserError(
                     f"{stage}: every item of {parameter.name} must be {wanted.__name__}, "
-                    f"not {item!r}."
+                    f"not {item!r}{': ' + _QUOTE if wanted is str else ''}."
                 )
     return value
 
@@ -134,6 +137,8 @@ def _check_value(stage: str, name: str, value: Any) -> None:
         raise UserError(f"{stage}: {name} is {value!r}: {_allowed(name)}.")
     if isinstance(value, float) and value - value != 0:
         raise UserError(f"{stage}: {name} must be a finite number, not {value}.")
+    if isinstance(value, str) and not value.isprintable():
+        raise UserError(f"{stage}: {name} {value!r} holds a line break or its like: rename it.")
     if isinstance(value, list):
         if not value:
             raise UserError(f"{stage}: {name} is empty: name at least one.")
