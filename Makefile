@@ -32,8 +32,11 @@ PY := PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python
 # The tests ask no hub for anything; what they need has been fetched before.
 TEST_PY := HF_HUB_OFFLINE=1 $(PY)
 
-RUN = $(if $(PARAMS),--params "$(PARAMS)") $(if $(MODEL),--model "$(MODEL)") \
-  $(if $(CORES),--cores "$(CORES)") $(if $(PROFILE),--profile "$(PROFILE)")
+# A value as it was given, whatever it holds: make expands no `$` in it, and the shell reads nothing.
+quoted = '$(subst ','\'',$(value $(1)))'
+option = $(if $(value $(2)),--$(1)=$(call quoted,$(2)))
+RUN = $(call option,params,PARAMS) $(call option,model,MODEL) $(call option,cores,CORES) \
+  $(call option,profile,PROFILE)
 
 # The stamp is written last and holds the directory it was made in. An environment without it is half
 # made; one with another directory was moved or copied, and would import the code of its old place.

@@ -10,9 +10,7 @@ from seqcirc_utils import plan as _plan
 from seqcirc_utils import stages as _stages
 from seqcirc_utils import store as _store
 
-_plans = _plan.read_plans(
-    config.get("params_file", "params/laptop.yml"), str(config.get("model", "") or "")
-)
+_plans = _plan.from_config(config, workflow.config_settings.config_args or [])
 # The same paths on every machine: from the project's root, which is the working directory.
 _jobs = {
     (str(job.record.parent.relative_to(_store.ROOT)), job.stage): job

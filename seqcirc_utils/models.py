@@ -200,7 +200,7 @@ def slug(name: str) -> str:
     """A model name as a directory name for results; local paths keep a hash against clashes."""
     entry = resolve(name)
     if isinstance(entry, Path):
-        return f"{entry.name}-{hashlib.sha256(str(entry).encode()).hexdigest()[:8]}"
+        return f"{store.plain(entry.name)}-{hashlib.sha256(str(entry).encode()).hexdigest()[:8]}"
     return name.replace("/", "--")
 
 

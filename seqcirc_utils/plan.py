@@ -1,12 +1,14 @@
 """What is to be run: a parameters file, read and checked, as plans and their jobs."""
 
 import contextlib
+import hashlib
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import yaml
 
@@ -37,9 +39,16 @@ class Plan:
     wanted: tuple[str, ...] = tuple(stages.STAGES)
 
     @property
+    def name(self) -> str:
+        """The parameters file's own name; with other characters than ``\\w.-``, a hash as well."""
+        stem, plain = self.file.stem, store.plain(self.file.stem)
+        same = stem == plain and stem.strip(".")
+        return stem if same else f"{plain}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+
+    @property
     def results(self) -> str:
-        """The results' directory from the project's root: the parameters file's own name."""
-        where = f"results/{self.file.stem}"
+        """The results' directory from the project's root: named as the parameters file is."""
+        where = f"results/{self.name}"
         return where if self.seed is None else f"{where}/seed{self.seed}"
 
     def parameters(self, stage: str, task: str | None = None) -> dict[str, Any]:
@@ -93,9 +102,10 @@ class Job:
     @property
     def arguments(self) -> str:
         """What `workflow stage` is given to make this run, quoted for the shell."""
-        given = [self.stage, "--params", str(self.plan.file), "--model", self.plan.model]
-        given += ["--task", self.task] if self.task else []
-        given += [] if self.plan.seed is None else ["--seed", str(self.plan.seed)]
+        # With `=`: a value that begins with `-` is none of the options.
+        given = [self.stage, f"--params={self.plan.file}", f"--model={self.plan.model}"]
+        given += [f"--task={self.task}"] if self.task else []
+        given += [] if self.plan.seed is None else [f"--seed={self.plan.seed}"]
         return shlex.join(given)
 
     @property
@@ -141,6 +151,36 @@ class Job:
                     os.utime(self.record)
                 return
         runs.set_aside(self.record)
+
+
+def to_config(file: str, model: str) -> str:
+    """Return what Snakemake's ``--config`` is given to read these plans.
+
+    Snakemake reads a value as a number or YAML, strips quotes off it, and puts it into shell
+    commands for a cluster without proper quotes: nothing here means anything to any of them.
+    """
+    return "plan=" + urlencode({"params_file": file, "model": model})
+
+
+def from_config(config: Mapping[str, Any], typed: Sequence[str]) -> list[Plan]:
+    """Read the plans that ``--config`` names: see :func:`to_config`, or by hand.
+
+    Args:
+        config: Snakemake's: ``params_file`` and ``model``, or ``plan``.
+        typed: The entries of ``--config`` as they were typed, which ``config`` no longer tells.
+
+    Raises:
+        UserError: for another name, a value that is no text, or as :func:`read_plans` does.
+    """
+    given = dict(config) | dict(entry.split("=", 1) for entry in typed)
+    if "plan" in given:
+        given |= parse_qsl(given.pop("plan"), keep_blank_values=True)
+    for name, value in given.items():
+        if name not in ("params_file", "model"):
+            raise unknown("name in --config", name, ("params_file", "model"))
+        if not isinstance(value, str):
+            raise UserError(f"{name} in the configuration is {value!r}: put it in quotes.")
+    return read_plans(given.get("params_file", "params/laptop.yml"), given.get("model", ""))
 
 
 def read_plan(file: Path | str, model: str = "", seed: int | None = None) -> Plan:
@@ -222,4 +262,6 @@ def _plan(file: Path, model: str, values: Mapping[str, Any], *sweep: Any) -> Pla
     values = {name: value for name, value in values.items() if name != "model"}
     tasks = values.pop("tasks", declared(OVERALL[0])["tasks"].default)
     check(OVERALL[0], {"tasks": tasks, "model": model})
+    if not str(file.resolve()).isprintable():
+        raise UserError(f"{str(file)!r} holds a line break or its like: rename it.")
     return Plan(file.resolve(), model, tuple(tasks), values, *sweep)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,11 @@ def writing(path: Path | str) -> Iterator[Path]:
         WRITTEN.append((path.absolute(), digest))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain(name: str) -> str:
+    """Return a name with a hyphen for whatever a shell, YAML or a pattern may read otherwise."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def stamp(*paths: Path) -> tuple:

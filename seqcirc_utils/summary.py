@@ -117,7 +117,7 @@ def page(plans: Sequence[Plan], table: pd.DataFrame, tasks: pd.DataFrame) -> str
 
 def write(plans: Sequence[Plan]) -> Path:
     """Write ``circuits.csv``, ``summary.csv`` and ``summary.md`` from what is there."""
-    where = store.ROOT / "results" / plans[0].file.stem
+    where = store.ROOT / "results" / plans[0].name
     table, found = circuits(plans)
     tasks = by_task(table, found)
     store.write_csv(where / "circuits.csv", table)

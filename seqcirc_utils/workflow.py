@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,15 @@ from seqcirc_utils import (
     store,
 )
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.plan import SWEEP, Job, Plan, read_plan, read_plans, with_needs
+from seqcirc_utils.plan import (
+    SWEEP,
+    Job,
+    Plan,
+    read_plan,
+    read_plans,
+    to_config,
+    with_needs,
+)
 
 
 def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
@@ -145,6 +154,9 @@ def _ready(
     for job in jobs:
         job.plan.parameters(job.stage, job.task)
     for model in dict.fromkeys(plan.model for plan in plans):
+        here = models.resolve(model)  # the stages run in the project's root
+        if isinstance(here, Path) and here != (store.ROOT / Path(model).expanduser()).resolve():
+            raise UserError(f"{model} is in {Path.cwd()}: give its whole path, {here}.")
         directory, prepend = models.fetch(model), plans[0].values.get("prepend", "auto")
         if prepend != "auto":
             models.front(model, directory, prepend)
@@ -197,10 +209,8 @@ def _run_snakemake(
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
     command += ["--until", *until] if until else []
-    # Snakemake reads a value as YAML: a ` #` in the path of the checkout would end it.
     file = os.path.relpath(plans[0].file, store.ROOT)
-    command += ["--config", f"params_file={file}"]
-    command += [f"model={names.pop() if len(names) == 1 else ''}", *more]
+    command += ["--config", to_config(file, names.pop() if len(names) == 1 else ""), *more]
     snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)
     try:
         failed = snakemake.wait()
@@ -289,6 +299,8 @@ def main(arguments: list[str]) -> int:
     """Run the command line; errors a user can mend are one line and status 2."""
     held = contextlib.ExitStack()
     try:
+        for empty in (a for a in arguments if re.fullmatch(r"(--\w+=)?\s*", a)):
+            raise UserError(f"{empty!r} holds nothing: leave it out, or say what it is.")
         given = _parser().parse_args(arguments)
         if given.command != "stage":
             held.enter_context(alone())

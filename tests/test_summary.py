@@ -12,7 +12,7 @@ from test_workflow import pretend
 from seqcirc_utils import models, store, summary, workflow
 from seqcirc_utils.circuits import Circuit
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.plan import DISCOVERY
+from seqcirc_utils.plan import DISCOVERY, to_config
 
 STAGE = DISCOVERY
 LISTS = {"models": ["gpt2", models.DEFAULT], "tasks": ["digits", "months"], "seeds": [0, 7]}
@@ -70,7 +70,7 @@ def test_a_job_of_a_sweep_says_how_it_is_run_alone(project):
     file = sweep_file(project)
     job = workflow.read_plans(file)[3].jobs()[-1]
     assert job.arguments == (
-        f"{STAGE} --params {file} --model {models.DEFAULT} --task months --seed 7"
+        f"{STAGE} --params={file} --model={models.DEFAULT} --task=months --seed=7"
     )
     assert workflow.read_plan(file, models.DEFAULT, 7) == job.plan
 
@@ -159,7 +159,7 @@ def test_a_sweep_is_one_graph_and_goes_on_where_it_was(project, monkeypatch, cap
     monkeypatch.setattr(workflow.models, "fetch", lambda name: asked.append(name))
     assert workflow.main(["sweep", "--params", str(file)]) == 2
     assert asked[:2] == ["gpt2", models.DEFAULT] and len(asked) == 3
-    assert "--keep-going" in asked[2] and "model=" in asked[2]
+    assert "--keep-going" in asked[2] and to_config("params/many.yml", "") in asked[2]
     assert any(part.startswith("mem_mb=") for part in asked[2])
     assert not done.record.is_file()  # made by other sources
     said = capsys.readouterr()

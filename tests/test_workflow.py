@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +13,7 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import models, pages, runs, stages, store, workflow
+from seqcirc_utils import execution, models, pages, runs, stages, store, workflow
 from seqcirc_utils import plan as plans
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.parameters import check, declared
@@ -260,6 +263,158 @@ def test_code_that_shows_nothing_is_folded_with_what_follows():
 
 def test_the_glossary_is_read():
     assert {"faithfulness", "mean ablation", "two-sided"} <= set(pages._terms())
+
+
+ODD = """run #3 {x} {wildcards.where} $HOME `id` [1] 'q' "d" \\ %20 a=b&c: é ; *?!~"""
+NAMES = [ODD, "0123", "1_0", "yes", "1e3", "null", "-x", "'q'", '"d"', "~", "#", "[a]", "{}", "a+b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_snakemake_is_given_arrives_as_it_was(project, monkeypatch, name):
+    from snakemake.cli import parse_config
+    from snakemake_interface_executor_plugins.utils import format_cli_arg
+
+    monkeypatch.setattr(plans, "read_plans", lambda *given: given)
+    entry = plans.to_config(f"params/{name}.yml", name)
+    job = format_cli_arg("--config", [entry]).replace('"', '\\"')  # as its plugin for SLURM does
+    outer = subprocess.run(f'printf %s "{job}"', shell=True, text=True, capture_output=True)
+    inner = subprocess.run(
+        f"printf '%s\\n' {outer.stdout}", shell=True, text=True, capture_output=True, cwd=project
+    )
+    assert inner.stdout == f"--config\n{entry}\n"
+    by_hand = [f"params_file=params/{name}.yml", f"model={name}"]
+    for typed in [[entry]] + [by_hand] * (name != "#"):  # which Snakemake itself refuses
+        assert plans.from_config(parse_config(typed), typed) == (f"params/{name}.yml", name)
+    assert plans.from_config({}, []) == ("params/laptop.yml", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"modle": "gpt2"}, "did you mean 'model'"), ({"model": 83}, "is 83: put it in quotes")],
+)
+def test_a_configuration_that_says_something_else_is_refused(config, said):
+    with pytest.raises(UserError, match=said):
+        plans.from_config(config, [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_make_hands_on_what_it_was_given(name):
+    probe = "include Makefile\nprobe:\n\t@printf '%s\\n' $(RUN)\n"
+    for given in ([f"MODEL={name}", f"PARAMS=a/{name}"], []):
+        done = subprocess.run(
+            ["make", "-f", "-", "probe", *given],
+            input=probe,
+            cwd=store.ROOT,
+            env=os.environ | ({} if given else {"MODEL": name, "PARAMS": f"a/{name}"}),
+            text=True,
+            capture_output=True,
+        )
+        assert done.stdout == f"--params=a/{name}\n--model={name}\n", done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_job_is_asked_for_what_the_plan_says(project, monkeypatch, tiny_directories, name):
+    model = os.path.relpath(shutil.copytree(tiny_directories["gpt2"], project / "m" / name))
+    file = shutil.move(parameters(project, model=model), project / "params" / f"{name}.yml")
+    plan = workflow.read_plan(file)
+    job = workflow.Job(plan, "03_patching", "months")
+    asked = shlex.split(job.arguments)
+    given = workflow._parser().parse_args(["stage", *asked, "--output=x"])
+    assert (given.params, given.model, given.task) == (str(file), model, "months")
+    where = job.record.relative_to(project)
+    assert re.fullmatch(r"[\w./-]+", str(where))
+    monkeypatch.chdir(project / "m")  # a bare name of a directory beside
+    if name not in ("~",):
+        bare = plans.Job(plans.read_plan(file, name), "03_patching", "months")
+        given = workflow._parser().parse_args(["stage", *shlex.split(bare.arguments), "--output=x"])
+        assert given.model == name
+
+
+def test_a_model_named_from_elsewhere_is_refused(project, capsys, monkeypatch, tiny_directories):
+    """The stages run in the project's root, where the name may mean another model."""
+    shutil.copytree(tiny_directories["gpt2"], project / "run")
+    shutil.copytree(tiny_directories["gpt2"], project / "elsewhere" / "run")
+    command = ["run", "--params", str(parameters(project)), "--model", "./run"]
+    monkeypatch.setattr(workflow, "_run_snakemake", lambda *_: None)
+    monkeypatch.chdir(project)
+    assert workflow.main(command) == 0
+    monkeypatch.chdir(project / "elsewhere")
+    assert workflow.main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"give its whole path, {project / 'elsewhere' / 'run'}" in error
+
+
+def test_results_of_files_with_names_alike_are_kept_apart(project):
+    names = ["a b", "a-b", "a#b", "a{b", "..", ".", "-b"]
+    found = [plans.Plan(project / f"{name}.yml", "gpt2", (), {}).results for name in names]
+    assert len(set(found)) == len(found) and found[1] == "results/a-b"
+    assert not {"results/..", "results/."} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model: 0123", "must be str, not int (83): put it in quotes"),
+        ("model: yes", "must be str, not bool (True): put it in quotes"),
+        ("model:", "must be str, not NoneType (None): put it in quotes"),
+        ('model: "a\\nb"', "holds a line break"),
+        ("models: [0123]", "must be str, not int (83): put it in quotes"),
+        ("templates: [no]", "must be str, not False: put it in quotes"),
+    ],
+)
+def test_a_name_that_yaml_reads_otherwise_is_told(project, capsys, line, said):
+    file = project / "params" / "mine.yml"
+    file.write_text(f"{line}\n")
+    assert workflow.main(["run", "--params", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [["--model", ""], ["--model="], ["--params= "]])
+def test_an_empty_value_falls_back_to_nothing(project, capsys, given):
+    assert workflow.main(["run", *given]) == 2
+    error = capsys.readouterr().err
+    assert "holds nothing" in error and error.count("\n") == 1
+
+
+def test_a_parameters_file_with_a_line_break_in_its_name_is_refused(project, capsys):
+    file = parameters(project).rename(project / "params" / "a\nb.yml")
+    assert workflow.main(["run", "--params", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "line break" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_odd_names_pass_through_the_whole_run(project, tiny_directories):
+    """From the command line through Snakemake, a shell and papermill to the kernel and back."""
+    model = shutil.copytree(tiny_directories["gpt2"], project / ODD)
+    shutil.copytree(model, project / "run")  # what ` #` would leave of it, were it a comment
+    file = parameters(project).rename(project / "params" / f"{ODD}.yml")
+    stage = "03_patching"
+    work = 'from seqcirc_utils import models\n\nprint(models.load(model, "cpu").n_layers)'
+    write_notebook(project, stage, work=work)
+    command = ["run", "--params", str(file), "--model", str(model), "--until", stage]
+    assert workflow.main([*command, "--cores", "1"]) == 0
+    (job,) = (j for j in workflow.read_plan(file, str(model)).jobs() if j.stage == stage)
+    record = store.read_json(job.record)
+    assert record["parameters"]["model"] == str(model) and job.is_current()
+    assert record["parameters"]["results"] == job.plan.results
+
+    results = f"elsewhere/{ODD}"  # as a notebook run by hand may have it
+    output = execution.execute(
+        stage, {"model": str(model), "results": results}, project / "o.ipynb"
+    )
+    assert output.is_file()
+    (record,) = (project / results).rglob("*.run.json")
+    assert store.read_json(record)["parameters"]["results"] == results
+
+    by_hand = [sys.executable, "-m", "snakemake", "-n", "--quiet", "host", "--cores", "1"]
+    by_hand += ["--until", stage, "--config", f"params_file={file}"]
+    for name, said in ((str(model), "total 0"), ("gpt3", "did you mean 'gpt2'")):
+        done = subprocess.run(
+            [*by_hand, f"model={name}"], cwd=project, text=True, capture_output=True
+        )
+        assert said in " ".join((done.stdout + done.stderr).split())
 
 
 @pytest.mark.slow
