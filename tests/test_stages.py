@@ -49,7 +49,7 @@ def test_fills_in_defaults_and_takes_an_int_for_a_float(project):
         ({"threshold": 1.1}, "at most 1"),
         ({"threshold": float("nan")}, "at most 1"),
         ({"prepend": ""}, "allowed are auto, none, bos, or a token"),
-        ({"prepend": None}, "not NoneType (None): allowed are auto, none, bos"),
+        ({"prepend": None}, "not NoneType (None): put it in quotes"),
         ({"paper_filter": 1}, "must be bool"),
         ({"task": "month"}, "did you mean 'months'"),
         ({"task": ["months"]}, "must be str"),
