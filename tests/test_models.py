@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import json
 import shutil
+import string
 import subprocess
 import sys
 import threading
@@ -112,6 +114,151 @@ def test_a_directory_with_a_damaged_file_is_refused(tmp_path, tiny_directories, 
     (directory / file).write_bytes((directory / file).read_bytes()[:50])
     with pytest.raises(UserError, match="is not a model we can read"):
         models.load(str(directory))
+
+
+def renamed(prefix):
+    return lambda weights: {prefix + key: value for key, value in weights.items()}
+
+
+def without(*keys):
+    return lambda weights: {key: value for key, value in weights.items() if key not in keys}
+
+
+def with_(keys, shape=(1,), fill=0.0):
+    return lambda weights: weights | {key: torch.full(shape, fill) for key in keys}
+
+
+def changed(directory, target, change, **config):
+    """A copy of a model's directory with other weights, and another configuration."""
+    from safetensors.torch import load_file, save_file
+
+    directory = shutil.copytree(directory, target)
+    weights = change(load_file(directory / "model.safetensors"))
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return directory
+
+
+EMBEDDING = "model.embed_tokens.weight"
+BIAS = "transformer.h.1.mlp.c_fc.bias"
+UNTIED = {"tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "config", "said"),
+    [
+        ("llama", renamed("_orig_mod."), {}, r"missing 30 .*not of this model 30 \(_orig_mod\."),
+        ("gpt2", renamed("module."), {}, r"missing 41 .*not of this model 37 \(module\.transf"),
+        ("llama", without("lm_head.weight"), {}, r"missing 1 \(lm_head.weight\)"),
+        ("gpt2", lambda w: w, UNTIED, r"missing 1 \(lm_head.weight\)"),
+        ("gpt2", without(BIAS), {}, rf"missing 1 \({BIAS}\)"),
+        ("gemma2", without(EMBEDDING), {}, rf"missing 2 \(lm_head.weight, {EMBEDDING}\)"),
+        ("gpt2", with_(["h.0.adapter.weight"]), {}, r"not of this model 1 \(h.0.adapter.weight\)"),
+        ("gpt2", with_([BIAS], (3,)), {}, rf"of another shape 1 \({BIAS}\)"),
+        ("gpt2", with_([BIAS], (128,), torch.nan), {}, rf"hold NaN or infinity: 1 \({BIAS}\)"),
+    ],
+)
+def test_weights_that_are_not_exactly_the_models_are_refused(
+    tmp_path, tiny_directories, capfd, architecture, change, config, said
+):
+    """Transformers fills in random values for what is missing, and only warns."""
+    directory = changed(tiny_directories[architecture], tmp_path / "model", change, **config)
+    with pytest.raises(UserError, match=said) as error:
+        models.load(str(directory), "cpu")
+    assert "\n" not in str(error.value) and not capfd.readouterr().err
+
+
+def test_another_architectures_weights_are_refused(tmp_path, tiny_directories):
+    directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
+    shutil.copy(tiny_directories["llama"] / "config.json", directory)
+    with pytest.raises(UserError, match="not those of the LlamaForCausalLM.*missing 30.*model 40"):
+        models.load(str(directory), "cpu")
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_an_encoder_is_refused(tmp_path, tokenizer, head):
+    """With a head all of its weights fit, but it reads what comes after a token."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=3, **sizes)
+    (BertForMaskedLM if head else BertModel)(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    said = "depends on later tokens" if head else r"missing 6 \(cls.predictions"
+    with pytest.raises(UserError, match=said) as error:
+        models.load(str(tmp_path), "cpu")
+    assert "\n" not in str(error.value)
+
+
+OLD = [f"h.{i}.attn.{name}" for i in range(3) for name in ("bias", "masked_bias")]
+FREQUENCIES = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change"),
+    [
+        ("gpt2", lambda w: with_(OLD)({k.removeprefix("transformer."): w[k] for k in w})),
+        ("gpt2", with_([f"transformer.{key}" for key in OLD])),
+        ("llama", with_(FREQUENCIES)),
+    ],
+)
+def test_old_files_with_masks_and_without_a_prefix_load(
+    tmp_path, tiny, tiny_directories, architecture, change
+):
+    """The tied head that GPT-2's file lacks is none of what is missing."""
+    directory = changed(tiny_directories[architecture], tmp_path / "model", change)
+    tokens = torch.tensor([[1, 7, 138, 248]])
+    found = models.load(str(directory), "cpu").bridge(tokens)
+    torch.testing.assert_close(found, tiny[architecture].bridge(tokens), atol=0, rtol=0)
+
+
+def write_gguf(path, leave_out=""):
+    """A random Llama of one layer in GGUF, with a tokenizer of single characters."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(16)
+    writer.add_embedding_length(8)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(4)
+    writer.add_vocab_size(26)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*string.ascii_lowercase[:25], "ab"])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    parts = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    weights = {f"blk.0.{name}.weight": (8, 8) for name in parts}
+    weights |= {f"blk.0.{name}_norm.weight": (8,) for name in ("attn", "ffn")}
+    weights |= {"token_embd.weight": (26, 8), "output.weight": (26, 8), "output_norm.weight": (8,)}
+    for name, shape in weights.items():
+        if name != leave_out:
+            writer.add_tensor(name, torch.rand(shape).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("absent", ["", "output.weight"])
+def test_a_gguf_is_converted_when_whole(tmp_path, absent):
+    """Without a head of its own, the embedding is the head."""
+    (tmp_path / "whole").mkdir()
+    write_gguf(tmp_path / "whole" / "model.gguf", absent)
+    models._gguf_to_safetensors(tmp_path / "whole" / "model.gguf", tmp_path / "model")
+    assert models.load(str(tmp_path / "model"), "cpu").n_layers == 1
+
+
+def test_a_gguf_that_lacks_weights_is_refused(tmp_path):
+    write_gguf(tmp_path / "part.gguf", "blk.0.ffn_up.weight")
+    with pytest.raises(UserError, match=r"part.gguf .*missing 1 \(model.layers.0.mlp.up_proj"):
+        models._gguf_to_safetensors(tmp_path / "part.gguf", tmp_path / "part")
+    assert not (tmp_path / "part").exists()
 
 
 def test_a_slug_is_one_directory_name_and_tells_local_models_apart(tmp_path, tiny_directories):
