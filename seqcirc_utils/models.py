@@ -17,9 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,9 @@ from seqcirc_utils import store
 from seqcirc_utils.errors import UserError, unknown
 
 DEFAULT = "smollm2-135m-instruct"
+GPUS = ("cuda", "mps")
+"""Kinds of GPU, in the order in which ``auto`` tries them."""
+DEVICES = ("auto", "cpu", *GPUS)
 
 
 @dataclass(frozen=True)
@@ -386,13 +390,16 @@ def _fetch_hub(entry: Entry) -> Path:
     return _checked_directory(Path(path))
 
 
+def _first_line(error: object) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{name} is not a model we can read: {first}") from error
+        raise UserError(f"{name} is not a model we can read: {_first_line(error)}") from error
 
 
 def _known(entry: Entry | Path, tokenizer: Any, config: Any) -> tuple[str, str]:
@@ -531,6 +538,58 @@ def _check_causal(name: str, model: Any) -> None:
         )
 
 
+def _not_used(device: str, why: Iterable[str]) -> None:
+    """Refuse the GPU that was asked for; say in one line that ``auto`` does without."""
+    why = "; ".join(why)
+    if device != "auto":
+        raise UserError(f"device {device!r} was asked for, but {why}: use 'cpu' or 'auto'.")
+    print(f"The GPU is not used, the CPU is: {why}.", file=sys.stderr)
+
+
+def wants_gpu(device: str) -> bool:
+    """Whether a ``device`` means a GPU: one that is named, or one that ``auto`` would find here."""
+    return device in GPUS or (
+        device == "auto" and any(getattr(torch, kind).is_available() for kind in GPUS)
+    )
+
+
+def _working(device: str) -> str:
+    """The kind of device that is meant, after a tiny computation on it."""
+    faults = []
+    for kind in GPUS if device == "auto" else (device,):
+        if kind == "cpu":
+            break
+        there, why = False, f"torch sees no GPU of kind {kind}"
+        # Torch tells of a broken driver and of a GPU that is too old by warnings of many lines.
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                if there := getattr(torch, kind).is_available():
+                    ones = torch.ones(32, 32, device=kind)
+                    if (ones @ ones).sum().item() == 32**3:
+                        return kind
+                    why = f"{kind} computes a wrong product"
+            except (RuntimeError, AssertionError) as error:
+                why = f"{kind} cannot compute: {_first_line(error)}"
+        if said and not there:
+            why += f" ({_first_line(said[-1].message)})"
+        if there or said or device != "auto":
+            faults.append(why)
+    if faults:
+        _not_used(device, faults)
+    return "cpu"
+
+
+def _moved(model: Any, kind: str) -> str:
+    """Move a model to a GPU; returns why it must not stay there, or nothing."""
+    expected = _logits(model)
+    try:
+        found = _logits(model.to(kind))
+    except RuntimeError as error:
+        return f"{kind} cannot run the model: {_first_line(error)}"
+    return "" if _alike(found, expected, model.dtype) else f"{kind} computes other logits"
+
+
 def load(
     name: str = DEFAULT, device: str = "auto", dtype: str = "float32", prepend: str = "auto"
 ) -> Model:
@@ -538,7 +597,8 @@ def load(
 
     Args:
         name: Entry of :data:`ZOO`, hub id, or local directory.
-        device: ``cpu``, ``cuda`` or ``auto`` (a GPU when there is one).
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto``: a GPU that computes what the CPU does, else
+            the CPU. A GPU that is there and not used is told in one line on stderr.
         dtype: ``float32`` (the results of the book), ``bfloat16`` or ``float16``.
         prepend: What stands in front of every prompt, as :func:`front` takes it.
 
@@ -546,21 +606,18 @@ def load(
         The model with unprocessed weights: nothing is folded or centred.
 
     Raises:
-        UserError: for a bad name, device, dtype or token; weights that cannot be had, are not
-            finite, or not exactly those that the configuration asks for; a model that reads what
-            comes after a token.
+        UserError: for a bad name, device, dtype or token; a GPU asked for that does not work;
+            weights that cannot be had, are not finite, or not exactly those that the configuration
+            asks for; a model that reads what comes after a token.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' asked for, but torch sees no GPU: use 'cpu' or 'auto'.")
-    if device not in ("cpu", "cuda"):
-        raise unknown("device", device, ("auto", "cpu", "cuda"))
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    kind = _working(device)
     entry = resolve(name)
     directory = fetch(name)
     tokenizer, in_front = front(name, directory, prepend)
@@ -571,13 +628,16 @@ def load(
         use_safetensors=True,
         attn_implementation="eager",
     )
+    if kind != "cpu" and (why := _moved(hf_model, kind)):
+        _not_used(device, [why])
+        hf_model.to("cpu")
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
     # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
     bridge = TransformerBridge.boot_transformers(
         str(directory),
         hf_model=hf_model,
         tokenizer=AutoTokenizer.from_pretrained(directory),
-        device=device,
+        device=str(hf_model.device),
         dtype=getattr(torch, dtype),
     )
     bridge.eval()
@@ -590,7 +650,7 @@ def load(
         revision=directory.name if isinstance(entry, Entry) and entry.source == "hub" else "",
         licence=entry.licence if isinstance(entry, Entry) else "unknown",
         dtype=dtype,
-        device=device,
+        device=next(bridge.parameters()).device.type,
         n_layers=int(bridge.cfg.n_layers),
         n_heads=int(bridge.cfg.n_heads),
         n_key_value_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),

@@ -20,7 +20,7 @@ from seqcirc_utils.tasks import TASKS, TEMPLATES
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 _QUOTE = "put it in quotes (papermill: -r, not -p), for YAML reads numbers, yes and no otherwise"
-_CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("float32", "bfloat16", "float16")}
+_CHOICES = {"device": models.DEVICES, "dtype": ("float32", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import json
+import re
 import shutil
 import string
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -640,6 +642,83 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_directories, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="sees no GPU"):
         models.load(str(tiny_directories["gpt2"]), "cuda")
+
+
+OLD_GPU = RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+BUSY = RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+DRIVER = UserWarning("CUDA initialization: The NVIDIA driver is too old\nUpdate it.")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (OLD_GPU, "cuda cannot compute: CUDA error: no kernel image is available"),
+        (BUSY, "busy or unavailable"),
+        (FULL, "out of memory"),
+        (DRIVER, r"sees no GPU of kind cuda \(CUDA initialization: The NVIDIA driver is too old\)"),
+        (None, "cuda computes a wrong product"),
+    ],
+)
+def test_a_gpu_that_does_not_work_is_told_in_one_line(
+    tiny_directories, monkeypatch, capfd, fault, said
+):
+    def is_available():
+        if isinstance(fault, Warning):
+            warnings.warn(fault, stacklevel=2)
+        return fault is not DRIVER
+
+    def ones(*shape, device):
+        if fault:
+            raise fault
+        return torch.zeros(*shape)
+
+    monkeypatch.setattr(models, "GPUS", ("cuda",))
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert models._working("auto") == "cpu"
+    told = capfd.readouterr().err
+    assert re.search(f"The GPU is not used, the CPU is: .*{said}", told) and told.count("\n") == 1
+    with pytest.raises(
+        UserError, match=f"'cuda' was asked for, but .*{said}.*: use 'cpu'"
+    ) as error:
+        models.load(str(tiny_directories["gpt2"]), "cuda")
+    assert "\n" not in str(error.value)
+
+
+def test_no_gpu_is_no_fault(monkeypatch, capfd):
+    for kind in models.GPUS:
+        monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
+    assert models._working("auto") == "cpu" and not capfd.readouterr().err
+    assert not models.wants_gpu("auto") and not models.wants_gpu("cpu") and models.wants_gpu("mps")
+    with pytest.raises(UserError, match="sees no GPU of kind mps"):
+        models._working("mps")
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    assert models.wants_gpu("auto")
+
+
+def test_a_gpu_that_computes_something_else_is_not_used(tiny_directories, monkeypatch, capfd):
+    """As MPS did with some releases of torch."""
+    logits = models._logits
+    # The CPU under another name, so that this runs without a GPU; its second answer is wrong.
+    monkeypatch.setattr(models, "_check_causal", lambda *_: None)
+    monkeypatch.setattr(models, "_working", lambda device: "cpu:0")
+    times = iter([1, 1.01] * 2)
+    monkeypatch.setattr(models, "_logits", lambda model: logits(model) * next(times))
+    assert models.load(str(tiny_directories["gpt2"])).facts.device == "cpu"
+    assert capfd.readouterr().err.endswith("the CPU is: cpu:0 computes other logits.\n")
+    with pytest.raises(UserError, match="computes other logits: use 'cpu'"):
+        models.load(str(tiny_directories["gpt2"]), "cuda")
+
+
+@pytest.mark.slow
+def test_everything_is_computed_on_the_gpu_and_is_the_same():
+    """On a pretended one: weights are moved, and nothing on the CPU meets what is on the GPU."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("fake_gpu.py")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {line.split()[0] for line in done.stdout.splitlines()} == set(ARCHITECTURES)
 
 
 def test_command_line(fake, capsys):
