@@ -6,6 +6,8 @@
 import os
 import sys
 
+from seqcirc_utils import models as _models
+from seqcirc_utils import parameters as _parameters
 from seqcirc_utils import plan as _plan
 from seqcirc_utils import stages as _stages
 from seqcirc_utils import store as _store
@@ -34,6 +36,13 @@ def _of(stage, fact):
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
 # Two jobs side by side do more than one with two threads; with many cores, there is a job too few.
 _THREADS = max(1, min(4, os.cpu_count() // 3))
+
+
+# On one machine `make book` lets one job at a time have the GPU (by hand: --resources gpu=1): two would
+# fight for its memory. `set-resources` with `gpu: 0` lets them.
+def _gpus(job):
+    values = _parameters.check(job.stage, job.plan.parameters(job.stage, job.task))
+    return int(_models.wants_gpu(values.get("device", "cpu")))
 
 
 def _more(amount):
@@ -71,6 +80,7 @@ for _stage in _stages.STAGES.values():
         resources:
             mem_mb=_more(4000),
             runtime=_more(_MINUTES.get(_stage.name, 60)),
+            gpu=_of(_stage.name, _gpus),
         message:
             f"{_stage.name}, {{wildcards.where}} (progress in {{log}})"
         shell:

@@ -202,9 +202,9 @@ def _run_snakemake(
     command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
     where, executor = _profile(profile)
     command += ["--workflow-profile", str(where.resolve())]
-    if executor == "local":  # no more jobs at once than the memory holds
+    if executor == "local":  # no more jobs at once than the memory holds, and one on a GPU
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
-        command += ["--resources", f"mem_mb={memory}"]
+        command += ["--resources", f"mem_mb={memory}", "gpu=1"]
     command += ["--cores", str(cores)] if cores else []
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]

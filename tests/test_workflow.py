@@ -466,6 +466,17 @@ def test_snakemake_runs_the_stages(project):
 
 
 @pytest.mark.slow
+def test_one_job_at_a_time_has_the_gpu(project):
+    """On a GPU that is taken a job fails here."""
+    work = "import pathlib, time\n\n_gpu = pathlib.Path('gpu')\n_gpu.touch(exist_ok=False)\n"
+    work += "time.sleep(3)\n_gpu.unlink()"
+    more = "device: str = 'cuda'  # where"
+    write_notebook(project, "01_task_construction", work=work, more=more)
+    plan = workflow.read_plan(parameters(project, tasks=["months", "digits"]))
+    workflow._run_snakemake([plan], 2, ["01_task_construction"])
+
+
+@pytest.mark.slow
 def test_notebooks_run_in_place(project, monkeypatch):
     monkeypatch.setattr(workflow.models, "fetch", lambda name: None)
     stage = "01_task_construction"
