@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 from transformer_lens.tools.analysis import logit_readout
 
+from seqcirc_utils.capabilities import added, before, first, require, wiring
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.metrics import Scores
 from seqcirc_utils.models import Model
@@ -91,12 +92,27 @@ class Run:
         activations: What the components wrote.
         block_arguments: What else the model hands to each block (masks may differ by layer).
         attention_arguments: What else each block hands to its attention.
+        row_axes: Arguments that hold something for each prompt, and along which axis.
     """
 
     residual: torch.Tensor
     activations: Activations
     block_arguments: list[dict[str, Any]]
     attention_arguments: list[dict[str, Any]]
+    row_axes: dict[str, int]
+
+    def for_rows(self, arguments: dict[str, Any], rows: int) -> dict[str, Any]:
+        """Some block's arguments, recorded on one prompt, for so many."""
+        found = dict(arguments)
+        for name in self.row_axes.keys() & arguments.keys():
+            value, axis = arguments[name], self.row_axes[name]
+            if value.shape[axis] == 1:
+                shape = [-1] * value.ndim
+                shape[axis] = rows
+                found[name] = value.expand(shape)
+            else:  # Bloom: prompts and heads share an axis
+                found[name] = torch.cat([value] * rows, axis)
+        return found
 
 
 def _hook(layer: int, kind: str) -> str:
@@ -122,6 +138,7 @@ class Tokens(Protocol):
 @torch.no_grad()
 def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     """Run the model once and keep what replay and replacement need."""
+    wiring(model)  # refuses a model without heads and an MLP in every layer
     bridge, last = model.bridge, model.n_layers - 1
     names = {_hook(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
     names.add(_hook(last, "out"))
@@ -134,7 +151,11 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     for rows in prompts.tokens.split(batch):
         bridge.run_with_hooks(rows.to(model.device), return_type=None, fwd_hooks=hooks)
     modules = [*bridge.blocks, *(block.attn for block in bridge.blocks)]
-    arguments = _arguments(modules, lambda: bridge(prompts.tokens[:1].to(model.device)))
+    # One prompt suffices: all have one length, so masks and positions are those of the others.
+    arguments, two = (
+        _arguments(modules, lambda rows=rows: bridge(rows.to(model.device)))
+        for rows in (prompts.tokens[:1], prompts.tokens[:1].expand(2, -1))
+    )
     whole = {name: torch.cat(parts) for name, parts in kept.items()}
 
     def stack(kind: str) -> torch.Tensor:
@@ -142,7 +163,19 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
 
     residual = torch.cat([stack("in"), whole[_hook(last, "out")][None]])
     activations = Activations(stack("z"), stack("mlp"))
-    return Run(residual, activations, arguments[: last + 1], arguments[last + 1 :])
+    axes = _row_axes(arguments, two)
+    return Run(residual, activations, arguments[: last + 1], arguments[last + 1 :], axes)
+
+
+def _row_axes(one: Sequence[dict[str, Any]], two: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Along which axis arguments grow with the prompts."""
+    found = {}
+    for small, large in zip(one, two, strict=True):
+        for name, value in small.items():
+            if isinstance(value, torch.Tensor) and value.shape != large[name].shape:
+                pairs = enumerate(zip(value.shape, large[name].shape, strict=True))
+                found[name] = next(i for i, (a, b) in pairs if a != b)
+    return found
 
 
 def _arguments(modules: Sequence[torch.nn.Module], call: Callable[[], Any]) -> list[dict[str, Any]]:
@@ -155,7 +188,6 @@ def _arguments(modules: Sequence[torch.nn.Module], call: Callable[[], Any]) -> l
         for module, seen in zip(modules, found, strict=True)
     ]
     try:
-        # One prompt suffices: all have one length, so masks and positions are those of the others.
         call()
     finally:
         for handle in handles:
@@ -198,6 +230,9 @@ class Evaluator:
     ) -> None:
         if not len(prompts):
             raise UserError("there are no prompts to evaluate: at least one is needed.")
+        self.wiring = require(
+            model, "readout", "what its components do to a logit difference is not known here."
+        )
         self.model = model
         self.prompts = prompts
         self.answers = prompts if answers is None else answers
@@ -219,10 +254,8 @@ class Evaluator:
         self.intact = Scores.read(final, self.answers, self._reference)
         ids = torch.stack([self.answers.answer_ids, self.answers.last_ids]).to(final.device)
         self._directions = model.bridge.W_U[:, ids].permute(1, 2, 0)  # [2, n, d_model]
-        bias = model.bridge.b_U
-        self._biases = bias[ids] if bias is not None and bias.numel() else torch.zeros(())
-        self._by_parts = self._parts_add_up()
-        self._two_tokens = self._two_tokens_suffice()
+        self._biases = model.bridge.b_U[ids]
+        self._by_parts = "in_turn" not in self.wiring.lacks and self._parts_add_up()
 
     def masks(self, names: Iterable[Component]) -> tuple[torch.Tensor, torch.Tensor]:
         """A set of components as boolean masks: heads ``[layer, head]``, MLPs ``[layer]``."""
@@ -351,15 +384,10 @@ class Evaluator:
 
     def difference(self, stream: torch.Tensor) -> torch.Tensor:
         """Logit differences ``[candidate, n]`` of last residuals ``[candidate, n, p, d_model]``."""
-        if not self._two_tokens:
-            logits = self._unembed(stream)
-            answers, lasts = self.answers.answer_ids, self.answers.last_ids
-            rows = torch.arange(logits.shape[1])
-            return (logits[:, rows, answers] - logits[:, rows, lasts]).float()
-        final = self.model.bridge.ln_final(stream[:, :, -1])
-        answer, last = torch.einsum("cnd,tnd->tcn", final, self._directions) + (
-            self._biases[:, None] if self._biases.ndim else 0
-        )
+        bridge = self.model.bridge
+        final = bridge.ln_final(stream[:, :, -1])
+        both = torch.einsum("cnd,tnd->tcn", final, self._directions) + self._biases[:, None]
+        answer, last = bridge.adapter.apply_output_logits_transform(both)
         return (answer - last).float()
 
     def estimate(self, removed: Iterable[Component] = (), rows: int = 0) -> dict[Component, float]:
@@ -413,7 +441,7 @@ class Evaluator:
             replacement=new,
             run=replace(self.run, residual=self.run.residual[:, :rows]),
             _directions=self._directions[:, :rows],
-            _biases=self._biases[:, :rows] if self._biases.ndim else self._biases,
+            _biases=self._biases[:, :rows],
         )
         return part
 
@@ -427,7 +455,7 @@ class Evaluator:
     ) -> torch.Tensor:
         """What attention adds to ``[candidate, n, p, d_model]``; computed only where it attends."""
         block, new = self.model.bridge.blocks[layer], self.replacement.z[layer]
-        post = getattr(block, "ln1_post", lambda write: write)
+        post = partial(added, block, "ln1_post", self.wiring.attention[layer])
         if not attends.any():
             return post(block.attn.o(new.flatten(-2)))[:, -stream.shape[2] :]
         own = _rows(stream, attends)
@@ -442,12 +470,12 @@ class Evaluator:
         # Torch's own hook: TransformerLens' context manager costs more than a short attention.
         handle = block.attn.o.register_forward_pre_hook(act)
         try:
-            out = block.attn(
-                hidden_states=block.ln1(own.flatten(0, 1)), **self.run.attention_arguments[layer]
-            )
+            read = before(block, "ln1", own.flatten(0, 1))
+            more = self.run.for_rows(self.run.attention_arguments[layer], len(read))
+            out = block.attn(hidden_states=read, **more)
         finally:
             handle.remove()
-        write = post(out[0] if isinstance(out, tuple) else out).reshape(own.shape)
+        write = post(first(out)).reshape(own.shape)
         if attends.all():
             return write
         full = post(block.attn.o(new.flatten(-2))).expand(stream.shape)
@@ -466,9 +494,9 @@ class Evaluator:
         new = self.replacement.mlp[layer][:, -last:]
         if not computes.any():
             return new
-        post = getattr(block, "ln2_post", lambda write: write)
         own = _rows(stream, computes)
-        write = post(block.mlp(block.ln2(own.flatten(0, 1))))
+        out = first(block.mlp(before(block, "ln2", own.flatten(0, 1))))
+        write = added(block, "ln2_post", self.wiring.mlp[layer], out)
         if trace is not None:
             trace[_hook(layer, "mlp")] = write
         write = _swapped(write.reshape(own.shape), swaps.get("mlp"), computes, last)
@@ -499,30 +527,20 @@ class Evaluator:
 
     @torch.no_grad()
     def _parts_add_up(self) -> bool:
-        """Whether a block is its attention and then its MLP, each added to the stream."""
+        """Whether the parts, run one by one, give these very prompts' streams."""
         everyone = torch.ones(1, dtype=torch.bool)
         for layer in range(self.model.n_layers):
             stream = self.run.residual[layer, :1][None]
-            try:
-                stream = stream + self._attention(layer, stream, {}, everyone, None)
-                stream = stream + self._mlp(layer, stream, {}, everyone, None)
-            except (AttributeError, TypeError, RuntimeError):
-                return False
+            stream = stream + self._attention(layer, stream, {}, everyone, None)
+            stream = stream + self._mlp(layer, stream, {}, everyone, None)
             if not torch.allclose(stream[0], self.run.residual[layer + 1, :1], 1e-4, 1e-3):
                 return False
         return True
 
-    @torch.no_grad()
-    def _two_tokens_suffice(self) -> bool:
-        """Whether final norm and two directions give the logit difference (no soft cap)."""
-        self._two_tokens = True
-        found = self.difference(self.run.residual[-1][None])[0].cpu()
-        return torch.allclose(found, self.intact.logit_diff, 1e-4, 1e-4)
-
     def block(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """Run one block on a residual stream ``[rows, pos, d_model]``."""
-        out = self.model.bridge.blocks[layer](stream, **self.run.block_arguments[layer])
-        return out[0] if isinstance(out, tuple) else out
+        more = self.run.for_rows(self.run.block_arguments[layer], len(stream))
+        return first(self.model.bridge.blocks[layer](stream, **more))
 
     def _unembed(self, stream: torch.Tensor) -> torch.Tensor:
         chunk = self.max_rows
@@ -636,16 +654,17 @@ def path_effects(
     for receiver in receivers:
         if sender.head is None or receiver.head is None or receiver.layer <= sender.layer:
             raise UserError(f"no path from {sender} into the {source} of {receiver}.")
-    if "ln1_post" in evaluator.model.bridge.blocks[sender.layer]._modules:
-        raise UserError(
-            f"{evaluator.model.facts.title} normalises what its heads write, so one head's write "
-            "cannot be moved along a path of its own: path patching does not apply."
-        )
+    found = require(
+        evaluator.model,
+        "heads",
+        "one head's write cannot be moved along a path of its own: path patching does not apply. "
+        "Ablation does.",
+    )
     run = evaluator.run
     weights = evaluator.model.bridge.blocks[sender.layer].attn.W_O[sender.head]
     old = run.activations.z[sender.layer][:, :, sender.head]
     new = evaluator.replacement.z[sender.layer][:, :, sender.head]
-    change = (new - old) @ weights
+    change = (new - old) @ (weights * found.attention[sender.layer])
     z = run.activations.z.clone()
     for layer in sorted({receiver.layer for receiver in receivers}):
         stream = run.residual[layer]

@@ -14,7 +14,10 @@ from transformer_lens.tools.analysis import (
 )
 
 from seqcirc_utils.ablation import Component, components
+from seqcirc_utils.capabilities import require
+from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import Model
+from seqcirc_utils.roles import head_writes
 from seqcirc_utils.tasks import Prompts, Vocabulary
 
 
@@ -28,7 +31,11 @@ def member_lens(
         The token positions read, and probabilities ``[layer + 1, n, position, member]`` over the
         whole vocabulary, entry 0 being the embedding; members the tokenizer splits have
         probability 0.
+
+    Raises:
+        UserError: for a model whose logits are not made by final norm and unembedding.
     """
+    require(model, "readout", "a logit lens does not apply.")
     end = prompts.tokens.shape[1] - 1
     positions = sorted({*prompts.member_positions.flatten().tolist(), end})
     known = [i for i, token in enumerate(vocabulary.ids) if token is not None]
@@ -79,33 +86,51 @@ def direct_attribution(
         Names (``embed``, heads as ``L.H``, MLPs as ``mlpL``, ``bias`` for what no component
         writes, such as attention output biases) and contributions ``[name, n]`` in logits. Their
         sum over names is the model's logit difference.
+
+    Raises:
+        UserError: for a model whose logits are no sum of what its components write.
     """
+    so = "direct logit attribution does not apply. Ablation does."
+    scale = require(model, "readout linear shares", so).logits
+    sides = torch.ones(model.facts.d_model, device=model.device, dtype=model.bridge.W_U.dtype)
+    sides[::2] = -1  # mean 0, size 1: a norm without weights gives it back
+    if not torch.allclose(model.bridge.ln_final(sides[None, None]), sides, 1e-3, 1e-3):
+        raise UserError(
+            f"{model.facts.title} has a final norm with weights that cannot be folded, so {so}"
+        )
     names = ["embed", *map(str, components(model)), "bias"]
     parts = []
     for rows in torch.arange(len(prompts)).split(batch):
         part = prompts[rows.tolist()]
         tokens = part.tokens.to(model.device)
         answers, lasts = part.answer_ids.to(model.device), part.last_ids.to(model.device)
-        _, cache = model.bridge.run_with_cache(tokens)
-        by_head = direct_logit_attribution(
-            model.bridge, tokens, answers, lasts, unit="head", cache=cache
-        )
+        logits, cache = model.bridge.run_with_cache(tokens)
         by_layer = direct_logit_attribution(
             model.bridge, tokens, answers, lasts, unit="component", cache=cache
         )
-        head = dict(zip(by_head.labels, by_head.attribution.cpu(), strict=True))
+        z = [cache[f"blocks.{i}.attn.hook_z"][:, -1] for i in range(model.n_layers)]
+        writes = torch.cat([head_writes(model, i, own) for i, own in enumerate(z)], 1)
+        by_head = cache.logit_attrs(
+            writes.transpose(0, 1), tokens=answers, incorrect_tokens=lasts, pos_slice=-1
+        )
+        heads = iter(by_head.cpu())
         layer = dict(zip(by_layer.labels, by_layer.attribution.cpu(), strict=True))
         zero = torch.zeros(len(part))
         found = [sum((value for label, value in layer.items() if "embed" in label), zero)]
         for c in components(model):
-            found.append(
-                layer[f"{c.layer}_mlp_out"] if c.head is None else head[f"L{c.layer}H{c.head}"]
-            )
+            found.append(layer[f"{c.layer}_mlp_out"] if c.head is None else next(heads))
         rest = sum(layer.values(), zero) - sum(found, zero)
         bias = model.bridge.b_U
-        if bias is not None and bias.numel():
-            rest = rest + (bias[answers] - bias[lasts]).cpu()
-        parts.append(torch.stack([*found, rest]))
+        rest = rest + (bias[answers] - bias[lasts]).cpu()
+        parts.append(torch.stack([*found, rest]) * scale)
+        rows = torch.arange(len(part))
+        expected = (logits[rows, -1, answers] - logits[rows, -1, lasts]).cpu()
+        close = 10 * torch.finfo(logits.dtype).eps ** 0.5
+        if not torch.allclose(parts[-1].sum(0), expected, close, close * expected.abs().max()):
+            raise UserError(
+                f"{model.facts.title} adds something to its logits that no component writes, so "
+                + so
+            )
     return names, torch.cat(parts, 1)
 
 

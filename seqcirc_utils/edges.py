@@ -27,11 +27,16 @@ from tqdm import tqdm
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation import Component, Evaluator
+from seqcirc_utils.capabilities import added, before, first, require
 from seqcirc_utils.discovery import _fingerprint, _Search, remove_in_groups
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.metrics import positive_baseline
 
 SOURCES = ("q", "k", "v")
+_SO = (
+    "a single component's write cannot be kept or cut along one edge: edge circuits do not apply. "
+    "Node circuits do."
+)
 
 
 class Edge(NamedTuple):
@@ -135,7 +140,12 @@ class EdgeEvaluator:
         self.evaluator = evaluator
         self.nodes = sorted(set(nodes), key=_order)
         evaluator.masks(self.nodes)  # refuses unknown components
-        self._check_blocks()
+        found = require(evaluator.model, "heads in_turn", _SO)
+        if not evaluator._by_parts:
+            self._refuse(
+                "does not run attention and then the MLP, each by itself, on these prompts"
+            )
+        self._factors = found.attention
         self.edges = edges_of(self.nodes)
         readers = [(node, source) for node in self.nodes for source in _sources(node)]
         self._readers: list[tuple[Component | None, str]] = [*readers, (None, "")]
@@ -213,17 +223,7 @@ class EdgeEvaluator:
         return effects
 
     def _refuse(self, why: str) -> None:
-        raise UserError(
-            f"{self.evaluator.model.facts.title} {why}, so a single component's write cannot be "
-            "kept or cut along one edge: edge circuits do not apply. Node circuits do."
-        )
-
-    def _check_blocks(self) -> None:
-        bridge = self.evaluator.model.bridge
-        if any("ln1_post" in block._modules for block in bridge.blocks):
-            self._refuse("normalises what its heads write together")
-        if getattr(bridge.cfg, "parallel_attn_mlp", False):
-            self._refuse("runs heads and MLP of a layer side by side")
+        raise UserError(f"{self.evaluator.model.facts.title} {why}, so {_SO}")
 
     def _matrix(self, edges: Iterable[Edge]) -> torch.Tensor:
         """A set of edges as ``[reader, sender]``."""
@@ -243,7 +243,8 @@ class EdgeEvaluator:
         new, found = self.evaluator.replacement, {}
         total = torch.zeros_like(new.mlp[0])
         for layer, block in enumerate(self.evaluator.model.bridge.blocks):
-            middle = total + block.attn.o(new.z[layer].flatten(-2))
+            out = block.attn.o(new.z[layer].flatten(-2))
+            middle = total + added(block, "ln1_post", self._factors[layer], out)
             for node in self.nodes:
                 if node.layer == layer:
                     found[node] = middle if node.head is None else total
@@ -343,9 +344,9 @@ class EdgeEvaluator:
         (i,) = group
         layer = self.nodes[i].layer
         block = self.evaluator.model.bridge.blocks[layer]
-        post = getattr(block, "ln2_post", lambda write: write)
         read = stream.read(self._reads[self.nodes[i]][0], full[i])
-        write = post(block.mlp(block.ln2(read.flatten(0, 1)))).reshape(read.shape)
+        out = first(block.mlp(before(block, "ln2", read.flatten(0, 1))))
+        write = added(block, "ln2_post", self.evaluator.wiring.mlp[layer], out).reshape(read.shape)
         return [write - self.evaluator.replacement.mlp[layer][:, -read.shape[2] :]]
 
     def _heads(self, group: list[int], full: list[bool], stream: "_Stream") -> list[torch.Tensor]:
@@ -357,7 +358,7 @@ class EdgeEvaluator:
             for r in self._reads[self.nodes[i]]
         ]
         distinct = {id(read): read for read in reads}
-        normed = {key: block.ln1(read.flatten(0, 1)) for key, read in distinct.items()}
+        normed = {key: before(block, "ln1", read.flatten(0, 1)) for key, read in distinct.items()}
         count = max(read.shape[0] for read in reads)
         n, pos = self.evaluator.prompts.tokens.shape
         shared = block.attn.W_Q.shape[0] // block.attn.W_K.shape[0]
@@ -387,7 +388,7 @@ class EdgeEvaluator:
         for at, i in enumerate(group):
             head, last = self.nodes[i].head, pos if full[i] else 1
             change = z[:, :, runs[at], -last:, head] - new[:, -last:, head]
-            changes.append(change @ block.attn.W_O[head])
+            changes.append(change @ (block.attn.W_O[head] * self._factors[layer]))
         return changes
 
     def _attend(self, layer: int, projected: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -416,7 +417,8 @@ class EdgeEvaluator:
                     module.register_forward_hook(lambda module, inputs, out, flat=flat: flat)
                 )
             stack.enter_context(attention.o.register_forward_pre_hook(note))
-            attention(hidden_states=nothing, **self.evaluator.run.attention_arguments[layer])
+            run = self.evaluator.run
+            attention(hidden_states=nothing, **run.for_rows(run.attention_arguments[layer], rows))
         return seen[0].reshape(projected["q"].shape)
 
 

@@ -19,6 +19,7 @@ from transformer_lens.tools.analysis import logit_readout
 from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation import Component, components
+from seqcirc_utils.capabilities import head_values, logits, require, shares, wiring
 from seqcirc_utils.metrics import intervals
 from seqcirc_utils.models import Model
 from seqcirc_utils.tasks import Prompts, Vocabulary
@@ -56,6 +57,7 @@ RANKS = (1, 5, 10)
 """OV hits are counted among so many highest logits."""
 _DEEPEST = max(RANKS)
 _NULL_DRAWS = 999
+_SO = "what a single head writes cannot be told: roles do not apply. Ablation does."
 
 
 def thresholds() -> dict[str, float]:
@@ -179,7 +181,8 @@ class Observation:
             ``[layer, n, member, d_model]``.
         embedded: The same after block 0, the paper's shortcut ``[n, member, d_model]``.
         end: Residual stream at the end, before each attention and each MLP in turn and after the
-            last block ``[2 * layer + 1, n, d_model]``.
+            last block ``[2 * layer + 1, n, d_model]``. Where a layer's MLP runs beside its
+            attention, its write is added last.
         z: Heads at the end before the output projection ``[layer, n, head, d_head]``.
         sizes: Norm of what each head writes, averaged over a query group's positions
             ``[layer, head, n, query group]``.
@@ -211,16 +214,25 @@ class Observation:
 
 
 def _sizes(model: Model, layer: int, z: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    weights = model.bridge.blocks[layer].attn.W_O
-    squared = torch.einsum("nphd,hde,hfe,nphf->hnp", z, weights, weights, z)
     share = queries / queries.sum(-1, keepdim=True).clamp(min=1)
+    if "heads" in wiring(model).lacks:
+        sizes = head_writes(model, layer, z.flatten(0, 1)).norm(dim=-1).unflatten(0, z.shape[:2])
+        return torch.einsum("nph,gnp->hng", sizes.cpu(), share)
+    weights = model.bridge.blocks[layer].attn.W_O * wiring(model).attention[layer]
+    squared = torch.einsum("nphd,hde,hfe,nphf->hnp", z, weights, weights, z)
     return torch.einsum("hnp,gnp->hng", squared.clamp(min=0).sqrt().cpu(), share)
 
 
 @torch.no_grad()
 def observe(model: Model, prompts: Prompts, batch: int = 32) -> Observation:
-    """Run the model once and keep what roles are read from."""
+    """Run the model once and keep what roles are read from.
+
+    Raises:
+        UserError: for a model whose heads' writes cannot be told apart.
+    """
+    between = require(model, "shares between", _SO).between
     layers = range(model.n_layers)
+    middle = ["hook_resid_mid" if known else "hook_mlp_out" for known in between]
     parts = []
     for rows in tqdm(torch.arange(len(prompts)).split(batch), desc="Observing", unit="batch"):
         part = prompts[rows.tolist()]
@@ -235,7 +247,7 @@ def observe(model: Model, prompts: Prompts, batch: int = 32) -> Observation:
             ("attn.hook_z", "sizes"): lambda v, layer, q=queries: _sizes(model, layer, v, q),
             ("hook_in", "end"): lambda v, layer: v[:, -1].clone(),
             ("hook_in", "members"): lambda v, layer, n=n, where=where: v[n, where],
-            ("hook_resid_mid", "end"): lambda v, layer: v[:, -1].clone(),
+            ("middle", "end"): lambda v, layer: v[:, -1].clone(),
             ("hook_out", "end"): lambda v, layer: v[:, -1].clone(),
             ("hook_out", "members"): lambda v, layer, n=n, where=where: v[n, where],
         }
@@ -245,12 +257,18 @@ def observe(model: Model, prompts: Prompts, batch: int = 32) -> Observation:
             seen[at] = reduce(value, at[0])
 
         hooks = [
-            (f"blocks.{i}.{at[0]}", partial(keep, at=(i, *at), seen=seen, reduce=reduce))
+            (
+                f"blocks.{i}.{middle[i] if at[0] == 'middle' else at[0]}",
+                partial(keep, at=(i, *at), seen=seen, reduce=reduce),
+            )
             for i in layers
             for at, reduce in small.items()
         ]
         model.bridge.run_with_hooks(part.tokens.to(model.device), return_type=None, fwd_hooks=hooks)
-        ends = [seen[i, name, "end"] for i in layers for name in ("hook_in", "hook_resid_mid")]
+        for i in layers:
+            if not between[i]:
+                seen[i, "middle", "end"] = seen[i, "hook_out", "end"] - seen[i, "middle", "end"]
+        ends = [seen[i, name, "end"] for i in layers for name in ("hook_in", "middle")]
         even = torch.ones(keys.shape[-2:]).tril()
         even = (even / even.sum(-1, keepdim=True)).expand(len(part), 1, -1, -1)
         parts.append(
@@ -287,14 +305,13 @@ def head_writes(model: Model, layer: int, z: torch.Tensor) -> torch.Tensor:
 
     Returns:
         ``[rows, head, d_model]``.
+
+    Raises:
+        UserError: for a model whose heads' writes cannot be told apart.
     """
-    block = model.bridge.blocks[layer]
+    block, factor = model.bridge.blocks[layer], require(model, "shares", _SO).attention[layer]
     writes = torch.einsum("rhd,hde->rhe", z, block.attn.W_O)
-    if "ln1_post" in block._modules:
-        # Norms by root mean square forget the length: restore each part's, over the sum's.
-        share = writes.norm(dim=-1, keepdim=True) / writes.sum(1).norm(dim=-1)[:, None, None]
-        writes = block.ln1_post(writes) * share
-    return writes
+    return shares(block, writes if factor == 1 else writes * factor)
 
 
 def ov_writes(model: Model, layer: int, stream: torch.Tensor) -> torch.Tensor:
@@ -307,12 +324,12 @@ def ov_writes(model: Model, layer: int, stream: torch.Tensor) -> torch.Tensor:
 
     Returns:
         ``[rows, head, d_model]``. Heads that share keys and values share the V part.
+
+    Raises:
+        UserError: for a model whose heads' values or writes are not told by weights.
     """
-    block = model.bridge.blocks[layer]
-    v = torch.einsum("rd,kde->rke", block.ln1(stream), block.attn.W_V)
-    if block.attn.b_V is not None:
-        v = v + block.attn.b_V
-    return head_writes(model, layer, v.repeat_interleave(model.n_heads // v.shape[1], 1))
+    require(model, "values", _SO)
+    return head_writes(model, layer, head_values(model, layer, stream))
 
 
 class _Reader:
@@ -382,7 +399,11 @@ def ov_ranks(
     Returns:
         Ranks ``[layer, head, n, member, word]``, 0 for the highest logit; 10 stands for that or
         lower, or a word that is not one token.
+
+    Raises:
+        UserError: for a model whose heads' values, writes, or logits are not told by weights.
     """
+    require(model, "readout values shares", _SO)
     forms = spellings(model.tokenizer, words)
     ids = sorted({i for form in forms for i in form})
     n, members = streams.shape[1:3]
@@ -548,13 +569,16 @@ def direct_writes(
 
     Returns:
         ``[layer, head, n]`` each, in logits.
+
+    Raises:
+        UserError: for a model whose heads' writes or logits are not told by weights.
     """
+    require(model, "readout", _SO)
     bridge, final = model.bridge, observation.end[-1]
     ids = torch.tensor([i for i in vocabulary.ids if i is not None])
-    weights, bias = bridge.W_U[:, ids], bridge.b_U[ids]
 
     def read(stream: torch.Tensor) -> torch.Tensor:
-        return bridge.ln_final(stream) @ weights + bias
+        return logits(model, bridge.ln_final(stream), ids)
 
     owed = []
     for layer in range(model.n_layers):
@@ -611,7 +635,12 @@ class Lens:
 
 @torch.no_grad()
 def lens(model: Model, observation: Observation, prompts: Prompts) -> Lens:
-    """Read the stream at the end, everywhere, through the final norm and the unembedding."""
+    """Read the stream at the end, everywhere, through the final norm and the unembedding.
+
+    Raises:
+        UserError: for a model whose logits are made in another way.
+    """
+    require(model, "readout", "a logit lens does not apply.")
     kept = {}
     for name, ids in (("next", prompts.answer_ids), ("last", prompts.last_ids)):
         read = logit_readout(

@@ -70,12 +70,17 @@ def tiny_config(architecture: str, d_vocab: int):
 
 
 def save_tiny(architecture: str, directory: Path, tokenizer) -> Path:
+    """Write a random model of one of the three architectures, and a tokenizer."""
+    return save_random(tiny_config(architecture, len(tokenizer)), directory, tokenizer)
+
+
+def save_random(config, directory: Path, tokenizer) -> Path:
     """Write a random model and a tokenizer as ``save_pretrained`` does."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(architecture, len(tokenizer)))
+        model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for weight in model.parameters():  # biases and norms too, or they would test nothing
                 weight.add_(torch.randn_like(weight) * 0.2)

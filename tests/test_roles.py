@@ -112,8 +112,9 @@ def test_observed_streams_and_sizes_are_the_plain_ones(any_tiny, prompts, hooks_
     at = prompts.member_positions
     torch.testing.assert_close(seen.members[2], plain[2, "hook_in"][n, at])
     torch.testing.assert_close(seen.embedded, plain[0, "hook_out"][n, at])
-    z = plain[1, "attn.hook_z"][n, at][:, 1:, 3]  # head 3 at the later members
-    size = (z @ any_tiny.bridge.blocks[1].attn.W_O[3]).norm(dim=-1).mean(1)
+    z = plain[1, "attn.hook_z"][n, at][:, 1:]  # at the later members
+    writes = roles.head_writes(any_tiny, 1, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    size = writes[:, :, 3].norm(dim=-1).mean(1)
     found = seen.sizes[1, 3, :, seen.queries.index("later members")]
     torch.testing.assert_close(found, size, atol=1e-4, rtol=1e-4)
 
