@@ -49,7 +49,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 params: setup ## List the stages with their parameters, as a PARAMS file sets them
-	@$(PY) -m seqcirc_utils.workflow --help
+	@$(PY) -m seqcirc_utils --help
 
 setup: $(STAMP) ## Make the environment in .venv (the other targets do it when needed)
 	@:
@@ -69,10 +69,10 @@ endif
 	@echo 'The environment in .venv is ready.'
 
 book: setup ## Run every analysis and build the book into _build/html
-	@$(PY) -m seqcirc_utils.workflow book $(RUN)
+	@$(PY) -m seqcirc_utils book $(RUN)
 
 sweep: setup ## Run models x tasks x seeds (PARAMS=params/sweep.yml) and write their summary
-	@$(PY) -m seqcirc_utils.workflow sweep $(RUN)
+	@$(PY) -m seqcirc_utils sweep $(RUN)
 
 serve: ## Show the built book at http://127.0.0.1:8000 (PORT=n for another port)
 	@[ -e _build/html/index.html ] || { echo 'No book in _build/html yet: run "make book" first.' >&2; exit 1; }
@@ -80,15 +80,15 @@ serve: ## Show the built book at http://127.0.0.1:8000 (PORT=n for another port)
 	@"$(PYTHON)" -m http.server --bind 127.0.0.1 --directory _build/html "$(PORT)"
 
 pdf: setup ## Print the built book into _build/book.pdf (needs Chromium)
-	@$(PY) -m seqcirc_utils.pdf
+	@$(PY) -m seqcirc_utils.publishing.pdf
 
 notebooks: setup ## Run the committed notebooks again at their default parameters, in place
-	@$(PY) -m seqcirc_utils.workflow notebooks
+	@$(PY) -m seqcirc_utils notebooks
 
 test: setup ## Run the unit tests, then check the committed notebooks' outputs
-	@$(PY) -m seqcirc_utils.models fetch smollm2-135m-instruct
+	@$(PY) -m seqcirc_utils.models.fetching fetch smollm2-135m-instruct
 	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest -n "$(TEST_JOBS)" --dist loadscope tests
-	@$(TEST_PY) -m seqcirc_utils.workflow run --params params/default.yml \
+	@$(TEST_PY) -m seqcirc_utils run --params params/default.yml \
 	  --until 01_task_construction 02_logit_attribution 05_component_roles
 	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:python \

@@ -6,11 +6,11 @@
 import os
 import sys
 
-from seqcirc_utils import models as _models
-from seqcirc_utils import parameters as _parameters
-from seqcirc_utils import plan as _plan
-from seqcirc_utils import stages as _stages
 from seqcirc_utils import store as _store
+from seqcirc_utils.models import devices as _devices
+from seqcirc_utils.workflow import parameters as _parameters
+from seqcirc_utils.workflow import planning as _plan
+from seqcirc_utils.workflow import stages as _stages
 
 _plans = _plan.from_config(config, workflow.config_settings.config_args or [])
 # The same paths on every machine: from the project's root, which is the working directory.
@@ -42,7 +42,7 @@ _THREADS = max(1, min(4, os.cpu_count() // 3))
 # fight for its memory. `set-resources` with `gpu: 0` lets them.
 def _gpus(job):
     values = _parameters.check(job.stage, job.plan.parameters(job.stage, job.task))
-    return int(_models.wants_gpu(values.get("device", "cpu")))
+    return int(_devices.wants_gpu(values.get("device", "cpu")))
 
 
 def _more(amount):
@@ -84,6 +84,6 @@ for _stage in _stages.STAGES.values():
         message:
             f"{_stage.name}, {{wildcards.where}} (progress in {{log}})"
         shell:
-            "OMP_NUM_THREADS={threads} {params.python:q} -m seqcirc_utils.workflow stage"
+            "OMP_NUM_THREADS={threads} {params.python:q} -m seqcirc_utils stage"
             " {params.arguments} --output {output.notebook:q} 2> {log:q}"
             " || {{ grep '^error: ' {log:q} >&2 || tail -n 5 {log:q} >&2; exit 1; }}"

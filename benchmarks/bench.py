@@ -22,9 +22,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from seqcirc_utils import discovery, models, store, tasks
-from seqcirc_utils.ablation import Component, Evaluator, components, record
-from seqcirc_utils.fingerprint import versions
+from seqcirc_utils import store
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.circuits import search
+from seqcirc_utils.components import Component, components
+from seqcirc_utils.models import fetching, loading, zoo
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.workflow.fingerprint import versions
 
 THRESHOLD = 0.8
 RESULTS = Path(__file__).with_name("results.json")
@@ -37,7 +42,9 @@ class Plain:
     whole passes over the corrupted prompts. With ``keep_means`` they are computed once instead.
     """
 
-    def __init__(self, model: models.Model, prompts: Any, corrupted: Any, keep_means: bool) -> None:
+    def __init__(
+        self, model: loading.Model, prompts: Any, corrupted: Any, keep_means: bool
+    ) -> None:
         self.model, self.prompts, self.corrupted = model, prompts, corrupted
         self.means = None
         self.means = self.reference() if keep_means else None
@@ -85,7 +92,7 @@ class Plain:
         """The published sweeps; stops after some trials if asked to. What is out, and trials."""
         out: list[Component] = []
         bar = tqdm(desc="Plain procedure", unit="trial", total=trials or None)
-        for _, order in discovery.published_orders(self.model):
+        for _, order in search.published_orders(self.model):
             before = len(out)
             for component in order:
                 if component not in out:
@@ -110,10 +117,10 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def prepare(model: str, task: str, n: int) -> tuple[models.Model, Any, Any, Evaluator]:
+def prepare(model: str, task: str, n: int) -> tuple[loading.Model, Any, Any, Evaluator]:
     """Model, discovery prompts, corrupted prompts and the evaluator."""
-    lm = models.load(model, "cpu")
-    sets = tasks.prompt_sets(lm, task, n_prompts=n, n_means=2 * n)
+    lm = loading.load(model, "cpu")
+    sets = drawing.prompt_sets(lm, task, n_prompts=n, n_means=2 * n)
     means = record(lm, sets.means).activations.mean()
     prompts = sets.discovery
     if Evaluator(lm, prompts, means).intact.logit_diff.mean() <= 0:  # random weights: either side
@@ -128,8 +135,8 @@ def searches(model: str, task: str, n: int, plain_trials: int) -> dict[str, Any]
     lm, prompts, corrupted, evaluator = prepare(model, task, n)
     with torch.no_grad():
         _, forward = measured(lambda: lm.bridge(prompts.tokens))
-    sweep, sweep_seconds = measured(lambda: discovery.sweep(evaluator, THRESHOLD, progress="Sweep"))
-    ranked, seconds = measured(lambda: discovery.ranked(evaluator, THRESHOLD, progress="Ranked"))
+    sweep, sweep_seconds = measured(lambda: search.sweep(evaluator, THRESHOLD, progress="Sweep"))
+    ranked, seconds = measured(lambda: search.ranked(evaluator, THRESHOLD, progress="Ranked"))
     peak = peak_gb()
     plain = Plain(lm, prompts, corrupted, keep_means=False)
     (out, trials), plain_seconds = measured(lambda: plain.sweep(plain_trials))
@@ -162,16 +169,16 @@ def searches(model: str, task: str, n: int, plain_trials: int) -> dict[str, Any]
     }
 
 
-def one_backward(model: models.Model) -> Iterator[tuple[str, list[Component]]]:
+def one_backward(model: loading.Model) -> Iterator[tuple[str, list[Component]]]:
     """The first backward sweep, and then nothing."""
-    yield next(discovery.published_orders(model))
+    yield next(search.published_orders(model))
     yield "end", []
 
 
 def growth(model: str, task: str, n: int, plain_trials: int) -> dict[str, Any]:
     """The first backward sweep alone, beside some trials of the plain procedure."""
     lm, prompts, corrupted, evaluator = prepare(model, task, n)
-    found, seconds = measured(lambda: discovery.sweep(evaluator, THRESHOLD, orders=one_backward))
+    found, seconds = measured(lambda: search.sweep(evaluator, THRESHOLD, orders=one_backward))
     peak = peak_gb()
     plain = Plain(lm, prompts, corrupted, keep_means=False)
     (_, trials), plain_seconds = measured(lambda: plain.sweep(plain_trials))
@@ -192,7 +199,7 @@ def growth(model: str, task: str, n: int, plain_trials: int) -> dict[str, Any]:
 def memory(model: str, task: str, n: int, plain_trials: int) -> dict[str, Any]:
     """Peak memory of the ranked search."""
     _, _, _, evaluator = prepare(model, task, n)
-    _, seconds = measured(lambda: discovery.ranked(evaluator, THRESHOLD, progress="Ranked"))
+    _, seconds = measured(lambda: search.ranked(evaluator, THRESHOLD, progress="Ranked"))
     return {"model": model, "prompts": n, "ranked s": seconds, "peak GB": peak_gb()}
 
 
@@ -200,7 +207,7 @@ def random_gpt2(layers: int, heads: int, directory: Path) -> str:
     """Save a GPT-2 of random weights (head size 64) with the default model's tokenizer."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    tokenizer = AutoTokenizer.from_pretrained(models.fetch(models.DEFAULT))
+    tokenizer = AutoTokenizer.from_pretrained(fetching.fetch(zoo.DEFAULT))
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=64 * heads, n_layer=layers, n_head=heads)
     target = directory / f"random-gpt2-{layers}x{heads}"
@@ -218,7 +225,7 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
 
 def plan(quick: bool, directory: Path) -> list[tuple[str, str, str, int, int]]:
     """The cases: kind, model, task, prompts, trials of the plain procedure that are timed."""
-    default, n = models.DEFAULT, 2 if quick else 4
+    default, n = zoo.DEFAULT, 2 if quick else 4
     small = random_gpt2(12, 12, directory)
     cases = [("searches", default, task, n, 2) for task in ("digits", "number_words", "months")]
     cases.append(("searches", small, "months", n, 2))

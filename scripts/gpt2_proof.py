@@ -17,8 +17,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from seqcirc_utils import models, runs, stages, store, tasks, workflow
-from seqcirc_utils.plan import read_plan
+from seqcirc_utils import commands, store
+from seqcirc_utils.models import fetching, loading, zoo
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.prompts import prompts as prompts_module
+from seqcirc_utils.workflow import records, stages
+from seqcirc_utils.workflow.planning import read_plan
 
 SIZE = {"n_positions": 256, "n_embd": 64, "n_layer": 3, "n_head": 4}
 STEPS = 200
@@ -27,19 +31,19 @@ STEPS = 200
 def train(directory: Path, names: list[str]) -> float:
     """Save a tiny GPT-2 that continues these sequences; return its accuracy on other prompts."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(models.fetch(models.DEFAULT))
+    tokenizer = AutoTokenizer.from_pretrained(fetching.fetch(zoo.DEFAULT))
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     network = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **SIZE, **ends))
     network.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    lm = models.load(str(directory), "cpu")  # for its tokenizer, and what it puts in front
+    lm = loading.load(str(directory), "cpu")  # for its tokenizer, and what it puts in front
 
-    def answered(prompts: tasks.Prompts) -> torch.Tensor:
+    def answered(prompts: prompts_module.Prompts) -> torch.Tensor:
         final = network.transformer(prompts.tokens).last_hidden_state[:, -1]
         return network.lm_head(final)
 
-    seen = [tasks.clean_prompts(lm, name, 512, seed=1) for name in names]
-    unseen = [tasks.clean_prompts(lm, name, 64, seed=2) for name in names]
+    seen = [drawing.clean_prompts(lm, name, 512, seed=1) for name in names]
+    unseen = [drawing.clean_prompts(lm, name, 64, seed=2) for name in names]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for _ in tqdm(range(STEPS), desc="Training", unit="step"):
         rows = torch.randint(512, (32,)).tolist()
@@ -63,10 +67,10 @@ def main(arguments: list[str]) -> int:
         shutil.copyfile(params, file)
         accuracy = train(directory, list(read_plan(file).tasks))
         print(f"=== The tiny GPT-2 answers {accuracy:.0%} of unseen prompts rightly.")
-        if status := workflow.main(["run", "--params", str(file), "--model", str(directory)]):
+        if status := commands.main(["run", "--params", str(file), "--model", str(directory)]):
             return status
         jobs = read_plan(file, str(directory)).jobs()
-        skipped = {job.name: runs.skipped(job.record) for job in jobs}
+        skipped = {job.name: records.skipped(job.record) for job in jobs}
     if missing := {name: reason for name, reason in skipped.items() if reason}:
         print(f"FAILED: skipped: {missing}", file=sys.stderr)
         return 1

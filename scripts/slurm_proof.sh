@@ -108,15 +108,15 @@ remote=results/slurm_proof
 rm -rf "$remote"
 cp "$params" "$here/slurm_proof.yml" # results are named by the file
 SECONDS=0
-SNAKEMAKE_PROFILE=$here/site "$python" -m seqcirc_utils.workflow run \
+SNAKEMAKE_PROFILE=$here/site "$python" -m seqcirc_utils run \
   --params "$here/slurm_proof.yml" --profile profiles/slurm || failed 'the run on SLURM did not end.'
 echo "=== On SLURM: $SECONDS s, $(find "$remote" -name '*.run.json' | wc -l) jobs."
 records() { find "$remote" -name '*.run.json' -exec sha256sum {} + | sort -k 2; } # dates may change
 before=$(records)
-"$python" -m seqcirc_utils.workflow run --params "$here/slurm_proof.yml"
+"$python" -m seqcirc_utils run --params "$here/slurm_proof.yml"
 again=$(diff <(echo "$before") <(records)) || failed "after the run on SLURM this machine ran again: $again"
 SECONDS=0
-"$python" -m seqcirc_utils.workflow run --params "$params"
+"$python" -m seqcirc_utils run --params "$params"
 echo "=== On this machine: $SECONDS s for what was not done before."
 
 compared=0

@@ -1,19 +1,19 @@
 """Reproduce, check and extend the shared sequence-continuation circuits of arXiv 2311.04131.
 
-Modules, by what they are for:
+The ground that all else stands on is ``errors``, ``store`` (files, whole or not at all),
+``statistics`` and ``components`` (heads, MLPs and edges by name). The rooms, each of which imports
+only from those before it:
 
-- files and models: ``store``, ``models``, ``errors``
-- what a model is asked, and scores of its answers: ``tasks``, ``controls`` (unrelated tasks),
-  ``generalisation`` (probes beyond the tasks), ``metrics``
-- what its parts do to the answer: ``attribution``, ``ablation`` (the evaluator)
-- circuits: ``circuits``, ``discovery`` (of nodes), ``edges``, ``evaluation``, ``planted`` (models
-  with a known circuit)
-- what circuits tell: ``roles``, ``comparison`` (across tasks), ``prediction``, ``editing``
-- the paper: ``evidence``, ``claims``, ``faults``
-- figures: ``plots``, ``interactive``
-- a stage: ``stages``, ``parameters``, ``fingerprint``, ``runs`` (notebooks call it), ``execution``
-- all stages: ``plan``, ``workflow`` (the command line), ``progress``, ``summary``
-  (of sweeps), ``pages`` (the book), ``pdf``
+- ``models``: from a name to a loaded model
+- ``prompts``: what a model is asked, and scores of its answers
+- ``ablation``: the engine, which runs it again with parts replaced
+- ``circuits``: what one is, searches, chance, quality
+- ``planted``: models built by hand whose circuit is known
+- ``analyses``: what parts do, and what circuits tell
+- ``paper``: what was published, and a verdict on each claim
+
+Beside them stand ``figures`` (how findings look), ``workflow`` (one notebook, or all stages) and
+``publishing`` (the book); ``commands`` is the one door to all of it.
 """
 
 __version__ = "0.1.0"

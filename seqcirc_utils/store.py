@@ -121,3 +121,9 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
 
     return _read(Path(path), load)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,12 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the hub
 matplotlib.use("Agg")
 
-from seqcirc_utils import ablation, models, tasks  # noqa: E402
+from seqcirc_utils.ablation import replay
+from seqcirc_utils.models import (
+    loading,
+    zoo,  # noqa: E402
+)
+from seqcirc_utils.prompts import drawing, sequences
 
 ARCHITECTURES = ("gpt2", "llama", "gemma2")
 SIZES = {"bos_token_id": 1, "eos_token_id": 2}
@@ -27,9 +32,9 @@ def word_tokenizer(space_apart: bool = False, without: tuple[str, ...] = ()):
     from transformers import PreTrainedTokenizerFast
 
     words = ["in"]
-    for template in tasks.TEMPLATES.values():
+    for template in sequences.TEMPLATES.values():
         words += [template.verb, *template.fillers]
-    for task in tasks.TASKS.values():
+    for task in sequences.TASKS.values():
         words += task.members
     known = ["<unk>", "<bos>", "<eos>", " ", "."]
     known += [form for word in dict.fromkeys(words) for form in (word, f" {word}")]
@@ -103,7 +108,7 @@ def tiny_directories(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def tiny(tiny_directories):
     """The tiny models by architecture."""
-    return {name: models.load(str(path), "cpu") for name, path in tiny_directories.items()}
+    return {name: loading.load(str(path), "cpu") for name, path in tiny_directories.items()}
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +119,7 @@ def gpt2(tiny):
 @pytest.fixture(scope="session")
 def sets(gpt2):
     """Prompts that suit every tiny model: they share the tokenizer."""
-    return tasks.prompt_sets(gpt2, "months", n_prompts=6, n_means=10)
+    return drawing.prompt_sets(gpt2, "months", n_prompts=6, n_means=10)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -125,14 +130,14 @@ def any_tiny(request, tiny):
 @pytest.fixture(scope="session")
 def default_model():
     """The real default model; tests that ask for it are marked ``model``."""
-    return models.load(models.DEFAULT, "cpu")
+    return loading.load(zoo.DEFAULT, "cpu")
 
 
 @pytest.fixture
 def hooks_left():
     """Count the hooks on a model, forward and backward, of torch and of TransformerLens."""
 
-    def count(model: models.Model) -> int:
+    def count(model: loading.Model) -> int:
         found = 0
         for module in model.bridge.modules():
             found += len(module._forward_hooks) + len(module._forward_pre_hooks)
@@ -147,5 +152,5 @@ def hooks_left():
 def means(tiny, sets):
     """Mean activations of every tiny model on the corrupted prompts set aside for them."""
     return {
-        name: ablation.record(model, sets.means).activations.mean() for name, model in tiny.items()
+        name: replay.record(model, sets.means).activations.mean() for name, model in tiny.items()
     }

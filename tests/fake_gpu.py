@@ -21,21 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from seqcirc_utils import (
-    ablation,
-    attribution,
-    controls,
-    discovery,
-    edges,
-    editing,
-    generalisation,
-    metrics,
-    models,
-    prediction,
-    roles,
-    tasks,
-)
-from seqcirc_utils.ablation import Component
+from seqcirc_utils import components
+from seqcirc_utils.ablation import answers as answers_module
+from seqcirc_utils.ablation import edges, paths, replay, text
+from seqcirc_utils.ablation import evaluator as evaluator_module
+from seqcirc_utils.ablation import pruning as pruning_module
+from seqcirc_utils.analyses import attribution, editing, lens, observation, prediction, writes
+from seqcirc_utils.circuits import search
+from seqcirc_utils.components import Component
+from seqcirc_utils.models import loading, zoo
+from seqcirc_utils.prompts import drawing, plain_text, probes, questions, scores, vocabulary
 
 NAME = "fakegpu"
 _TAKES_CPU_INDEX = ("aten::index", "aten::_unsafe_index", "aten::index_put", "aten::index_put_")
@@ -91,20 +86,20 @@ def install():
     """Make the device known to torch and to the package; to be entered as a context."""
     _setup_privateuseone_for_python_backend(NAME)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) by way of the CPU
-    models.GPUS, models.DEVICES = (NAME,), ("auto", "cpu", NAME)
+    zoo.GPUS, zoo.DEVICES = (NAME,), ("auto", "cpu", NAME)
     return _Mode()
 
 
 def everything(model, reader, speller):
     """What the package computes with a model (a second one reads texts, a third characters)."""
-    sets = tasks.prompt_sets(model, "months", n_prompts=4, n_means=5)
-    prompts, words = sets.evaluation, tasks.vocabulary("months", model.tokenizer)
-    yield "score", metrics.score(model, prompts)
+    sets = drawing.prompt_sets(model, "months", n_prompts=4, n_means=5)
+    prompts, words = sets.evaluation, vocabulary.vocabulary("months", model.tokenizer)
+    yield "score", scores.score(model, prompts)
     for name, run, answers in (
-        ("mean", ablation.record(model, sets.means).activations.mean(), None),
-        ("resample", ablation.record(model, sets.corrupted).activations, prompts),
+        ("mean", replay.record(model, sets.means).activations.mean(), None),
+        ("resample", replay.record(model, sets.corrupted).activations, prompts),
     ):
-        evaluator = ablation.Evaluator(model, prompts, run, answers=answers, max_rows=9)
+        evaluator = evaluator_module.Evaluator(model, prompts, run, answers=answers, max_rows=9)
         where = prompts.groups()["end"]
         some = [[], [Component(0, 1)], [Component(1, 2), Component(1, None)], [Component(2, 0)]]
         yield name, evaluator.intact
@@ -117,36 +112,36 @@ def everything(model, reader, speller):
         evaluator._by_parts = False
         yield f"{name} by blocks", evaluator.replaced(some)
         evaluator._two_tokens = evaluator._by_parts = True
-    pruning = ablation.Pruning(evaluator, some[1])
+    pruning = pruning_module.Pruning(evaluator, some[1])
     pruning.try_without(some[2])
     pruning.accept()
     yield "pruning", pruning.try_without(some[3])
-    discovery._fingerprint(evaluator)
+    search._fingerprint(evaluator)
     yield "said", prediction.said(evaluator, some, [i for i in words.ids if i is not None])
     edits = [editing.Edit(Component(1, 0), 0.5), editing.Edit(Component(1, None), 0.0)]
     yield "edits", editing.scores(evaluator, edits)
     if "ln1_post" not in model.bridge.blocks[0]._modules:
         path = Component(0, 1), [Component(1, 2), Component(2, 3)]
         for source in "qkv":
-            yield f"path {source}", ablation.path_effects(evaluator, *path, source)
-        circuit = edges.EdgeEvaluator(evaluator, ablation.components(model)[3:])
+            yield f"path {source}", paths.path_effects(evaluator, *path, source)
+        circuit = edges.EdgeEvaluator(evaluator, components.components(model)[3:])
         yield "edges", circuit.without([[e] for e in circuit.edges[::7]])
         yield "edge estimates", [*circuit.estimate(rows=2).values()]
-    observed = roles.observe(model, prompts, batch=3)
+    observed = observation.observe(model, prompts, batch=3)
     yield "observed", [x for x in astuple_of(observed) if torch.is_tensor(x)]
-    yield "ranks", roles.ov_ranks(model, observed.members, words.members)
-    yield "bare", roles.bare_sequences(model, words)
-    yield "direct", [*roles.direct_writes(model, observed, prompts, words).values()]
-    yield "lens", roles.lens(model, observed, prompts)
-    yield "patterns", [*roles.patterns(model, prompts, ["1.0", "2.3"]).values()]
+    yield "ranks", writes.ov_ranks(model, observed.members, words.members)
+    yield "bare", writes.bare_sequences(model, words)
+    yield "direct", [*writes.direct_writes(model, observed, prompts, words).values()]
+    yield "lens", lens.lens(model, observed, prompts)
+    yield "patterns", [*observation.patterns(model, prompts, ["1.0", "2.3"]).values()]
     yield "member lens", attribution.member_lens(model, prompts, words)
     by_position = attribution.position_attribution(model, prompts[[0]], sets.corrupted[[0]])
     yield "by position", [*by_position.values()]
-    yield "text", controls.text_loss(reader, [[], [Component(1, 0), Component(1, None)]])
-    yield "edited text", editing.losses(reader, controls.text_chunks(reader)[0][:9], edits)
-    fitted = generalisation.fit(speller, generalisation.probes(["plus_2"])[0], 6)
-    for kind in generalisation.KINDS:
-        bench = generalisation.Bench(speller, fitted, kind, max_tokens=600)
+    yield "text", text.text_loss(reader, [[], [Component(1, 0), Component(1, None)]])
+    yield "edited text", editing.losses(reader, plain_text.text_chunks(reader)[0][:9], edits)
+    fitted = questions.fit(speller, probes.probes(["plus_2"])[0], 6)
+    for kind in answers_module.KINDS:
+        bench = answers_module.Bench(speller, fitted, kind, max_tokens=600)
         yield f"probe {kind}", bench.ablated([[Component(0, 1), Component(2, 0)]])
     if "ln1_post" not in model.bridge.blocks[0]._modules:
         found = attribution.direct_attribution(attribution.processed(model), prompts)
@@ -179,7 +174,7 @@ def main():
         for name in ARCHITECTURES:
             sides = []
             for device in ("cpu", "auto"):
-                loaded = [models.load(str(places[n]), device) for n in (name, "reader", "speller")]
+                loaded = [loading.load(str(places[n]), device) for n in (name, "reader", "speller")]
                 kind = NAME if device == "auto" else "cpu"
                 for lm in loaded:
                     held = [*lm.bridge.parameters(), *lm.bridge.buffers()]

@@ -6,7 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from seqcirc_utils import stages, store
+from seqcirc_utils import store
+from seqcirc_utils.workflow import stages
 
 PARAMETERS = """\
 model: str = "gpt2"  # the model
@@ -39,7 +40,10 @@ def write_notebook(root: Path, stage: str, work: str = "", more: str = "") -> Pa
         cells=[
             nbformat.v4.new_markdown_cell(f"Text.\n\n# Title of {stage}\n\n# Second"),
             cell(declared.strip(), metadata={"tags": ["parameters"]}),
-            cell(f'from seqcirc_utils import runs\n\nrun = runs.begin("{stage}", globals())'),
+            cell(
+                "from seqcirc_utils.workflow import notebook\n\n"
+                f'run = notebook.begin("{stage}", globals())'
+            ),
             cell(work or WORK.get(stage, "pass")),
             cell(
                 "import sys\n\nfrom seqcirc_utils import store\n\n"

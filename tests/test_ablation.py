@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformer_lens import patching
 
-from seqcirc_utils import ablation, metrics
-from seqcirc_utils.ablation import Component, Evaluator, components
+from seqcirc_utils.ablation import paths, replay
+from seqcirc_utils.ablation import pruning as pruning_module
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.prompts import scores as scores_module
 
 
 def plain_logits(model, prompts, names, replacement, positions=None):
@@ -38,7 +41,7 @@ def plain_logits(model, prompts, names, replacement, positions=None):
 
 def plainly(model, prompts, *arguments):
     """Logit differences ``[n]``, the slow way."""
-    return metrics.Scores.read(plain_logits(model, prompts, *arguments), prompts).logit_diff
+    return scores_module.Scores.read(plain_logits(model, prompts, *arguments), prompts).logit_diff
 
 
 CANDIDATES = [
@@ -52,8 +55,8 @@ CANDIDATES = [
 
 
 def test_replacement_equals_whole_passes(any_tiny, sets):
-    mean = ablation.record(any_tiny, sets.means).activations.mean()
-    resampled = ablation.record(any_tiny, sets.corrupted).activations
+    mean = replay.record(any_tiny, sets.means).activations.mean()
+    resampled = replay.record(any_tiny, sets.corrupted).activations
     for replacement in (mean, resampled):
         evaluator = Evaluator(any_tiny, sets.evaluation, replacement, max_rows=13)
         fast = evaluator.replaced(CANDIDATES).logit_diff
@@ -64,7 +67,7 @@ def test_replacement_equals_whole_passes(any_tiny, sets):
 
 
 def test_position_masks_equal_whole_passes(any_tiny, sets):
-    replacement = ablation.record(any_tiny, sets.corrupted).activations
+    replacement = replay.record(any_tiny, sets.corrupted).activations
     evaluator = Evaluator(any_tiny, sets.evaluation, replacement)
     masks = [sets.evaluation.groups()["member 4"], sets.evaluation.groups()["end"]]
     for names in ([Component(0, 1)], [Component(1, None), Component(2, 0)]):
@@ -78,7 +81,7 @@ def test_keeping_everything_is_the_model_and_keeping_nothing_replaces_all(gpt2, 
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     everything = components(gpt2)
     kept = evaluator.kept([everything, []]).logit_diff
-    whole = metrics.score(gpt2, sets.evaluation).logit_diff
+    whole = scores_module.score(gpt2, sets.evaluation).logit_diff
     torch.testing.assert_close(kept[0], whole, atol=1e-5, rtol=1e-5)
     slow = plainly(gpt2, sets.evaluation, everything, means["gpt2"])
     torch.testing.assert_close(kept[1], slow, atol=1e-5, rtol=1e-5)
@@ -95,7 +98,7 @@ def test_all_three_architectures_go_by_parts_and_whole_blocks_agree(any_tiny, se
 
 
 def test_zero_ablation_writes_nothing(any_tiny, sets):
-    nothing = ablation.record(any_tiny, sets.means).activations.zero()
+    nothing = replay.record(any_tiny, sets.means).activations.zero()
     evaluator = Evaluator(any_tiny, sets.evaluation, nothing)
     slow = plainly(any_tiny, sets.evaluation, CANDIDATES[3], nothing)
     fast = evaluator.replaced(CANDIDATES[3:4]).logit_diff[0]
@@ -105,7 +108,7 @@ def test_zero_ablation_writes_nothing(any_tiny, sets):
 def test_pruning_equals_whole_passes_whatever_the_order(any_tiny, sets, means):
     mean = means[any_tiny.facts.title]
     evaluator = Evaluator(any_tiny, sets.evaluation, mean)
-    pruning = ablation.Pruning(evaluator)
+    pruning = pruning_module.Pruning(evaluator)
     order = components(any_tiny)
     random.Random(1).shuffle(order)
     for i, component in enumerate(order):
@@ -114,7 +117,7 @@ def test_pruning_equals_whole_passes_whatever_the_order(any_tiny, sets, means):
         torch.testing.assert_close(score, slow, atol=1e-5, rtol=1e-5)
         if i % 3:
             pruning.accept()
-    again = ablation.Pruning(evaluator, pruning.removed)
+    again = pruning_module.Pruning(evaluator, pruning.removed)
     torch.testing.assert_close(again.score, pruning.score, atol=1e-5, rtol=1e-5)
 
 
@@ -138,7 +141,7 @@ def test_estimates_are_the_slope_of_a_small_replacement(any_tiny, sets, means, c
         for c in out:
             if kind == "z":
                 new[c.layer][:, :, c.head] = mean.z[c.layer][:, :, c.head]
-    evaluator.replacement = ablation.Activations(**nearly)
+    evaluator.replacement = replay.Activations(**nearly)
     moved = evaluator.replaced([[*out, component], out]).logit_diff.mean(1)
     slope = ((moved[0] - moved[1]) / small).item()
     assert estimate[component] == pytest.approx(slope, rel=0.1, abs=3e-3)
@@ -180,10 +183,10 @@ def test_batch_size_does_not_matter(gpt2, sets, means):
 @pytest.mark.parametrize("source", ["q", "k", "v"])
 def test_path_patching_equals_transformer_lens(gpt2, sets, source):
     # The corrupted run is the base; the sender's clean write goes down one path.
-    clean = ablation.record(gpt2, sets.evaluation).activations
+    clean = replay.record(gpt2, sets.evaluation).activations
     evaluator = Evaluator(gpt2, sets.corrupted, clean, answers=sets.evaluation)
     receivers = [Component(layer, head) for layer in (1, 2) for head in range(4)]
-    ours = ablation.path_effects(evaluator, Component(0, 2), receivers, source).logit_diff.mean(1)
+    ours = paths.path_effects(evaluator, Component(0, 2), receivers, source).logit_diff.mean(1)
     with torch.no_grad():
         _, clean_cache = gpt2.bridge.run_with_cache(sets.evaluation.tokens)
         _, corrupted_cache = gpt2.bridge.run_with_cache(sets.corrupted.tokens)
@@ -192,7 +195,9 @@ def test_path_patching_equals_transformer_lens(gpt2, sets, source):
             sets.corrupted.tokens,
             clean_cache,
             corrupted_cache,
-            lambda logits: metrics.Scores.read(logits[:, -1], sets.evaluation).logit_diff.mean(),
+            lambda logits: scores_module.Scores.read(
+                logits[:, -1], sets.evaluation
+            ).logit_diff.mean(),
             src_layer=0,
             src_head=2,
             component=source,
@@ -205,12 +210,12 @@ def test_path_patching_equals_transformer_lens(gpt2, sets, source):
 def test_paths_that_do_not_exist_are_refused(tiny, gpt2, sets, means):
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     with pytest.raises(UserError, match="no path"):
-        ablation.path_effects(evaluator, Component(1, 0), [Component(1, 1)], "q")
+        paths.path_effects(evaluator, Component(1, 0), [Component(1, 1)], "q")
     with pytest.raises(UserError, match="unknown input"):
-        ablation.path_effects(evaluator, Component(0, 0), [Component(1, 1)], "z")
+        paths.path_effects(evaluator, Component(0, 0), [Component(1, 1)], "z")
     gemma = Evaluator(tiny["gemma2"], sets.evaluation, means["gemma2"])
     with pytest.raises(UserError, match="normalises"):
-        ablation.path_effects(gemma, Component(0, 0), [Component(1, 1)], "q")
+        paths.path_effects(gemma, Component(0, 0), [Component(1, 1)], "q")
 
 
 @pytest.mark.parametrize("bad", [Component(9, 0), Component(0, 9), Component(0, -1)])
@@ -223,10 +228,10 @@ def test_unknown_components_are_refused(gpt2, sets, means, bad):
 
 
 def test_a_replacement_of_other_prompts_is_refused(gpt2, tiny, sets, means):
-    short = ablation.Activations(means["gpt2"].z[:, :, :-1], means["gpt2"].mlp[:, :, :-1])
+    short = replay.Activations(means["gpt2"].z[:, :, :-1], means["gpt2"].mlp[:, :, :-1])
     with pytest.raises(UserError, match="shape"):
         Evaluator(gpt2, sets.evaluation, short)
-    three = ablation.record(gpt2, sets.means[range(3)]).activations
+    three = replay.record(gpt2, sets.means[range(3)]).activations
     with pytest.raises(UserError, match="3 prompts"):
         Evaluator(gpt2, sets.evaluation, three)
 
@@ -236,7 +241,7 @@ def test_no_hook_is_left_behind(gpt2, sets, means, hooks_left):
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     evaluator.replaced(CANDIDATES)
     with pytest.raises(RuntimeError):
-        broken = ablation.Activations(means["gpt2"].z, torch.zeros(3, 1, 2, 2))
+        broken = replay.Activations(means["gpt2"].z, torch.zeros(3, 1, 2, 2))
         evaluator.replacement = broken
         evaluator.replaced([[Component(0, None)]])
     assert hooks_left(gpt2) == before

@@ -14,10 +14,16 @@ import transformers
 from conftest import SIZES, save_random
 from test_ablation import plain_logits
 
-from seqcirc_utils import ablation, attribution, capabilities, models, roles, tasks
-from seqcirc_utils.ablation import Activations, Component, Evaluator, components
-from seqcirc_utils.edges import Edge, EdgeEvaluator
+from seqcirc_utils.ablation import paths as paths_module
+from seqcirc_utils.ablation import replay
+from seqcirc_utils.ablation.edges import EdgeEvaluator
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import Activations
+from seqcirc_utils.analyses import attribution, heads, lens, observation, writes
+from seqcirc_utils.components import Component, Edge, components
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import capabilities, loading
+from seqcirc_utils.prompts import vocabulary as vocabulary_module
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, **SIZES}
 SHARED = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -60,10 +66,10 @@ def case(request, tmp_path_factory, tokenizer, sets):
     kind, options = CONFIGS[request.param]
     config = getattr(transformers, kind)(vocab_size=len(tokenizer), **options)
     path = tmp_path_factory.mktemp("tiny") / request.param
-    model = models.load(str(save_random(config, path, tokenizer)), "cpu")
+    model = loading.load(str(save_random(config, path, tokenizer)), "cpu")
     model = replace(model, tokenizer=tokenizer)  # Qwen's own class would read these words otherwise
     prompts, corrupted = sets.evaluation[range(3)], sets.corrupted[range(3)]
-    new = ablation.record(model, corrupted).activations
+    new = replay.record(model, corrupted).activations
     return SimpleNamespace(
         name=request.param, path=path, model=model, prompts=prompts, corrupted=corrupted, new=new
     )
@@ -180,7 +186,7 @@ def estimates(case):
 
 def mlp_writes(case):
     """What is recorded of an MLP is what the stream gets."""
-    run = ablation.record(case.model, case.prompts)
+    run = replay.record(case.model, case.prompts)
     for layer in range(3):
         close(write(case, Component(layer, None)), run.activations.mlp[layer])
 
@@ -190,7 +196,7 @@ def paths(case):
     evaluator = Evaluator(case.model, case.prompts, case.new)
     sender, receivers = Component(0, 2), [Component(1, 1), Component(2, 3)]
     for source in "qkv":
-        found = ablation.path_effects(evaluator, sender, receivers, source).logit_diff
+        found = paths_module.path_effects(evaluator, sender, receivers, source).logit_diff
         expected = [difference(case, along(case, Edge(sender, r, source))) for r in receivers]
         change = torch.stack(expected) - difference(case, values(case)[-1])
         assert change.abs().max() > 1e-4
@@ -224,7 +230,7 @@ def direct(case):
             shares[str(c)] = write(case, c)[:, -1]
         elif "ln1_post" in block._modules:
             z = values(case, at(layer, "z"))[0][:, -1]
-            shares[str(c)] = roles.head_writes(case.model, layer, z)[:, head]
+            shares[str(c)] = heads.head_writes(case.model, layer, z)[:, head]
         else:
             # What no prompt changes counts as bias: values of a stream that a norm makes zero.
             norm = block.ln1(torch.ones(1, 1, 32))[0] if centred else torch.zeros(1, 32)
@@ -243,7 +249,7 @@ def direct(case):
             name: ((w - centred * w.mean(-1, keepdim=True)) * gain * side).sum(-1) * factor
             for name, w in shares.items()
         }
-    model = attribution.processed(models.load(str(case.path), "cpu"))
+    model = attribution.processed(loading.load(str(case.path), "cpu"))
     names, found = attribution.direct_attribution(model, case.prompts)
     assert names == [*expected, "bias"]
     close(found[:-1], torch.stack(list(expected.values())))
@@ -273,7 +279,7 @@ def positions(case):
 def values_alone(case):
     """A head that reads one token only: at position 0 there is no other."""
     seen, _ = values(case, at(1, "in"))
-    found = roles.ov_writes(case.model, 1, seen[:, 0])
+    found = heads.ov_writes(case.model, 1, seen[:, 0])
     out, mlp, _ = values(case, at(1, "out"), at(1, "mlp_out"))
     silent = [put(at(1, "z"), torch.zeros(())), put(at(1, "mlp_out"), mlp)]
     close(found.sum(1), (out - values(case, at(1, "out"), hooks=silent)[0])[:, 0])
@@ -283,11 +289,11 @@ def values_alone(case):
 
 def sizes(case):
     """The norm of what a head writes."""
-    seen = roles.observe(case.model, case.prompts)
+    seen = observation.observe(case.model, case.prompts)
     found = seen.sizes[:, :, :, seen.queries.index("end")]
     z = [values(case, at(i, "z"))[0][:, -1] for i in range(3)]
     if "ln1_post" in case.model.bridge.blocks[0]._modules:
-        expected = [roles.head_writes(case.model, i, z[i]).norm(dim=-1).T for i in range(3)]
+        expected = [heads.head_writes(case.model, i, z[i]).norm(dim=-1).T for i in range(3)]
         close(found, torch.stack(expected))
         return
     for layer in range(3):
@@ -297,11 +303,11 @@ def sizes(case):
 
 def direct_writes(case):
     """What the logits lose without a head's write."""
-    vocabulary = tasks.vocabulary("months", case.model.tokenizer)
-    seen = roles.observe(case.model, case.prompts)
-    found = roles.direct_writes(case.model, seen, case.prompts, vocabulary)
+    vocabulary = vocabulary_module.vocabulary("months", case.model.tokenizer)
+    seen = observation.observe(case.model, case.prompts)
+    found = writes.direct_writes(case.model, seen, case.prompts, vocabulary)
     z = values(case, at(1, "z"))[0][:, -1]
-    gone = roles.head_writes(case.model, 1, z)[:, 2]  # held to the stream above
+    gone = heads.head_writes(case.model, 1, z)[:, 2]  # held to the stream above
     if "ln1_post" not in case.model.bridge.blocks[0]._modules:
         gone = write(case, Component(1, 2))[:, -1]
 
@@ -322,9 +328,9 @@ def direct_writes(case):
 
 def lenses(case):
     """The logit lens: at the start, between attention and MLP, and at the end."""
-    vocabulary = tasks.vocabulary("months", case.model.tokenizer)
-    seen = roles.observe(case.model, case.prompts)
-    found = roles.lens(case.model, seen, case.prompts)
+    vocabulary = vocabulary_module.vocabulary("months", case.model.tokenizer)
+    seen = observation.observe(case.model, case.prompts)
+    found = lens.lens(case.model, seen, case.prompts)
     rows = torch.arange(3)
     _, whole = attribution.member_lens(case.model, case.prompts, vocabulary)
     streams = [(0, values(case, at(0, "in"))[0]), (2, values(case, at(1, "in"))[0])]
@@ -365,20 +371,22 @@ def test_right_or_refused(case, cell):
 def test_a_model_that_projects_its_last_stream_is_refused(tmp_path, tokenizer, sets):
     options = CONFIGS["opt"][1] | {"word_embed_proj_dim": 16}
     config = transformers.OPTConfig(vocab_size=len(tokenizer), **options)
-    model = models.load(str(save_random(config, tmp_path / "opt", tokenizer)), "cpu")
-    new = ablation.record(model, sets.means).activations.mean()
+    model = loading.load(str(save_random(config, tmp_path / "opt", tokenizer)), "cpu")
+    new = replay.record(model, sets.means).activations.mean()
     with pytest.raises(UserError, match="final norm and unembedding alone"):
         Evaluator(model, sets.evaluation, new)
     with pytest.raises(UserError, match="final norm and unembedding alone"):
-        attribution.member_lens(model, sets.evaluation, tasks.vocabulary("months", tokenizer))
+        attribution.member_lens(
+            model, sets.evaluation, vocabulary_module.vocabulary("months", tokenizer)
+        )
 
 
 def test_a_model_without_heads_is_refused(tmp_path, tokenizer, sets):
     options = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **SIZES}
     config = transformers.MambaConfig(vocab_size=len(tokenizer), pad_token_id=0, **options)
-    model = models.load(str(save_random(config, tmp_path / "mamba", tokenizer)), "cpu")
+    model = loading.load(str(save_random(config, tmp_path / "mamba", tokenizer)), "cpu")
     with pytest.raises(UserError, match="has a layer without heads"):
-        ablation.record(model, sets.means)
+        replay.record(model, sets.means)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -388,7 +396,7 @@ def test_the_wiring_is_seen_in_half_precision(tmp_path, tokenizer, dtype):
         kind, options = CONFIGS[name]
         config = getattr(transformers, kind)(vocab_size=len(tokenizer), **options)
         path = save_random(config, tmp_path / name, tokenizer)
-        found = capabilities.wiring(models.load(str(path), "cpu", dtype))
+        found = capabilities.wiring(loading.load(str(path), "cpu", dtype))
         assert found.lacks == expected
         factor = 0.22 if name == "granite" else 1
         assert found.attention == pytest.approx([factor] * 3, rel=5e-3)

@@ -3,15 +3,18 @@
 import pytest
 import torch
 
-from seqcirc_utils import attribution, metrics, models, tasks
-from seqcirc_utils.ablation import Component, components
+from seqcirc_utils.analyses import attribution
+from seqcirc_utils.components import Component, components
+from seqcirc_utils.models import loading
+from seqcirc_utils.prompts import scores
+from seqcirc_utils.prompts import vocabulary as vocabulary_module
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_direct_attribution_adds_up(tiny_directories, sets, architecture):
     # A model of its own: processing changes the weights for good.
-    model = models.load(str(tiny_directories[architecture]), "cpu")
-    before = metrics.score(model, sets.evaluation).logit_diff
+    model = loading.load(str(tiny_directories[architecture]), "cpu")
+    before = scores.score(model, sets.evaluation).logit_diff
     names, parts = attribution.direct_attribution(attribution.processed(model), sets.evaluation)
     assert names == ["embed", *map(str, components(model)), "bias"]
     assert (parts.sum(0) - before).abs().max() < 1e-3 * before.abs().max()
@@ -19,7 +22,7 @@ def test_direct_attribution_adds_up(tiny_directories, sets, architecture):
 
 
 def test_the_lens_ends_in_the_model(gpt2, sets, tokenizer):
-    vocabulary = tasks.vocabulary("months", tokenizer)
+    vocabulary = vocabulary_module.vocabulary("months", tokenizer)
     positions, lens = attribution.member_lens(gpt2, sets.evaluation, vocabulary)
     assert positions[-1] == sets.evaluation.tokens.shape[1] - 1
     assert lens.shape == (4, len(sets.evaluation), len(positions), 12)

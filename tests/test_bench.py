@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from seqcirc_utils import pages, store
+from seqcirc_utils import store
+from seqcirc_utils.publishing import tables
 
 FILE = store.ROOT / "benchmarks" / "bench.py"
 
@@ -28,14 +29,14 @@ def test_plain_and_fast_searches_agree(bench, tiny_directories, architecture):
 
 def test_the_tables_of_the_book_come_from_the_file(bench, tiny_directories, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ROOT", tmp_path)
-    assert "make bench" in pages.benchmarks()
+    assert "make bench" in tables.benchmarks()
     row = bench.growth(str(tiny_directories["gpt2"]), "months", 2, 1)
     found = {"machine": {"cores": 2}, "versions": {"torch": "2"}, "threshold": 0.8}
     found |= {"searches": [], "growth": [row, row], "memory": []}
     store.write_json(tmp_path / "benchmarks" / "results.json", found)
-    page = pages.benchmarks()
+    page = tables.benchmarks()
     assert "## Growth" in page and "## Searches" not in page
     assert f"| trials | `{row['trials']}` | `{row['trials']}` |" in page
     row |= {"sweep s": 1021.79, "ms a trial": 0.0123}
     store.write_json(tmp_path / "benchmarks" / "results.json", found)
-    assert "`1022` | `1022`" in pages.benchmarks() and "`0.0123`" in pages.benchmarks()
+    assert "`1022` | `1022`" in tables.benchmarks() and "`0.0123`" in tables.benchmarks()

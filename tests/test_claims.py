@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqcirc_utils import claims, faults, plots, store
-from seqcirc_utils.claims import NOT_SUPPORTED, SUPPORTED
-from seqcirc_utils.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, published
+from seqcirc_utils import store
+from seqcirc_utils.figures import claims as claims_module
+from seqcirc_utils.paper import claims, faults
+from seqcirc_utils.paper.claims import NOT_SUPPORTED, SUPPORTED
+from seqcirc_utils.paper.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, published
 
 ALL = [c["id"] for c in published()["claims"]]
 # Made-up models: who plays which part.
@@ -593,7 +595,7 @@ def test_numbers_in_words():
 def test_the_map_shows_every_claim(world):
     world.set("06_cross_task.csv", "mean", 0.7, set="number_words circuit", task="digits")
     table = claims.claims_table(world.evidence)
-    figure = plots.verdict_map(table, claims.VERDICTS)
+    figure = claims_module.verdict_map(table, claims.VERDICTS)
     shown = {text.get_text() for text in figure.axes[0].texts}
     assert shown == {
         f"{c} {'✓' if v == SUPPORTED else '✗'}"
@@ -605,5 +607,5 @@ def test_the_map_shows_every_claim(world):
 
 
 def test_published_figures_are_plain_json():
-    text = (store.ROOT / "seqcirc_utils" / "published.json").read_text(encoding="utf-8")
+    text = (store.ROOT / "seqcirc_utils" / "paper" / "published.json").read_text(encoding="utf-8")
     assert "/work/" not in text and json.loads(text)["provenance"]["paper"]

@@ -7,9 +7,14 @@ import pandas as pd
 import pytest
 from scipy.stats import hypergeom
 
-from seqcirc_utils import comparison, plots, tasks
-from seqcirc_utils.ablation import Component, Evaluator, components, record
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.analyses import overlap, role_agreement, transfer
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.figures import common as common_module
+from seqcirc_utils.figures import cross_task
+from seqcirc_utils.prompts import drawing
 
 
 def heads(*numbers):
@@ -17,7 +22,7 @@ def heads(*numbers):
 
 
 def test_two_sets_follow_the_hypergeometric_law():
-    found = comparison.overlap([heads(*range(10)), heads(*range(5, 20))], total=100)
+    found = overlap.overlap([heads(*range(10)), heads(*range(5, 20))], total=100)
     assert len(found.shared) == 5
     assert found.expected == pytest.approx(1.5)
     assert found.p == pytest.approx(hypergeom.sf(4, 100, 10, 15))
@@ -30,7 +35,7 @@ def test_three_sets_agree_with_simulation():
         for i, s in enumerate(sizes)
     ]
     sets = [set(sorted(s)[:size]) for s, size in zip(sets, sizes, strict=True)]
-    found = comparison.overlap(sets, total)
+    found = overlap.overlap(sets, total)
     rng = np.random.default_rng(0)
     draws = [
         len(set.intersection(*(set(rng.choice(total, s, replace=False)) for s in sizes)))
@@ -42,14 +47,14 @@ def test_three_sets_agree_with_simulation():
 
 def test_sets_that_hold_everything_share_everything():
     everything = heads(*range(10))
-    found = comparison.overlap([everything] * 3, total=10)
+    found = overlap.overlap([everything] * 3, total=10)
     assert found.p == pytest.approx(1.0) and found.expected == pytest.approx(10)
 
 
 def test_table_keeps_heads_and_mlps_apart():
     mlps = {Component(0, None), Component(1, None)}
     circuits = {"a": heads(1, 2) | mlps, "b": heads(2, 3), "c": heads(2) | mlps}
-    table = comparison.overlap_table(circuits, {"heads": 20, "MLPs": 4})
+    table = overlap.overlap_table(circuits, {"heads": 20, "MLPs": 4})
     assert len(table) == 8
     row = table[(table["kind"] == "MLPs") & (table["tasks"] == "a & c")].iloc[0]
     assert row["shared"] == 2 and row["jaccard"] == 1
@@ -59,13 +64,13 @@ def test_table_keeps_heads_and_mlps_apart():
 
 def test_importance_is_compared_by_rank():
     effects = pd.DataFrame({"a": [1.0, 2, 3], "b": [1.0, 4, 90], "c": [3.0, 2, 1]})
-    table = comparison.importance_correlation(effects)
+    table = overlap.importance_correlation(effects)
     assert table.loc["a", "b"] == pytest.approx(1) and table.loc["a", "c"] == pytest.approx(-1)
 
 
 def test_layer_matched_chance_agrees_with_simulation():
     sets = [heads(0, 1, 11, 21, 22, 23), heads(0, 2, 12, 11, 21, 22), heads(0, 21, 22, 23, 29, 13)]
-    found = comparison.layer_overlap(sets, n_layers=4, n_heads=10)
+    found = overlap.layer_overlap(sets, n_layers=4, n_heads=10)
     rng = np.random.default_rng(0)
 
     def draw(circuit):
@@ -80,15 +85,15 @@ def test_layer_matched_chance_agrees_with_simulation():
     assert found.expected == pytest.approx(draws.mean(), abs=0.04)
     assert found.p == pytest.approx((draws >= 3).mean(), abs=0.01)
     # Circuits that fill the same layers share everything by necessity: nothing to be surprised at.
-    full = comparison.layer_overlap([heads(*range(10))] * 2, n_layers=4, n_heads=10)
+    full = overlap.layer_overlap([heads(*range(10))] * 2, n_layers=4, n_heads=10)
     assert full.p == pytest.approx(1) and full.expected == pytest.approx(10)
-    assert comparison.overlap([heads(*range(10))] * 2, 40).p < 1e-6
+    assert overlap.overlap([heads(*range(10))] * 2, 40).p < 1e-6
 
 
 def test_table_gives_the_layer_matched_null_for_heads_alone():
     mlps = {Component(0, None), Component(1, None)}
     circuits = {"a": heads(1, 2, 15) | mlps, "b": heads(2, 3, 15) | mlps}
-    table = comparison.overlap_table(circuits, {"heads": 20, "MLPs": 2}).set_index("kind")
+    table = overlap.overlap_table(circuits, {"heads": 20, "MLPs": 2}).set_index("kind")
     assert table.loc["heads", "layer_expected"] == pytest.approx(2 * 2 / 10 + 1 / 10)
     assert np.isnan(table.loc["MLPs", "layer_p"])
 
@@ -96,21 +101,21 @@ def test_table_gives_the_layer_matched_null_for_heads_alone():
 def test_edges_are_compared_among_shared_nodes():
     common = ["0.1->1.2.q", "mlp0->1.2.v", "1.2->logits"]
     edges = {"a": [*common, "0.1->mlp0"], "b": [*common, "0.3->1.2.q"]}
-    everywhere, inside = comparison.edge_overlap(edges)
+    everywhere, inside = overlap.edge_overlap(edges)
     assert list(map(str, everywhere)) == sorted(common)
     # Nodes of both: 0.1, mlp0, 1.2. Possible: 0.1 into mlp0, both into q, k, v of 1.2, all three
     # into the logits. Of a's four edges all join them, of b's only three.
     assert inside.total == 1 + 6 + 3 and len(inside.shared) == 3
     assert inside.p == pytest.approx(hypergeom.sf(2, 10, 4, 3))
     with pytest.raises(UserError, match="no edges in the circuit of b"):
-        comparison.edge_overlap({"a": common, "b": []})
+        overlap.edge_overlap({"a": common, "b": []})
 
 
 @pytest.fixture(scope="module")
 def evaluators(gpt2):
     found = {}
     for task in ("months", "number_words"):
-        sets = tasks.prompt_sets(gpt2, task, n_prompts=6, n_means=8)
+        sets = drawing.prompt_sets(gpt2, task, n_prompts=6, n_means=8)
         means = record(gpt2, sets.means).activations.mean()
         evaluator = Evaluator(gpt2, sets.evaluation, means)
         if evaluator.intact.logit_diff.mean() <= 0:  # a random model: turn the question round
@@ -124,7 +129,7 @@ def evaluators(gpt2):
 def test_transfer_keeps_and_ablates_each_set_on_each_task(gpt2, evaluators):
     everything = components(gpt2)
     sets = {"all": everything, "nothing": [], "half": everything[:7]}
-    table = comparison.transfer(evaluators, sets).set_index(["mode", "set", "task"])
+    table = transfer.transfer(evaluators, sets).set_index(["mode", "set", "task"])
     assert len(table) == 18
     for task, evaluator in evaluators.items():
         assert table.loc[("kept", "all", task), "mean"] == pytest.approx(1, abs=1e-5)
@@ -146,10 +151,10 @@ def test_transfer_refuses_a_task_that_the_model_fails(evaluators):
     turned.__dict__.update(vars(evaluator))
     turned.intact = replace(evaluator.intact, logit_diff=-evaluator.intact.logit_diff)
     with pytest.raises(UserError, match="the whole model on months"):
-        comparison.transfer({"months": turned}, {"nothing": []})
+        transfer.transfer({"months": turned}, {"nothing": []})
     with pytest.raises(UserError, match="did you mean 'kept'"):
-        comparison.transfer(evaluators, {"nothing": []}, modes=["keep"])
-    assert comparison.transfer(evaluators, {}).empty
+        transfer.transfer(evaluators, {"nothing": []}, modes=["keep"])
+    assert transfer.transfer(evaluators, {}).empty
 
 
 def test_random_circuits_are_compared_in_the_right_direction(gpt2, evaluators):
@@ -157,7 +162,7 @@ def test_random_circuits_are_compared_in_the_right_direction(gpt2, evaluators):
     circuits = {"all": set(everything), "none": set()}
     random = {"any": {"all": [everything[:1], everything[3:5]], "none": [everything] * 3}}
     both = ("kept", "ablated")
-    draws, table = comparison.against_random(evaluators, circuits, random, modes=both)
+    draws, table = transfer.against_random(evaluators, circuits, random, modes=both)
     assert len(draws) == 2 * 2 * (2 + 3) and len(table) == 2 * 2 * 2
     table = table.set_index(["mode", "circuit", "task"])
     months = table.xs("months", level="task")
@@ -177,7 +182,7 @@ def test_random_circuits_are_compared_in_the_right_direction(gpt2, evaluators):
 
 def test_core_and_rest_make_up_the_circuits():
     circuits = {"a": heads(1, 2, 3), "b": heads(2, 3, 4)}
-    parts = comparison.shared_and_rest(circuits)
+    parts = overlap.shared_and_rest(circuits)
     assert parts == {"core": heads(2, 3), "a rest": heads(1), "b rest": heads(4)}
 
 
@@ -188,31 +193,31 @@ def roles_of(*roles):
 def test_roles_agree_or_do_not():
     shared = [Component(0, i) for i in range(6)]
     mixed = roles_of("next", "next", "copy", "detect", "move", "none")
-    same = comparison.role_agreement({"a": mixed, "b": mixed, "c": mixed}, shared)
+    same = role_agreement.role_agreement({"a": mixed, "b": mixed, "c": mixed}, shared)
     assert (same.same, same.pairs) == (15, 18) and same.p < 0.01 and same.expected < 8
     turned = dict(zip(shared, list(mixed.values())[1:] + ["next"], strict=True))
-    other = comparison.role_agreement({"a": mixed, "b": turned}, shared)
+    other = role_agreement.role_agreement({"a": mixed, "b": turned}, shared)
     assert other.same == 1 and other.p > 0.2
     # One role for all: agreement is certain, and the permutation knows it.
     dull = roles_of(*["next"] * 6)
-    found = comparison.role_agreement({"a": dull, "b": dull}, shared, draws=99)
+    found = role_agreement.role_agreement({"a": dull, "b": dull}, shared, draws=99)
     assert found.same == found.expected == 6 and found.p == 1
     nothing = roles_of(*["none"] * 6)
-    assert comparison.role_agreement({"a": nothing, "b": nothing}, shared, draws=9).same == 0
-    assert comparison.role_agreement({"a": mixed, "b": mixed}, [], draws=9).p == 1
+    assert role_agreement.role_agreement({"a": nothing, "b": nothing}, shared, draws=9).same == 0
+    assert role_agreement.role_agreement({"a": mixed, "b": mixed}, [], draws=9).p == 1
     with pytest.raises(UserError, match="no role for 0.6"):
-        comparison.role_agreement({"a": mixed, "b": mixed}, [Component(0, 6)])
+        role_agreement.role_agreement({"a": mixed, "b": mixed}, [Component(0, 6)])
 
 
 def test_expected_agreement_is_the_permutations_mean():
     a, b = roles_of("x", "x", "y", "z"), roles_of("x", "y", "y", "none")
-    found = comparison.role_agreement({"a": a, "b": b}, list(a), draws=4000)
+    found = role_agreement.role_agreement({"a": a, "b": b}, list(a), draws=4000)
     assert found.same == 2 and found.expected == pytest.approx((2 * 1 + 1 * 2) / 4, abs=0.05)
 
 
 def test_role_table_tells_shared_from_analogous():
     a, b = roles_of("x", "y", "x", "none"), roles_of("x", "x", "none", "x")
-    table = comparison.role_table({"a": a, "b": b}, {"a": heads(0, 1, 2), "b": heads(0, 1, 3)})
+    table = role_agreement.role_table({"a": a, "b": b}, {"a": heads(0, 1, 2), "b": heads(0, 1, 3)})
     table = table.set_index("role")
     assert table.loc["x"].to_dict() == {"shared": "0.0", "changing": "0.1", "a": "0.2", "b": "0.3"}
     assert table.loc["y"].to_dict() == {"shared": "", "changing": "0.1", "a": "", "b": ""}
@@ -226,12 +231,12 @@ def test_figures_show_every_number():
     table = pd.DataFrame(
         [
             {"mode": m, "set": s, "task": t, "mean": (v := next(values)), "low": v, "high": v + 0.1}
-            for m in comparison.MODES
+            for m in transfer.MODES
             for s in sets
             for t in tasks_
         ]
     )
-    figure = plots.transfer_heatmaps(table, sets, tasks_, 1)
+    figure = cross_task.transfer_heatmaps(table, sets, tasks_, 1)
     written = [text.get_text() for axis in figure.axes for text in axis.texts]
     wanted = [
         f"{100 * r['mean']:.0f}\n[{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
@@ -247,7 +252,7 @@ def test_figures_show_every_number():
         ]
     )
     draws = own.rename(columns={"value": "mean"}).assign(kind="layer")
-    figure = plots.random_panels(draws, own, {"months": "Months"}, tasks_, {"layer": "random"})
+    figure = cross_task.random_panels(draws, own, {"months": "Months"}, tasks_, {"layer": "random"})
     assert len(figure.axes) == 2
     points = [tuple(p) for a in figure.axes for c in a.collections for p in c.get_offsets()]
     assert sum(abs(y - 80) < 1e-6 for _, y in points) == 8  # circuit and draw, task by task
@@ -256,6 +261,6 @@ def test_figures_show_every_number():
 def test_map_letters_are_the_roles():
     circuits = {"digits": heads(0, 11), "months": heads(0)}
     roles = {"digits": {Component(0, 0): "copy"}, "months": {Component(0, 0): "none"}}
-    figure = plots.circuit_map(circuits, 2, 2, roles=roles, role_letters={"copy": "C"})
+    figure = common_module.circuit_map(circuits, 2, 2, roles=roles, role_letters={"copy": "C"})
     assert [text.get_text() for text in figure.axes[0].texts] == ["C", "C copy"]
-    assert plots.circuit_map({}, 2, 2).axes
+    assert common_module.circuit_map({}, 2, 2).axes

@@ -14,7 +14,8 @@ import yaml
 from conftest import save_tiny
 
 import seqcirc_utils
-from seqcirc_utils import models, store
+from seqcirc_utils import store
+from seqcirc_utils.models import fetching, zoo
 
 PAGE = (store.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = ("task", "model", "stage", "claim")
@@ -68,7 +69,8 @@ def add(project, *examples):
 def execute(project, stage, parameters, **more):
     """Run a stage of the copy; return the record of the run."""
     code = f"execution.execute({stage!r}, {parameters!r}, 'out.ipynb')"
-    run(project, sys.executable, "-c", f"from seqcirc_utils import execution\n{code}", **more)
+    code = f"from seqcirc_utils.workflow import execution\n{code}"
+    run(project, sys.executable, "-c", code, **more)
     (record,) = (project / "results").rglob(f"{stage}.run.json")
     return json.loads(record.read_text()), record.parent
 
@@ -101,10 +103,10 @@ def test_a_new_task_has_prompts(project):
 @pytest.mark.slow
 @pytest.mark.model
 def test_a_new_task_reaches_its_construction(project):
-    models.fetch(models.DEFAULT)
+    fetching.fetch(zoo.DEFAULT)
     add(project, "task")
     record, where = execute(project, "01_task_construction", {"task": "roman_numerals"})
-    assert record["model"]["name"] == models.DEFAULT and where.name == "roman_numerals"
+    assert record["model"]["name"] == zoo.DEFAULT and where.name == "roman_numerals"
     scores = json.loads((where / "01_task_construction.json").read_text())
     assert scores["accuracy"]["mean"] >= 0.5  # the page says that the model can do it
 
@@ -130,9 +132,10 @@ def test_a_new_stage_runs_and_has_a_page(project, tiny_directories):
     record, where = execute(project, "10_vocabulary", {"model": str(tiny_directories["gpt2"])})
     assert record["library"] and (where / "10_vocabulary.csv").read_text().count("\n") > 5
     code = (
-        "from seqcirc_utils import pages, workflow\n"
-        "plan = workflow.read_plan('params/default.yml')\n"
-        "print(plan.jobs()[-1].name, pages._files(pages._committed_toc()))"
+        "from seqcirc_utils.publishing import building, pages\n"
+        "from seqcirc_utils.workflow import planning\n"
+        "plan = planning.read_plan('params/default.yml')\n"
+        "print(plan.jobs()[-1].name, building._files(pages._committed_toc()))"
     )
     said = run(project, sys.executable, "-c", code)
     assert said.startswith("10_vocabulary ") and "'runs/10_vocabulary'" in said

@@ -6,9 +6,13 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from seqcirc_utils import controls, models, tasks
-from seqcirc_utils.ablation import Component, Evaluator, components, record
+from seqcirc_utils.ablation import text as text_module
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import loading
+from seqcirc_utils.prompts import controls, plain_text, sequences
 
 WORD = r" ?[A-Za-z]+|[^\sA-Za-z\d]|\n+| "
 
@@ -20,7 +24,7 @@ def tokenizer_of(number: str):
     from transformers import PreTrainedTokenizerFast
 
     rule = rf"{number}|{WORD}"
-    texts = [controls._TEXT.read_text(encoding="utf-8"), "When and went to the , gave a to"]
+    texts = [plain_text._TEXT.read_text(encoding="utf-8"), "When and went to the , gave a to"]
     texts += ["The lasted from the year to the year"]
     texts += [f" {word}" for word in controls._NAMES + controls._PLACES + controls._GIFTS]
     texts += [f" {word}" for word in controls._EVENTS]
@@ -36,7 +40,7 @@ def tokenizer_of(number: str):
 @pytest.fixture(scope="module", params=[r"\d", r" ?\d\d"], ids=["digits", "pairs"])
 def model(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("controls") / "model"
-    return models.load(str(save_tiny("llama", path, tokenizer_of(request.param))), "cpu")
+    return loading.load(str(save_tiny("llama", path, tokenizer_of(request.param))), "cpu")
 
 
 @pytest.mark.parametrize("task", controls.TITLES)
@@ -99,7 +103,7 @@ def test_the_evaluator_scores_controls(model, task):
     assert not torch.allclose(kept[1], kept[0], atol=1e-2)
     # The text's hooks and the evaluator replace the same thing.
     some = [Component(0, 1), Component(0, 3), Component(1, None), Component(2, 2)]
-    hooks = controls.ablation_hooks(model, some, means)
+    hooks = text_module.ablation_hooks(model, some, means)
     logits = model.bridge.run_with_hooks(sets.evaluation.tokens, fwd_hooks=hooks)[:, -1]
     rows = torch.arange(4)
     plain = logits[rows, sets.evaluation.answer_ids] - logits[rows, sets.evaluation.last_ids]
@@ -108,12 +112,12 @@ def test_the_evaluator_scores_controls(model, task):
 
 def test_text_loss_of_the_whole_model_is_its_own_loss(model, hooks_left):
     before = hooks_left(model)
-    tokens, others = controls.text_chunks(model, 16)
+    tokens, others = plain_text.text_chunks(model, 16)
     assert tokens.shape[1] == others.shape[1] == 17
     rows = {tuple(row) for row in tokens.tolist()}
     assert not rows & {tuple(row) for row in others.tolist()}
     ablated = [[], [Component(0, None)], components(model)]
-    losses = controls.text_loss(model, ablated, length=16)
+    losses = text_module.text_loss(model, ablated, length=16)
     assert losses.shape == (3, len(tokens))
     logits = model.bridge(tokens)
     own = -logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].mean(1)
@@ -124,7 +128,7 @@ def test_text_loss_of_the_whole_model_is_its_own_loss(model, hooks_left):
     swapped = tokens.clone()
     swapped[:, 3] = tokens.roll(1, 0)[:, 3]
     means = record(model, tasks_like(others)).activations.mean()
-    hooks = controls.ablation_hooks(model, components(model), means)
+    hooks = text_module.ablation_hooks(model, components(model), means)
     a, b = (model.bridge.run_with_hooks(t, fwd_hooks=hooks)[:, 5] for t in (tokens, swapped))
     assert torch.allclose(a, b, atol=1e-5)
     assert hooks_left(model) == before
@@ -140,9 +144,9 @@ def tasks_like(tokens):
 
 
 def test_the_text_names_no_member_of_the_tasks():
-    words = set(re.findall(r"\w+", controls._TEXT.read_text(encoding="utf-8").lower()))
+    words = set(re.findall(r"\w+", plain_text._TEXT.read_text(encoding="utf-8").lower()))
     members = {
-        m.lower() for t in ("digits", "number_words", "months") for m in tasks.TASKS[t].members
+        m.lower() for t in ("digits", "number_words", "months") for m in sequences.TASKS[t].members
     }
     assert not words & members
 
@@ -153,7 +157,7 @@ def test_a_tokenizer_that_cannot_hold_them_is_refused(gpt2):
             controls.prompt_sets(gpt2, task, n_prompts=2, n_means=2)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="plain text does not fit"):
-        controls.text_loss(gpt2, [[]])
+        text_module.text_loss(gpt2, [[]])
 
 
 def test_bad_input_is_refused(model):
@@ -165,9 +169,9 @@ def test_bad_input_is_refused(model):
         controls.prompt_sets(model, "greater_than", n_prompts=10**5, n_means=2)
     for length in (1, 10**6):
         with pytest.raises(UserError, match="length must be"):
-            controls.text_loss(model, [[]], length=length)
+            text_module.text_loss(model, [[]], length=length)
     with pytest.raises(UserError, match="unknown component '9.9'"):
-        controls.text_loss(model, [[Component(9, 9)]])
+        text_module.text_loss(model, [[Component(9, 9)]])
 
 
 @pytest.mark.model
@@ -178,5 +182,5 @@ def test_the_default_model_does_the_controls(default_model):
         rows = torch.arange(4)
         own = logits[rows, sets.evaluation.answer_ids] - logits[rows, sets.evaluation.last_ids]
         assert own.mean() > 1
-    tokens, others = controls.text_chunks(default_model)
+    tokens, others = plain_text.text_chunks(default_model)
     assert len(tokens) >= 20 and len(others) >= 20

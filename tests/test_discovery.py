@@ -10,8 +10,11 @@ import pytest
 import torch
 from test_ablation import plain_logits, plainly
 
-from seqcirc_utils import discovery, store
-from seqcirc_utils.ablation import Component, Evaluator, components
+from seqcirc_utils import store
+from seqcirc_utils.ablation import pruning
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.circuits import search as search_module
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 
 
@@ -64,19 +67,19 @@ def naive_sweep(evaluator, threshold):
 
 @pytest.mark.parametrize("threshold", [0.2, 0.8, 0.95])
 def test_the_sweep_is_the_published_procedure(evaluator, threshold):
-    found = discovery.sweep(evaluator, threshold)
+    found = search_module.sweep(evaluator, threshold)
     assert found.components == naive_sweep(evaluator, threshold)
     kept = evaluator.kept([found.components]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
     assert found.score == pytest.approx(kept.item(), abs=1e-5) and found.score >= threshold
 
 
 def test_the_sweep_removes_some_and_keeps_some(gpt2_evaluator):
-    assert 0 < len(discovery.sweep(gpt2_evaluator).components) < 15
+    assert 0 < len(search_module.sweep(gpt2_evaluator).components) < 15
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_ranked_ends_where_every_component_is_needed(evaluator, two_sided):
-    found = discovery.ranked(evaluator, 0.8, two_sided=two_sided)
+    found = search_module.ranked(evaluator, 0.8, two_sided=two_sided)
     circuit = found.components
     whole = evaluator.intact.logit_diff.mean()
     least, most = 0.8, 1.2 if two_sided else float("inf")
@@ -87,11 +90,11 @@ def test_ranked_ends_where_every_component_is_needed(evaluator, two_sided):
     assert list(found.frame().columns) == ["phase", "component", "size", "score", "removed"]
 
 
-@pytest.mark.parametrize("search", [discovery.sweep, discovery.ranked])
+@pytest.mark.parametrize("search", [search_module.sweep, search_module.ranked])
 def test_an_interrupted_search_continues(gpt2_evaluator, search, tmp_path, monkeypatch):
     whole = search(gpt2_evaluator)
     file = tmp_path / "search.json"
-    real, calls = discovery.Pruning.try_without, []
+    real, calls = pruning.Pruning.try_without, []
 
     def failing(self, names):
         calls.append(names)
@@ -99,64 +102,64 @@ def test_an_interrupted_search_continues(gpt2_evaluator, search, tmp_path, monke
             raise KeyboardInterrupt
         return real(self, names)
 
-    monkeypatch.setattr(discovery.Pruning, "try_without", failing)
+    monkeypatch.setattr(pruning.Pruning, "try_without", failing)
     with pytest.raises(KeyboardInterrupt):
         search(gpt2_evaluator, checkpoint=file)
-    monkeypatch.setattr(discovery.Pruning, "try_without", real)
+    monkeypatch.setattr(pruning.Pruning, "try_without", real)
     again = search(gpt2_evaluator, checkpoint=file)
     assert again.components == whole.components
     assert [s["component"] for s in again.steps] == [s["component"] for s in whole.steps]
-    monkeypatch.setattr(discovery.Pruning, "try_without", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(pruning.Pruning, "try_without", lambda *_: pytest.fail("computed again"))
     assert search(gpt2_evaluator, checkpoint=file).components == whole.components
 
 
 def test_a_search_killed_ten_times_ends_the_same(gpt2_evaluator, tmp_path, monkeypatch):
-    whole = discovery.ranked(gpt2_evaluator)
+    whole = search_module.ranked(gpt2_evaluator)
     file, rng, kills = tmp_path / "search.json", random.Random(0), 0
-    real = discovery.Pruning.try_without
+    real = pruning.Pruning.try_without
 
     def slowly(self, names):
         time.sleep(0.1)
         return real(self, names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(discovery.Pruning, "try_without", slowly)
+        patch.setattr(pruning.Pruning, "try_without", slowly)
         for _ in range(10):
             child = os.fork()
             if not child:
                 try:
                     torch.set_num_threads(1)
-                    discovery.ranked(gpt2_evaluator, checkpoint=file)
+                    search_module.ranked(gpt2_evaluator, checkpoint=file)
                 finally:
                     os._exit(0)
             time.sleep(rng.uniform(0.1, 0.4))
             os.kill(child, signal.SIGKILL)
             kills += os.waitpid(child, 0)[1] == signal.SIGKILL
     assert kills >= 5 and file.is_file()  # killed in the middle, with something done
-    again = discovery.ranked(gpt2_evaluator, checkpoint=file)
+    again = search_module.ranked(gpt2_evaluator, checkpoint=file)
     assert again.components == whole.components and again.score == pytest.approx(whole.score)
 
 
 def test_other_settings_or_a_damaged_file_begin_anew(gpt2_evaluator, tmp_path):
     file = tmp_path / "search.json"
-    discovery.sweep(gpt2_evaluator, 0.5, checkpoint=file)
-    assert discovery.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
+    search_module.sweep(gpt2_evaluator, 0.5, checkpoint=file)
+    assert search_module.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
     file.write_text('{"key": ')
-    assert discovery.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
+    assert search_module.sweep(gpt2_evaluator, 0.9, checkpoint=file).score >= 0.9
 
 
 def test_a_log_of_other_code_is_not_continued(gpt2_evaluator, tmp_path, monkeypatch):
     file = tmp_path / "search.json"
-    discovery.ranked(gpt2_evaluator, checkpoint=file)
+    search_module.ranked(gpt2_evaluator, checkpoint=file)
     saved = store.read_json(file)
     saved["steps"][-1]["score"] = 0.125  # what an older version, with a fault, may have found
     store.write_json(file, saved)
-    assert discovery.ranked(gpt2_evaluator, checkpoint=file).steps[-1]["score"] == 0.125
-    monkeypatch.setattr(discovery, "_CODE", "other")
-    assert discovery.ranked(gpt2_evaluator, checkpoint=file).steps[-1]["score"] != 0.125
+    assert search_module.ranked(gpt2_evaluator, checkpoint=file).steps[-1]["score"] == 0.125
+    monkeypatch.setattr(search_module, "_CODE", "other")
+    assert search_module.ranked(gpt2_evaluator, checkpoint=file).steps[-1]["score"] != 0.125
 
 
-@pytest.mark.parametrize("search", [discovery.sweep, discovery.ranked])
+@pytest.mark.parametrize("search", [search_module.sweep, search_module.ranked])
 def test_what_means_nothing_is_refused(gpt2, sets, means, gpt2_evaluator, search):
     for threshold in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(UserError, match="threshold"):

@@ -8,10 +8,15 @@ from test_discovery import evaluator_of
 from transformer_lens.tools.analysis import attribution_patching as theirs
 from transformer_lens.utilities.statistics import derive_generator
 
-from seqcirc_utils import ablation, edges, metrics, models, tasks
-from seqcirc_utils.ablation import Activations, Component, Evaluator, components
-from seqcirc_utils.edges import Edge, EdgeEvaluator, EdgePruning, edges_of
+from seqcirc_utils.ablation import paths, replay
+from seqcirc_utils.ablation.edges import EdgeEvaluator, EdgePruning
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import Activations
+from seqcirc_utils.circuits import edge_search
+from seqcirc_utils.components import Component, Edge, components, edges_of
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import loading
+from seqcirc_utils.prompts import drawing, scores
 
 
 def plainly(evaluator, nodes, kept):
@@ -68,7 +73,7 @@ def plainly(evaluator, nodes, kept):
         final, name = read(None, ""), f"blocks.{model.n_layers - 1}.hook_out"
         hooks = [(name, lambda value, hook: final)]
         logits = model.bridge.run_with_hooks(evaluator.prompts.tokens, fwd_hooks=hooks)[:, -1]
-    return metrics.Scores.read(logits, evaluator.answers).logit_diff
+    return scores.Scores.read(logits, evaluator.answers).logit_diff
 
 
 def some(everything, share, seed):
@@ -106,7 +111,7 @@ def mistral(tmp_path_factory, tokenizer):
                 weight.add_(torch.randn_like(weight) * 0.2)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    return models.load(str(path), "cpu")
+    return loading.load(str(path), "cpu")
 
 
 @pytest.fixture(params=["gpt2", "llama", "mistral"])
@@ -115,7 +120,7 @@ def model(request, tiny):
 
 
 def circuit_of(model, sets, nodes=NODES, resample=False, **options):
-    new = ablation.record(model, sets.corrupted if resample else sets.means).activations
+    new = replay.record(model, sets.corrupted if resample else sets.means).activations
     new = new if resample else new.mean()
     return EdgeEvaluator(Evaluator(model, sets.evaluation, new, **options), nodes)
 
@@ -170,7 +175,7 @@ def test_one_edge_between_heads_is_path_patching(model, sets):
     sender = Component(0, 2)
     for source in "qkv":
         cuts = [Edge(sender, Component(2, head), source) for head in range(4)]
-        expected = ablation.path_effects(
+        expected = paths.path_effects(
             circuit.evaluator, sender, [e.receiver for e in cuts], source
         ).logit_diff
         found = circuit.without([[cut] for cut in cuts])
@@ -223,7 +228,7 @@ def test_edge_circuits_equal_those_of_transformer_lens(gpt2, sets):
 def test_estimates_equal_those_of_transformer_lens(gpt2, sets):
     # Theirs: (clean - corrupt) times the gradient on the corrupt run. So the corrupt run is ours to
     # evaluate, and the clean one the replacement: (replacement - write) is the same, with its sign.
-    clean = ablation.record(gpt2, sets.evaluation[range(2)]).activations
+    clean = replay.record(gpt2, sets.evaluation[range(2)]).activations
     corrupt, answers = sets.corrupted[range(2)], sets.evaluation[range(2)]
     evaluator = Evaluator(gpt2, corrupt, clean, answers=answers)
     found = EdgeEvaluator(evaluator, components(gpt2)).estimate()
@@ -254,8 +259,8 @@ def test_estimates_equal_those_of_transformer_lens(gpt2, sets):
 
 
 def test_estimates_are_exact_where_little_changes(model, sets):
-    own = ablation.record(model, sets.evaluation).activations
-    far = ablation.record(model, sets.corrupted).activations
+    own = replay.record(model, sets.evaluation).activations
+    far = replay.record(model, sets.corrupted).activations
     near = Activations(*(a + 1e-3 * (b - a) for a, b in ((own.z, far.z), (own.mlp, far.mlp))))
     circuit = EdgeEvaluator(Evaluator(model, sets.evaluation, near), components(model))
     kept = some(circuit.edges, 0.7, 0)
@@ -270,7 +275,7 @@ def test_estimates_are_exact_where_little_changes(model, sets):
 
 def test_estimates_on_fewer_prompts_are_those_of_these_prompts(gpt2, sets):
     whole = circuit_of(gpt2, sets, resample=True)
-    first = ablation.record(gpt2, sets.corrupted[range(2)]).activations
+    first = replay.record(gpt2, sets.corrupted[range(2)]).activations
     two = EdgeEvaluator(Evaluator(gpt2, sets.evaluation[range(2)], first), NODES)
     some_of_it, alone = whole.estimate(rows=2), two.estimate()
     assert some_of_it == pytest.approx(alone, abs=1e-6)
@@ -312,7 +317,7 @@ def test_the_edges_of_a_circuit(gpt2):
 
 
 def test_no_hook_is_left_behind(gpt2, sets, hooks_left):
-    metrics.score(gpt2, sets.evaluation)  # TransformerLens adds some of its own in the first run
+    scores.score(gpt2, sets.evaluation)  # TransformerLens adds some of its own in the first run
     before = hooks_left(gpt2)
     circuit = circuit_of(gpt2, sets)
     circuit.estimate()
@@ -336,37 +341,39 @@ def share(circuit, kept):
 
 def test_the_published_rule(able):
     threshold, own = 0.99, share(able, able.edges)
-    found = edges.published(able, threshold, effects=edges.single_effects(able, screen=0))
+    found = edge_search.published(
+        able, threshold, effects=edge_search.single_effects(able, screen=0)
+    )
     for row in found.table.to_dict("records")[::7]:
         alone = share(able, [e for e in able.edges if str(e) != row["edge"]])
         assert row["score"] == pytest.approx(alone, abs=1e-5) and row["exact"]
         assert row["kept"] == (alone < threshold) == (Edge.parse(row["edge"]) in found.edges)
     assert 0 < len(found.edges) < len(able.edges)
     assert found.score == pytest.approx(share(able, found.edges), abs=1e-5)
-    relative = edges.published(able, margin=0.02, effects=found.table)
+    relative = edge_search.published(able, margin=0.02, effects=found.table)
     assert relative.table["kept"].tolist() == (found.table["score"] < 0.98 * own).tolist()
     for options in ({"threshold": 0.0}, {"threshold": 1.1}, {"margin": 0.0}):
         with pytest.raises(UserError, match="must be in"):
-            edges.published(able, **options)
+            edge_search.published(able, **options)
 
 
 def test_screened_edges_are_estimated(able):
-    plain = edges.single_effects(able, screen=0)
-    screened = edges.single_effects(able, screen=0.01)
+    plain = edge_search.single_effects(able, screen=0)
+    screened = edge_search.single_effects(able, screen=0.01)
     close = (plain["estimate"] - share(able, able.edges)).abs()
     assert (screened["exact"] == (close >= 0.01)).all() and 0 < screened["exact"].mean() < 1
     exact = screened["exact"]
     assert (screened["score"] - plain["score"])[exact].abs().max() < 1e-5
     assert (screened["score"] == screened["estimate"])[~exact].all()
     cuts = {able.edges[-1]: able.edges}  # effects of edges behind each other do not add up
-    assert edges.single_effects(able, cuts, screen=1e9)["exact"].all()
-    none = edges.single_effects(able, {})  # a circuit of one head has no edge out of an MLP
+    assert edge_search.single_effects(able, cuts, screen=1e9)["exact"].all()
+    none = edge_search.single_effects(able, {})  # a circuit of one head has no edge out of an MLP
     assert none.empty and list(none.columns) == list(plain.columns)
 
 
 def test_an_interrupted_table_continues(able, tmp_path, monkeypatch):
     path, once, calls = tmp_path / "effects.json", EdgeEvaluator.without, []
-    plain = edges.single_effects(able, screen=0)
+    plain = edge_search.single_effects(able, screen=0)
 
     def breaks(self, sets, **options):
         calls.append(sets)
@@ -376,15 +383,15 @@ def test_an_interrupted_table_continues(able, tmp_path, monkeypatch):
 
     monkeypatch.setattr(EdgeEvaluator, "without", breaks)
     with pytest.raises(KeyboardInterrupt):
-        edges.single_effects(able, screen=0, checkpoint=path)
-    continued = edges.single_effects(able, screen=0, checkpoint=path)
+        edge_search.single_effects(able, screen=0, checkpoint=path)
+    continued = edge_search.single_effects(able, screen=0, checkpoint=path)
     assert (continued["score"] - plain["score"]).abs().max() < 1e-6
     receivers = len({e[1:] for e in able.edges})
     assert len(calls) == receivers + 1  # only the broken call was made twice
 
 
 def test_what_the_published_code_cut():
-    found = edges.as_the_published_code(edges_of(NODES))
+    found = edge_search.as_the_published_code(edges_of(NODES))
     names = {str(e): sorted(map(str, cut)) for e, cut in found.items()}
     assert names["mlp0->2.0.q"] == ["0.0->2.0.q", "0.1->2.0.q", "0.3->2.0.q"]
     last = ["2.0->logits", "2.0->mlp2", "2.1->logits", "2.1->mlp2", "mlp2->logits"]
@@ -394,26 +401,26 @@ def test_what_the_published_code_cut():
     assert all(n.startswith("mlp") and "->mlp" not in n for n in names)
     # No circuit head in the MLP's layer: nothing was cut.
     without = [c for c in NODES if c.head is None or c.layer != 0]
-    found = edges.as_the_published_code(edges_of(without))
+    found = edge_search.as_the_published_code(edges_of(without))
     assert found[Edge.parse("mlp0->2.0.q")] == []
 
 
 def test_ranked_ends_where_every_edge_is_needed(able):
     threshold = 0.8
-    found = edges.ranked(able, threshold)
+    found = edge_search.ranked(able, threshold)
     assert found.minimal and 0 < len(found.edges) < len(able.edges) / 2
     assert found.score == pytest.approx(share(able, found.edges), abs=1e-5)
     assert found.score >= threshold
     for edge in found.edges:
         assert share(able, found.edges - {edge}) < threshold
-    capped = edges.ranked(able, threshold, one_by_one=2)
+    capped = edge_search.ranked(able, threshold, one_by_one=2)
     assert not capped.minimal and capped.edges >= found.edges
     assert (capped.table["phase"] == "one by one").sum() == 2
 
 
 def test_an_interrupted_search_continues_to_the_same_circuit(able, tmp_path, monkeypatch):
     threshold = 0.8
-    whole = edges.ranked(able, threshold)
+    whole = edge_search.ranked(able, threshold)
     path, once = tmp_path / "search.json", EdgePruning.try_without
     for stop in (3, 7, 20):
         calls = []
@@ -426,8 +433,8 @@ def test_an_interrupted_search_continues_to_the_same_circuit(able, tmp_path, mon
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(EdgePruning, "try_without", breaks)
-            edges.ranked(able, threshold, checkpoint=path)
-    continued = edges.ranked(able, threshold, checkpoint=path)
+            edge_search.ranked(able, threshold, checkpoint=path)
+    continued = edge_search.ranked(able, threshold, checkpoint=path)
     assert continued.edges == whole.edges
     assert continued.table["component"].tolist() == whole.table["component"].tolist()
 
@@ -437,14 +444,14 @@ def test_a_model_that_cannot_do_the_task_is_refused(gpt2, sets, able):
     turned = dataclasses.replace(prompts, answer_ids=prompts.last_ids, last_ids=prompts.answer_ids)
     evaluator = Evaluator(gpt2, turned, able.evaluator.replacement)
     circuit = EdgeEvaluator(evaluator, NODES)
-    for search in (edges.published, edges.ranked):
+    for search in (edge_search.published, edge_search.ranked):
         with pytest.raises(UserError, match="logit difference"):
             search(circuit)
 
 
 @pytest.mark.model
 def test_the_default_model_has_edges_of_its_own_for_heads_that_share_keys(default_model):
-    prompts = tasks.prompt_sets(default_model, "months", n_prompts=2, n_means=4)
+    prompts = drawing.prompt_sets(default_model, "months", n_prompts=2, n_means=4)
     nodes = [Component.parse(n) for n in "3.0 3.1 3.3 mlp5 20.3 20.5 mlp20 29.1 mlp29".split()]
     circuit = circuit_of(default_model, prompts, nodes)
     kept = some(circuit.edges, 0.5, 0)

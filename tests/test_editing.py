@@ -6,11 +6,14 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
-from seqcirc_utils import ablation, editing, metrics
-from seqcirc_utils.ablation import Component, Evaluator
-from seqcirc_utils.controls import next_token_loss
-from seqcirc_utils.editing import Edit, Measured
+from seqcirc_utils.ablation import replay
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.text import next_token_loss
+from seqcirc_utils.analyses import editing
+from seqcirc_utils.analyses.editing import Edit, Measured
+from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.prompts import scores
 
 HEAD, MLP = Component(1, 2), Component(1, None)
 EDITS = [
@@ -23,15 +26,15 @@ EDITS = [
 
 def test_edits_equal_whole_passes(any_tiny, sets):
     prompts = sets.evaluation
-    replacement = ablation.record(any_tiny, prompts).activations
+    replacement = replay.record(any_tiny, prompts).activations
     found = editing.scores(Evaluator(any_tiny, prompts, replacement, max_rows=13), EDITS)
     for i, edit in enumerate(EDITS):
         with torch.no_grad():
             logits = any_tiny.bridge.run_with_hooks(prompts.tokens, fwd_hooks=editing.hooks(edit))
-        plain = metrics.Scores.read(logits[:, -1], prompts)
+        plain = scores.Scores.read(logits[:, -1], prompts)
         torch.testing.assert_close(found.logit_diff[i], plain.logit_diff, atol=1e-4, rtol=1e-4)
         assert found.correct[i].tolist() == plain.correct.tolist()
-    intact = metrics.score(any_tiny, prompts).logit_diff
+    intact = scores.score(any_tiny, prompts).logit_diff
     torch.testing.assert_close(found.logit_diff[2], intact, atol=1e-4, rtol=1e-4)  # factor 1
     assert (found.logit_diff[0] - intact).abs().max() > 1e-3
 

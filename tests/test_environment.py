@@ -168,7 +168,34 @@ def test_make_help_lists_what_the_readme_documents():
     assert documented <= make_help()
 
 
-def test_the_package_lists_all_its_modules():
-    said = (ROOT / "seqcirc_utils" / "__init__.py").read_text(encoding="utf-8")
-    there = {path.stem for path in (ROOT / "seqcirc_utils").glob("*.py")} - {"__init__"}
-    assert set(re.findall(r"``(\w+)``", said)) == there
+def test_the_package_lists_all_its_rooms():
+    package = ROOT / "seqcirc_utils"
+    said = re.findall(r"``(\w+)``", (package / "__init__.py").read_text(encoding="utf-8"))
+    there = {
+        p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert sorted(said) == sorted(there - {"__init__", "__main__"})
+
+
+def test_rooms_import_only_from_those_before_them():
+    """No import runs back up, and a room's own file imports nothing."""
+    order = ["models", "prompts", "ablation", "circuits", "planted", "analyses", "paper"]
+    order += ["figures", "workflow", "publishing"]
+    package, ground = ROOT / "seqcirc_utils", ["errors", "store", "statistics", "components"]
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        used = set(re.findall(r"(?m)^\s*from seqcirc_utils\.(\w+)", text))
+        used |= set(re.findall(r"(?m)^from seqcirc_utils import (\w+)", text))
+        room = path.parent.name
+        if path.name == "__init__.py":
+            assert not used, path
+        elif path.stem in ("commands", "__main__"):
+            continue  # the top
+        elif path.parent == package:
+            assert not used & set(order), path
+        else:
+            late = order[order.index(room) + 1 :]
+            late += ["workflow", "publishing"] if room == "figures" else []
+            late += ["figures"] if room == "workflow" else []
+            assert not used & set(late), f"{path} imports from {sorted(used & set(late))}"
+            assert used <= set(order) | set(ground), path

@@ -8,8 +8,10 @@ import pytest
 from test_ablation import plainly
 from test_discovery import evaluator_of
 
-from seqcirc_utils import ablation, discovery, evaluation
-from seqcirc_utils.ablation import Component, components
+from seqcirc_utils.ablation import replay
+from seqcirc_utils.circuits import quality
+from seqcirc_utils.circuits import search as search_module
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 
 
@@ -22,7 +24,7 @@ CIRCUIT = [Component(0, 0), Component(0, None), Component(1, 2), Component(2, No
 
 
 def test_quality_is_what_plain_passes_say(gpt2, judge, means):
-    found = evaluation.quality(judge, CIRCUIT)
+    found = quality.quality(judge, CIRCUIT)
     whole = plainly(gpt2, judge.prompts, [], means["gpt2"])
     rest = [c for c in components(gpt2) if c not in CIRCUIT]
     kept = plainly(gpt2, judge.prompts, rest, means["gpt2"])
@@ -33,13 +35,13 @@ def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     distance = ((kept - whole).abs().mean() / base).item()
     assert found["distance"]["mean"] == pytest.approx(distance, abs=1e-4)
     assert found["kl"]["mean"] > 0
-    everything = evaluation.quality(judge, components(gpt2))
+    everything = quality.quality(judge, components(gpt2))
     assert everything["faithfulness"]["mean"] == pytest.approx(1, abs=1e-5)
     assert everything["distance"]["mean"] == pytest.approx(0, abs=1e-5)
 
 
 def test_minimality_removes_each_component_from_the_circuit(judge):
-    found = evaluation.minimality(judge, CIRCUIT).set_index("component")
+    found = quality.minimality(judge, CIRCUIT).set_index("component")
     whole = judge.intact.logit_diff.mean()
     full = judge.kept([CIRCUIT]).logit_diff.mean()
     for component in CIRCUIT:
@@ -48,17 +50,17 @@ def test_minimality_removes_each_component_from_the_circuit(judge):
         assert found.loc[str(component), "change"] == pytest.approx(change, abs=1e-4)
     assert (found["q"] >= found["p"]).all() and found["change"].is_monotonic_increasing
     with pytest.raises(UserError, match="empty"):
-        evaluation.minimality(judge, [])
+        quality.minimality(judge, [])
 
 
 def test_a_component_that_does_nothing_has_p_one(gpt2, judge):
-    own = ablation.record(gpt2, judge.prompts).activations  # replaced by itself: nothing changes
+    own = replay.record(gpt2, judge.prompts).activations  # replaced by itself: nothing changes
     idle = evaluator_of(gpt2, judge.prompts, own)
-    assert (evaluation.minimality(idle, CIRCUIT)["change"].abs() < 1e-5).all()
+    assert (quality.minimality(idle, CIRCUIT)["change"].abs() < 1e-5).all()
 
 
 def test_curve_areas(judge, gpt2):
-    table, cpr, cmd = evaluation.curve(judge, components(gpt2), [3, 7])
+    table, cpr, cmd = quality.curve(judge, components(gpt2), [3, 7])
     assert table["size"].tolist() == [0, 3, 7, 15]
     assert table["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-5)
     share = table["size"] / 15
@@ -68,9 +70,7 @@ def test_curve_areas(judge, gpt2):
 
 def test_kinds_of_ablation_differ(gpt2, judge, sets, means):
     kinds = {"mean": means["gpt2"], "zero": means["gpt2"].zero()}
-    table = evaluation.by_ablation(
-        gpt2, judge.prompts, kinds, {"c": CIRCUIT, "all": components(gpt2)}
-    )
+    table = quality.by_ablation(gpt2, judge.prompts, kinds, {"c": CIRCUIT, "all": components(gpt2)})
     table = table.set_index(["circuit", "ablation"])["mean"]
     assert table["all", "mean"] == pytest.approx(1, abs=1e-5)
     assert table["c", "mean"] != pytest.approx(table["c", "zero"], abs=1e-3)
@@ -90,15 +90,15 @@ def test_inclusion_counts_what_is_found_again(gpt2, answerable, monkeypatch):
         def found(evaluator, threshold, orders=None):
             seen.append((name, evaluator.prompts.tokens.tolist(), threshold))
             seen[-1] += (list(itertools.islice(orders(evaluator.model), 2)) if orders else [],)
-            return discovery.Discovery(set(CIRCUIT[: len(seen)]), 1.0, [])
+            return search_module.Discovery(set(CIRCUIT[: len(seen)]), 1.0, [])
 
         return found
 
     for name in ("ranked", "sweep"):
-        monkeypatch.setattr(evaluation, name, search(name))
+        monkeypatch.setattr(quality, name, search(name))
     seeds = []
     draw = lambda seed: seeds.append(seed) or answerable  # noqa: E731
-    found = evaluation.inclusion(gpt2, draw, 3, 0.7, 3, seed=5).set_index("component")
+    found = quality.inclusion(gpt2, draw, 3, 0.7, 3, seed=5).set_index("component")
     assert [s[0] for s in seen] == ["ranked"] * 6 + ["sweep"] * 2  # of the slow ones, half
     assert all(len(s[1]) == 3 and s[2] == 0.7 for s in seen)
     assert len({str(s[1]) for s in seen[:3]}) > 1  # resampled
@@ -121,6 +121,6 @@ def test_a_repeated_search_that_cannot_be_counts_for_nothing(gpt2, answerable):
     def draw(seed):
         return answerable if seed == 0 else hopeless
 
-    found = evaluation.inclusion(gpt2, draw, len(prompts), 0.8, 1, seed=0)
+    found = quality.inclusion(gpt2, draw, len(prompts), 0.8, 1, seed=0)
     assert found["seed"].isna().all() and found["order"].isin([0, 1]).all()
     assert found["inclusion"].isin([0, 0.5, 1]).all() and found["inclusion"].max() > 0

@@ -24,9 +24,12 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import execution, fingerprint, models, pages, runs, store, workflow
+from seqcirc_utils import commands, store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.parameters import check
+from seqcirc_utils.models import loading
+from seqcirc_utils.publishing import building, pages
+from seqcirc_utils.workflow import execution, fingerprint, notebook, planning, records
+from seqcirc_utils.workflow.parameters import check
 
 ROOT = store.ROOT
 STAGE = "03_patching"
@@ -41,13 +44,13 @@ def project(tmp_path, monkeypatch):
 def planned(project, model="gpt2"):
     file = project / "params" / "mine.yml"
     file.write_text(yaml.safe_dump({"model": str(model), "tasks": ["months"]}))
-    return workflow.read_plan(file)
+    return planning.read_plan(file)
 
 
 def finished(plan):
     """Leave what a run of the stage leaves."""
-    job = workflow.Job(plan, STAGE, "months")
-    run = runs.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
+    job = planning.Job(plan, STAGE, "months")
+    run = notebook.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
     run.library = job.fingerprint
     store.write_csv(run.path("csv"), pd.DataFrame({"component": ["1.2"], "effect": [0.5]}))
     store.write_npz(run.path("npz"), {"effects": np.eye(3)})
@@ -89,7 +92,7 @@ def test_a_damaged_input_is_made_anew_before_it_is_read(project, monkeypatch):
     job = finished(plan)
     monkeypatch.setattr(execution, "execute", lambda *_: made.append(finished(plan)))
     later = "04_circuit_discovery"
-    run = runs.Run(later, check(later, plan.parameters(later, "months")))
+    run = notebook.Run(later, check(later, plan.parameters(later, "months")))
     assert run.input(STAGE, "csv").is_file() and not made
     flip(job.record.parent / "circuit.json")
     run.input(STAGE, "csv")
@@ -99,12 +102,12 @@ def test_a_damaged_input_is_made_anew_before_it_is_read(project, monkeypatch):
 def test_what_another_process_writes_meanwhile_is_not_trusted(project):
     """A process that outlived its killed run may write over the files of the next."""
     plan = planned(project)
-    run = runs.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
-    run.library = workflow.Job(plan, STAGE, "months").fingerprint
+    run = notebook.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
+    run.library = planning.Job(plan, STAGE, "months").fingerprint
     store.write_text(run.path("txt"), "ours")
     run.path("txt").write_text("theirs")
     run.finish()
-    assert not runs.is_current(STAGE, run.directory)
+    assert not records.is_current(STAGE, run.directory)
 
 
 def test_results_of_other_versions_and_weights_are_not_mixed_in(
@@ -112,12 +115,12 @@ def test_results_of_other_versions_and_weights_are_not_mixed_in(
 ):
     weights = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model") / "model.safetensors"
     job = finished(planned(project, weights.parent))
-    assert runs.is_current(STAGE, job.record.parent)
+    assert records.is_current(STAGE, job.record.parent)
     with monkeypatch.context() as other:
         other.setattr(fingerprint, "versions", lambda: {"torch": "0.1"})
-        assert not runs.is_current(STAGE, job.record.parent)
+        assert not records.is_current(STAGE, job.record.parent)
     flip(weights)
-    assert not runs.is_current(STAGE, job.record.parent)
+    assert not records.is_current(STAGE, job.record.parent)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -141,8 +144,8 @@ def test_a_run_that_cannot_write_says_so_in_one_line(project, monkeypatch, capsy
         raise OSError(number, os.strerror(number), "results/x.json")
 
     plan = planned(project)
-    monkeypatch.setattr(workflow, "run", fail)
-    assert workflow.main(["run", "--params", str(plan.file)]) == 2
+    monkeypatch.setattr(commands, "run", fail)
+    assert commands.main(["run", "--params", str(plan.file)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert remedy in error and "results/x.json" in error
@@ -162,8 +165,8 @@ def test_a_stage_on_a_full_or_read_only_disk(project, tiny_directories, options,
     work = 'from seqcirc_utils import store\n\nstore.write_text(run.path("big"), "x" * 10**6)'
     write_notebook(project, STAGE, work=work)
     plan = planned(project, tiny_directories["gpt2"])
-    output = workflow.Job(plan, STAGE, "months").notebook
-    command = [sys.executable, "-m", "seqcirc_utils.workflow", "stage", STAGE, "--task", "months"]
+    output = planning.Job(plan, STAGE, "months").notebook
+    command = [sys.executable, "-m", "seqcirc_utils", "stage", STAGE, "--task", "months"]
     command += ["--params", str(plan.file), "--output", str(output)]
     script = f'{" ".join(mount[:-1])} "$0" && {{ "$@"; echo $?; find "$0" -type f -size +0; }}'
     done = subprocess.run(
@@ -189,19 +192,19 @@ def test_a_stage_whose_process_dies_says_so(project):
 
 def test_a_second_run_in_one_checkout_is_refused(project, monkeypatch, capsys):
     plan, ran = planned(project), []
-    monkeypatch.setattr(workflow, "run", lambda *_: ran.append(1))
+    monkeypatch.setattr(commands, "run", lambda *_: ran.append(1))
     command = ["run", "--params", str(plan.file)]
-    with workflow.alone():
-        assert workflow.main(command) == 2
+    with commands.alone():
+        assert commands.main(command) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: another run (begun by process {os.getpid()})") and not ran
     assert error.count("\n") == 1
-    assert workflow.main(command) == 0 and ran
+    assert commands.main(command) == 0 and ran
 
 
 def start(project, plan):
     """Start a real run, as a process group of its own, in poor surroundings."""
-    command = [sys.executable, "-m", "seqcirc_utils.workflow", "run", "--params", str(plan.file)]
+    command = [sys.executable, "-m", "seqcirc_utils", "run", "--params", str(plan.file)]
     return subprocess.Popen(
         [*command, "--until", STAGE, "--cores", "1"],
         cwd=project,
@@ -237,13 +240,13 @@ def test_killed_and_interrupted_runs(tmp_path, monkeypatch, tiny_directories):
     )
     write_notebook(project, STAGE, work=work)
     plan = planned(project, tiny_directories["gpt2"])
-    job = workflow.Job(plan, STAGE, "months")
+    job = planning.Job(plan, STAGE, "months")
     run = start(project, plan)
     try:
         kernel = kernel_of(run, project)
         os.kill(run.pid, signal.SIGKILL)  # it alone: its Snakemake works on
         run.wait()
-        with pytest.raises(UserError, match=f"process {run.pid}"), workflow.alone():
+        with pytest.raises(UserError, match=f"process {run.pid}"), commands.alone():
             pass
         os.killpg(run.pid, signal.SIGKILL)
         psutil.wait_procs([kernel], timeout=30)
@@ -264,7 +267,7 @@ def test_killed_and_interrupted_runs(tmp_path, monkeypatch, tiny_directories):
         (project / "go").touch()
         said = run.communicate(timeout=120)[1]
         assert run.returncode == 130 and "error: interrupted" in said
-        assert runs.is_current(STAGE, job.record.parent)
+        assert records.is_current(STAGE, job.record.parent)
         assert json.loads(job.notebook.read_text())["cells"]
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -273,10 +276,10 @@ def test_killed_and_interrupted_runs(tmp_path, monkeypatch, tiny_directories):
 
 def test_a_run_without_a_home_keeps_its_caches_in_the_checkout(project, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(project))
-    workflow._home()
+    commands._home()
     assert os.environ["HOME"] == str(project)
     monkeypatch.setenv("HOME", "/proc/nowhere")
-    workflow._home()
+    commands._home()
     assert os.environ["HOME"] == str(project / ".snakemake" / "home")
     assert "/proc/nowhere cannot be written to" in capsys.readouterr().err
     Path.home().joinpath("x").touch()
@@ -289,7 +292,7 @@ def test_a_model_that_is_there_is_loaded_without_a_network(monkeypatch, tiny_dir
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **_: asked.append(a))
     monkeypatch.setattr(socket.socket, "connect", lambda *a: asked.append(a))
-    assert models.load(str(tiny_directories["gpt2"]), "cpu").n_layers == 3
+    assert loading.load(str(tiny_directories["gpt2"]), "cpu").n_layers == 3
     assert not asked
 
 
@@ -298,11 +301,11 @@ def build(project):
     """A finished build of a book of one page; returns what is left of it at the next."""
     page, html = project / "book" / "intro.md", project / "_build" / "html" / "intro.html"
     page.write_text("old")
-    with pages._whole_build(page.parent):
+    with building._whole_build(page.parent):
         store.write_text(html, "<p>old")
 
     def again(fail=False):
-        with pages._whole_build(page.parent):
+        with building._whole_build(page.parent):
             if fail:
                 raise KeyboardInterrupt
             return html.is_file()
@@ -330,7 +333,7 @@ def test_a_build_does_not_go_by_dates(build):
 
 def test_half_written_figures_are_not_published(project, monkeypatch):
     plan = planned(project)
-    monkeypatch.setattr(workflow.Plan, "jobs", lambda self: [finished(self)])
+    monkeypatch.setattr(planning.Plan, "jobs", lambda self: [finished(self)])
     figures = plan.directory("months") / "figures"
     store.write_text(figures / "a.svg", "<svg/>")
     (figures / ".b-x1y2.svg").write_text("<sv")

@@ -10,11 +10,16 @@ import torch
 from conftest import ARCHITECTURES, save_tiny
 from matplotlib.figure import Figure
 
-from seqcirc_utils import generalisation, models, plots
-from seqcirc_utils.ablation import Component
+from seqcirc_utils.ablation import answers as answers_module
+from seqcirc_utils.analyses import generalisation
+from seqcirc_utils.circuits import chance
+from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.figures import generalisation as generalisation_module
+from seqcirc_utils.models import loading
+from seqcirc_utils.prompts import probes, questions
 
-ALL = generalisation.probes()
+ALL = probes.probes()
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:+-="
 
 
@@ -37,12 +42,12 @@ def character_tokenizer(characters=CHARACTERS):
 def speller(request, tmp_path_factory):
     """A random model that reads and writes characters."""
     where = tmp_path_factory.mktemp("speller") / request.param
-    return models.load(str(save_tiny(request.param, where, character_tokenizer())), "cpu")
+    return loading.load(str(save_tiny(request.param, where, character_tokenizer())), "cpu")
 
 
 @pytest.fixture
 def numbers():
-    (probe,) = generalisation.probes(["plus_2"])
+    (probe,) = probes.probes(["plus_2"])
     return probe
 
 
@@ -77,23 +82,23 @@ def test_numbers_and_sums_are_answered_rightly():
 
 def test_words_are_answered_rightly():
     after = {"one": 1, "two": 2, "three": 3}
-    months = generalisation._MONTHS
-    for probe in generalisation.probes(["month_after", "months_passing"]):
+    months = probes._MONTHS
+    for probe in probes.probes(["month_after", "months_passing"]):
         for question in probe.questions:
             month, n = re.match(r"If it is (\w+) now, then (\w+) month", question.context).groups()
             expected = months[(months.index(month) + after[n]) % 12]
             assert question.answer.strip() == expected
-    for probe in generalisation.probes(["date_after", "dates_passing"]):
+    for probe in probes.probes(["date_after", "dates_passing"]):
         for question in probe.questions:
             month, day, n, again = re.fullmatch(
                 r"Today is (\w+) (\d). In (\d) days? it will be (\w+)", question.context
             ).groups()
             assert month == again and int(question.answer) == int(day) + int(n) < 10
-    (spanish,) = generalisation.probes(["spanish_months"])
+    (spanish,) = probes.probes(["spanish_months"])
     by_context = {q.context.partition(": ")[2]: q.answer for q in spanish.questions}
     assert by_context["enero, febrero, marzo, abril,"] == " mayo"
     assert by_context["octubre, noviembre, diciembre, enero,"] == " febrero"
-    (down,) = generalisation.probes(["number_words_down"])
+    (down,) = probes.probes(["number_words_down"])
     assert {q.answer for q in down.questions if "nine, eight, seven, six," in q.context} == {
         " five"
     }
@@ -101,7 +106,7 @@ def test_words_are_answered_rightly():
 
 @pytest.mark.parametrize("probe", ALL, ids=lambda probe: probe.name)
 def test_no_question_gives_its_answer_away_or_is_its_own_corruption(probe):
-    assert len(probe.questions) == len(set(probe.questions)) >= generalisation.MIN_QUESTIONS
+    assert len(probe.questions) == len(set(probe.questions)) >= questions.MIN_QUESTIONS
     for question in probe.questions:
         assert question.answer != question.wrong and question.corrupted != question.context
         assert question.answer.startswith(" ") and question.wrong.startswith(" ")
@@ -113,16 +118,16 @@ def test_no_question_gives_its_answer_away_or_is_its_own_corruption(probe):
 
 
 def test_the_seed_decides_and_names_are_checked():
-    assert generalisation.probes(["sum_1"], 0) == generalisation.probes(["sum_1"], 0)
-    assert generalisation.probes(["sum_1"], 0) != generalisation.probes(["sum_1"], 1)
+    assert probes.probes(["sum_1"], 0) == probes.probes(["sum_1"], 0)
+    assert probes.probes(["sum_1"], 0) != probes.probes(["sum_1"], 1)
     with pytest.raises(UserError, match="unknown probe 'sum1'.*did you mean 'sum_1'"):
-        generalisation.probes(["sum1"])
+        probes.probes(["sum1"])
 
 
 def test_batches_hold_the_questions_and_references_of_their_length(speller, numbers):
-    fitted = generalisation.fit(speller, numbers, 30)
+    fitted = questions.fit(speller, numbers, 30)
     assert len(fitted) == 30
-    batches = generalisation._batches(fitted.right)
+    batches = questions._batches(fitted.right)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(30))
     corrupted = {q.corrupted + q.answer for q in numbers.questions}
     for batch in batches:
@@ -142,8 +147,8 @@ def test_batches_hold_the_questions_and_references_of_their_length(speller, numb
 def test_what_the_tokenizer_cannot_hold_is_named(gpt2, numbers):
     # The word tokenizer of the other tests writes members, but no commas.
     with pytest.raises(UserError, match="can hold 0 questions of 'plus_2', 4 are needed"):
-        generalisation.fit(gpt2, numbers, 8)
-    row, fitted = generalisation.ability(gpt2, generalisation.probes(["french_months"])[0], 8)
+        questions.fit(gpt2, numbers, 8)
+    row, fitted = generalisation.ability(gpt2, probes.probes(["french_months"])[0], 8)
     assert fitted is None and not row["used"] and row["n"] == 0 and np.isnan(row["accuracy"])
     assert "cannot write" in row["reason"] and "août" in row["reason"]
 
@@ -181,11 +186,11 @@ def slowly(model, fitted, removed, kind):
     return torch.tensor(correct), torch.tensor(log_prob)
 
 
-@pytest.mark.parametrize("kind", generalisation.KINDS)
+@pytest.mark.parametrize("kind", answers_module.KINDS)
 @torch.no_grad()
 def test_the_bench_agrees_with_plain_passes(speller, numbers, kind, hooks_left):
-    fitted = generalisation.fit(speller, numbers, 6)
-    bench = generalisation.Bench(speller, fitted, kind, max_tokens=600)
+    fitted = questions.fit(speller, numbers, 6)
+    bench = answers_module.Bench(speller, fitted, kind, max_tokens=600)
     before = hooks_left(speller)
     sets = [heads((0, 1), (2, 3)), heads((2, 0)), [], heads((1, 1), (1, 2), (0, 0)), heads((2, 0))]
     found = bench.ablated(sets)
@@ -200,8 +205,8 @@ def test_the_bench_agrees_with_plain_passes(speller, numbers, kind, hooks_left):
 
 @torch.no_grad()
 def test_an_answer_is_right_only_whole_and_ended(speller, numbers, monkeypatch):
-    fitted = generalisation.fit(speller, numbers, 1)
-    batch = generalisation._batches(fitted.right)[0]
+    fitted = questions.fit(speller, numbers, 1)
+    batch = questions._batches(fitted.right)[0]
     truth = batch.tokens[0, -batch.n_answer :].tolist()
     ids = speller.tokenizer.convert_tokens_to_ids
 
@@ -210,12 +215,12 @@ def test_an_answer_is_right_only_whole_and_ended(speller, numbers, monkeypatch):
         logits = torch.full((len(written), len(speller.tokenizer)), -50.0)
         logits[range(len(written)), written] = 50.0
         monkeypatch.setattr(
-            generalisation,
+            answers_module,
             "logit_readout",
             lambda *a, **k: type("Readout", (), {"values": logits}),
         )
         stream = torch.zeros(1, batch.tokens.shape[1], 4)
-        return generalisation._read(speller, batch, stream)[0].item()
+        return answers_module._read(speller, batch, stream)[0].item()
 
     assert correct([*truth, ids(",")]) and correct([*truth, ids(" ")])
     assert not correct([*truth, ids("0")])  # the answer is another, longer number
@@ -233,12 +238,12 @@ def test_a_model_that_fails_is_told_so_with_its_reason(speller, numbers):
 
 
 def test_a_head_that_is_none_is_refused(speller, numbers):
-    bench = generalisation.Bench(speller, generalisation.fit(speller, numbers, 2 + 2))
+    bench = answers_module.Bench(speller, questions.fit(speller, numbers, 2 + 2))
     for wrong in (Component(0, None), Component(3, 0), Component(0, 4)):
         with pytest.raises(UserError, match=f"{wrong} is not a head"):
             bench.ablated([[wrong]])
     with pytest.raises(UserError, match="unknown ablation 'media'"):
-        generalisation.Bench(speller, bench.fitted, "media")
+        answers_module.Bench(speller, bench.fitted, "media")
 
 
 class Shape:
@@ -249,23 +254,23 @@ class Shape:
 
 def test_random_sets_are_matched_in_size_and_layer():
     own = frozenset(heads((0, 1), (5, 2), (5, 3), (11, 0)))
-    draws = generalisation.matched(Shape, own, 40, seed=3)
+    draws = chance.matched(Shape, own, 40, seed=3)
     assert len(draws) == len(set(draws)) == 40 and own not in draws
     for draw in draws:
         assert len(draw) == 4
         layers = sorted(c.layer for c in draw)
         assert all(abs(a - b) <= 2 for a, b in zip(layers, (0, 5, 5, 11), strict=True))
     assert {c.layer for d in draws for c in d} == {0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11}
-    assert draws == generalisation.matched(Shape, own, 40, seed=3)
-    assert draws[:10] == generalisation.matched(Shape, own, 10, seed=3)
-    assert draws != generalisation.matched(Shape, own, 40, seed=4)
+    assert draws == chance.matched(Shape, own, 40, seed=3)
+    assert draws[:10] == chance.matched(Shape, own, 10, seed=3)
+    assert draws != chance.matched(Shape, own, 40, seed=4)
 
 
 def test_there_are_only_so_many_different_random_sets():
-    single = generalisation.matched(Shape, heads((5, 2)), 50)
+    single = chance.matched(Shape, heads((5, 2)), 50)
     assert len(single) == 5 * 6 - 1 and frozenset(heads((5, 2))) not in single
     everything = heads(*((layer, head) for layer in range(12) for head in range(6)))
-    assert generalisation.matched(Shape, everything, 3) == []
+    assert chance.matched(Shape, everything, 3) == []
 
 
 class Planned:
@@ -275,13 +280,13 @@ class Planned:
 
     def __init__(self, worth):
         self.worth, self.asked = worth, 0
-        probe = generalisation.Probe("p", "g", "t", ())
-        self.fitted = generalisation.Fitted(probe, (None,) * 4, (), (), {})
+        probe = probes.Probe("p", "g", "t", ())
+        self.fitted = questions.Fitted(probe, (None,) * 4, (), (), {})
         self.intact = self.answers([4])
 
     def answers(self, right):
         correct = torch.tensor([[i < n for i in range(4)] for n in right])
-        return generalisation.Answers(correct, correct.float())
+        return answers_module.Answers(correct, correct.float())
 
     def ablated(self, sets):
         self.asked += len(sets)
@@ -341,7 +346,10 @@ def test_figures_say_what_the_tables_say():
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first, second = plots.probe_accuracy(own), plots.ablation_against_random(effect)
+        first, second = (
+            generalisation_module.probe_accuracy(own),
+            generalisation_module.ablation_against_random(effect),
+        )
         first.canvas.draw(), second.canvas.draw()
     assert isinstance(first, Figure) and [t.get_text() for t in first.axes[0].texts][1:] == [
         "x",
@@ -355,7 +363,7 @@ def test_figures_say_what_the_tables_say():
 
 @pytest.mark.model
 def test_the_default_model_counts_and_its_tokens_are_whole_answers(default_model):
-    (probe,) = generalisation.probes(["minus_1"])
+    (probe,) = probes.probes(["minus_1"])
     row, fitted = generalisation.ability(default_model, probe, 6)
     assert row["used"] and row["accuracy"] >= 0.8 and row["logit_diff"] > 2
     assert {n_answer for _, n_answer in fitted.right} == {3}  # space, digit, digit

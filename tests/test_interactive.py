@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from seqcirc_utils import interactive, plots
-from seqcirc_utils.ablation import Component
+from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.figures import circuit_map, style
 
 SHARED, OWN, MLP = Component(1, 0), Component(2, 1), Component(0, None)
 CIRCUITS = {"digits": {SHARED, MLP}, "months": {SHARED, OWN, MLP}}
@@ -47,9 +47,9 @@ class Reader(HTMLParser):
 
 def draw(**options):
     options = {"roles": ROLES, "effects": {"digits": {SHARED: -0.25}}} | options
-    letters = interactive.letters(["next member", "copy"])
-    return interactive.circuit_map(
-        CIRCUITS, 3, 2, plots.task_colours(list(CIRCUITS)), role_letters=letters, **options
+    letters = circuit_map.letters(["next member", "copy"])
+    return circuit_map.circuit_map(
+        CIRCUITS, 3, 2, style.task_colours(list(CIRCUITS)), role_letters=letters, **options
     )
 
 
@@ -106,14 +106,14 @@ def test_two_on_a_page_do_not_meddle():
 def test_it_draws_without_roles_and_effects_but_not_without_circuits():
     Reader(draw(roles=None, effects=None))
     with pytest.raises(UserError, match="no circuit to draw"):
-        interactive.circuit_map({}, 3, 2, {})
+        circuit_map.circuit_map({}, 3, 2, {})
 
 
 def test_letters_are_initials_and_never_twice():
     roles = ("next member", "copy", "copies last member", "none", "transport to the end")
-    assert interactive.letters(roles) == dict(zip(roles, "NCLOT", strict=True))
+    assert circuit_map.letters(roles) == dict(zip(roles, "NCLOT", strict=True))
 
 
 def test_ink_can_be_read():
-    assert interactive.ink("#000000") == "#ffffff" and interactive.ink("#ffffff") == "#000000"
-    assert interactive.ink("#0072B2") == "#ffffff" and interactive.ink("#E69F00") == "#000000"
+    assert circuit_map.ink("#000000") == "#ffffff" and circuit_map.ink("#ffffff") == "#000000"
+    assert circuit_map.ink("#0072B2") == "#ffffff" and circuit_map.ink("#E69F00") == "#000000"

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seqcirc_utils import metrics, tasks
+from seqcirc_utils import statistics
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.prompts import scores as scores_module
 
 
 def prompts(answers, lasts):
@@ -16,46 +18,48 @@ def prompts(answers, lasts):
 
 def test_scores_by_hand():
     logits = torch.tensor([[math.log(6.0), math.log(3.0), 0.0], [0.0, math.log(3.0), 0.0]])
-    scores = metrics.Scores.read(logits, prompts([0, 2], [1, 1]))
+    scores = scores_module.Scores.read(logits, prompts([0, 2], [1, 1]))
     torch.testing.assert_close(scores.logit_diff, torch.tensor([math.log(2), -math.log(3)]))
     torch.testing.assert_close(scores.answer_prob, torch.tensor([0.6, 0.2]))
     torch.testing.assert_close(scores.last_prob, torch.tensor([0.3, 0.6]))
     assert scores.correct.tolist() == [True, False]
     # Exactly twice the last member's probability is not more than twice.
     logits[0, 0] += 0.01
-    passing = metrics.passes_paper_filter(metrics.Scores.read(logits, prompts([0, 2], [1, 1])))
+    passing = scores_module.passes_paper_filter(
+        scores_module.Scores.read(logits, prompts([0, 2], [1, 1]))
+    )
     assert passing.tolist() == [True, False]
 
 
 def test_nan_logits_are_refused():
     with pytest.raises(UserError, match="NaN"):
-        metrics.Scores.read(torch.tensor([[0.0, math.nan]]), prompts([0], [1]))
+        scores_module.Scores.read(torch.tensor([[0.0, math.nan]]), prompts([0], [1]))
 
 
 def test_intervals_hold_the_mean_and_repeat():
     values = torch.randn(40, generator=torch.Generator().manual_seed(0))
-    first, second = metrics.interval(values, 3), metrics.interval(values, 3)
+    first, second = statistics.interval(values, 3), statistics.interval(values, 3)
     assert first == second and first.low < first.mean < first.high
-    mean, low, high = metrics.intervals(torch.stack([values, values + 1]), 3)
+    mean, low, high = statistics.intervals(torch.stack([values, values + 1]), 3)
     assert math.isclose(mean[1] - mean[0], 1, abs_tol=1e-6) and (low < mean).all()
     assert math.isclose(low[0], first.low, abs_tol=1e-9)
-    rate = metrics.rate(torch.tensor([True] * 4))
+    rate = statistics.rate(torch.tensor([True] * 4))
     assert rate.mean == 1 and rate.high == 1 and rate.low == pytest.approx(0.025**0.25)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_a_baseline_that_is_not_positive_is_refused(value):
     with pytest.raises(UserError, match="logit difference"):
-        metrics.positive_baseline(torch.tensor([value, value]), "this")
-    assert metrics.positive_baseline(torch.tensor([1.0, 2.0]), "this") == 1.5
+        statistics.positive_baseline(torch.tensor([value, value]), "this")
+    assert statistics.positive_baseline(torch.tensor([1.0, 2.0]), "this") == 1.5
 
 
 @pytest.mark.model
 def test_the_real_model_does_the_task(default_model):
-    months = tasks.clean_prompts(default_model, "months", 32)
-    scores = metrics.score(default_model, months)
+    months = drawing.clean_prompts(default_model, "months", 32)
+    scores = scores_module.score(default_model, months)
     # Reading a pad or the wrong position gives .5 or less.
     assert scores.correct.float().mean() > 0.7
     plain = default_model.bridge.original_model(months.tokens[:4]).logits[:, -1]
-    expected = metrics.Scores.read(plain, months[range(4)]).logit_diff
+    expected = scores_module.Scores.read(plain, months[range(4)]).logit_diff
     torch.testing.assert_close(scores.logit_diff[:4], expected, atol=1e-3, rtol=1e-4)

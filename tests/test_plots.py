@@ -7,8 +7,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from seqcirc_utils import plots
-from seqcirc_utils.ablation import Component
+from seqcirc_utils.components import Component
+from seqcirc_utils.figures import (
+    circuit_discovery,
+    common,
+    logit_attribution,
+    style,
+    task_construction,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -37,7 +43,7 @@ def frame():
 
 
 def test_grid_puts_every_component_in_its_place(frame):
-    grid = plots.component_grid(frame, "effect")
+    grid = common.component_grid(frame, "effect")
     assert grid.shape == (3, 3)
     by_name = frame.set_index("component")["effect"]
     assert grid[2, 1] == by_name["2.1"] and grid[1, 2] == by_name["mlp1"]
@@ -48,28 +54,32 @@ def test_every_figure_draws(frame):
     score |= {f"logit_diff{s}": [1.0, 2.0] for s in ("", "_low", "_high")}
     groups = {"member 1": [True, False], "in": [False] * 2, "end": [False, True]}
     groups["other"] = [False] * 2
-    grid = plots.component_grid(frame, "effect")
+    grid = common.component_grid(frame, "effect")
     square = pd.DataFrame(RNG.normal(size=(2, 2)), index=["a", "b"], columns=["a", "b"])
     figures = [
-        plots.token_strip(["May", " end"], groups),
-        plots.accuracy_panels(pd.DataFrame({"x": ["a", "b"]} | score), "x", "start"),
-        plots.lens_trajectory({"last member": RNG.random((4, 5)), "other": RNG.random((4, 5))}),
-        plots.lens_heatmaps({"one": RNG.random((4, 2)), "two": RNG.random((4, 2))}, ["a", "b"]),
-        plots.component_heatmaps({"one": grid, "two": grid}, "logits", percent=True),
-        plots.component_bars(frame, 4, "logits"),
-        plots.agreement([1, 2, 3], [1, 2, 2], ["a", "b", "c"], ("x", "y")),
-        plots.table_heatmap(square, "value"),
-        plots.size_curve(
+        task_construction.token_strip(["May", " end"], groups),
+        task_construction.accuracy_panels(pd.DataFrame({"x": ["a", "b"]} | score), "x", "start"),
+        logit_attribution.lens_trajectory(
+            {"last member": RNG.random((4, 5)), "other": RNG.random((4, 5))}
+        ),
+        logit_attribution.lens_heatmaps(
+            {"one": RNG.random((4, 2)), "two": RNG.random((4, 2))}, ["a", "b"]
+        ),
+        common.component_heatmaps({"one": grid, "two": grid}, "logits", percent=True),
+        common.component_bars(frame, 4, "logits"),
+        common.agreement([1, 2, 3], [1, 2, 2], ["a", "b", "c"], ("x", "y")),
+        common.table_heatmap(square, "value"),
+        circuit_discovery.size_curve(
             pd.DataFrame({"size": [1, 8], "faithfulness": [0.2, 0.9]}),
             0.8,
             {"found": (3, 0.8)},
             {"random": [0.1, 0.2]},
             3,
         ),
-        plots.search_paths(
+        circuit_discovery.search_paths(
             {"s": pd.DataFrame({"size": [1, 2], "score": [0.9, 0.7], "removed": [True, False]})}, 9
         ),
-        plots.needed_and_found(
+        circuit_discovery.needed_and_found(
             pd.DataFrame(
                 {"component": ["1.0", "mlp0"], "change": [-0.4, -0.1], "q": [0.01, 0.3]}
             ).assign(prompts=[1.0, 0.5], seed=[1.0, 0.0], order=[0.5, 0.5])
@@ -83,14 +93,14 @@ def test_every_figure_draws(frame):
 
 def test_heat_maps_show_no_negative_zero():
     table = pd.DataFrame([[-0.001, -0.4], [0.2, -12.0]])
-    texts = [t.get_text() for t in plots.table_heatmap(table, "value", ".0f").axes[0].texts]
+    texts = [t.get_text() for t in common.table_heatmap(table, "value", ".0f").axes[0].texts]
     assert texts == ["0", "0", "0", "-12"]
 
 
 def test_map_frames_what_all_circuits_share():
     shared = {Component(0, 0), Component(2, None)}
     circuits = {"digits": shared | {Component(1, 1)}, "months": shared | {Component(0, 1)}}
-    figure = plots.circuit_map(circuits, n_layers=3, n_heads=2)
+    figure = common.circuit_map(circuits, n_layers=3, n_heads=2)
     frames = [p for p in figure.axes[0].patches if p.get_linewidth() == 1.4]
     assert sorted((round(p.get_x()), round(p.get_y())) for p in frames) == [(0, 0), (3, 2)]
     stripes = [p for p in figure.axes[0].patches if abs(p.get_width() - 0.45) < 1e-9]
@@ -98,15 +108,15 @@ def test_map_frames_what_all_circuits_share():
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
-    plots.use_style()
+    style.use_style()
     for name in ("a.svg", "b.svg"):
-        plots.save(plots.circuit_map({"digits": {Component(0, 0)}}, 2, 2), tmp_path / name)
+        style.save(common.circuit_map({"digits": {Component(0, 0)}}, 2, 2), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_tasks_keep_their_colours():
     assert (
-        plots.task_colours(["months"])["months"]
-        == plots.task_colours(["digits", "months"])["months"]
+        style.task_colours(["months"])["months"]
+        == style.task_colours(["digits", "months"])["months"]
     )
-    assert len(set(plots.task_colours(["digits", "number_words", "months"]).values())) == 3
+    assert len(set(style.task_colours(["digits", "number_words", "months"]).values())) == 3

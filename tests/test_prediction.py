@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from seqcirc_utils import ablation, prediction, tasks
-from seqcirc_utils.ablation import Component, Evaluator, components
+from seqcirc_utils.ablation import replay
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.analyses import prediction
+from seqcirc_utils.analyses.prediction import Said
+from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.prediction import Said
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.prompts import vocabulary as vocabulary_module
 
 CIRCUIT = [Component(0, 1), Component(1, None), Component(2, 3)]
 
@@ -39,9 +43,11 @@ def kept_logits(model, prompts, circuit, means):
 
 def test_circuits_say_what_whole_passes_say(any_tiny, sets, means):
     prompts = sets.evaluation
-    mean = ablation.record(any_tiny, sets.means).activations.mean()
+    mean = replay.record(any_tiny, sets.means).activations.mean()
     evaluator = Evaluator(any_tiny, prompts, mean, max_rows=13)
-    members = [i for i in tasks.vocabulary("months", any_tiny.tokenizer).ids if i is not None]
+    members = [
+        i for i in vocabulary_module.vocabulary("months", any_tiny.tokenizer).ids if i is not None
+    ]
     circuits = [components(any_tiny), CIRCUIT, [], [Component(2, None), *CIRCUIT]]
     found = prediction.said(evaluator, circuits, members)
     rows = torch.arange(len(prompts))
@@ -76,11 +82,11 @@ def test_pool_holds_every_template_and_length(gpt2):
 
 def test_means_of_short_prompts_are_those_of_long_ones_cut(gpt2):
     cells, _ = prediction.pool(gpt2, "months", 2, n_means=4, templates=("born",), lengths=(2,))
-    corrupted = tasks.prompt_sets(gpt2, "months", n_prompts=1, n_means=4).means
+    corrupted = drawing.prompt_sets(gpt2, "months", n_prompts=1, n_means=4).means
     pos = cells[0].prompts.tokens.shape[1]
     assert cells[0].prompts.in_positions[0].tolist() == corrupted.in_positions[0, :3].tolist()
     short = replace(corrupted, tokens=corrupted.tokens[:, :pos])
-    own = ablation.record(gpt2, short).activations.mean()
+    own = replay.record(gpt2, short).activations.mean()
     torch.testing.assert_close(cells[0].means.z, own.z, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(cells[0].means.mlp, own.mlp, atol=1e-5, rtol=1e-5)
 
@@ -152,7 +158,7 @@ def test_errors_take_turns_among_cells():
 
 @pytest.mark.parametrize("n_tried", [15, 5])
 def test_turning_component_is_that_of_exact_ablation(any_tiny, sets, n_tried):
-    mean = ablation.record(any_tiny, sets.means).activations.mean()
+    mean = replay.record(any_tiny, sets.means).activations.mean()
     cell = prediction.Cell(sets.evaluation, mean)
     names, hits = components(any_tiny), []
     for row in range(len(sets.evaluation)):

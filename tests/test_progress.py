@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqcirc_utils import progress, runs
+from seqcirc_utils.workflow import progress, records
 
 BARS = (
     "Executing:  20%|██        | 5/25 [00:22<01:53,  5.70s/cell]\r"
@@ -61,7 +61,7 @@ def test_the_line_tells_how_long_is_left(tmp_path):
     jobs = [Job(n, tmp_path / f"{n}.ipynb", tmp_path / f"{n}.run.json") for n in names]
     for job, seconds in zip(jobs, [600, 1200, 60], strict=False):
         job.record.write_text(json.dumps({"seconds": seconds}))
-        runs.set_aside(job.record)
+        records.set_aside(job.record)
     watch = progress.Watch(jobs, io.StringIO())
     assert "4 stages, 0:00, about 32 min left]" in watch.line()  # 02 b as 02 a
     watch.begun -= 300  # two at once

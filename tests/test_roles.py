@@ -10,9 +10,15 @@ import torch
 from conftest import word_tokenizer
 from transformer_lens.tools.analysis import logit_readout
 
-from seqcirc_utils import metrics, plots, roles, tasks
-from seqcirc_utils.ablation import components
-from seqcirc_utils.planted import BEFORE, CARRY, MARK, NEXT, PLANTED, Head, Mlp
+from seqcirc_utils.analyses import attention, heads, lens, observation, roles
+from seqcirc_utils.analyses import writes as writes_module
+from seqcirc_utils.components import components
+from seqcirc_utils.figures import component_roles
+from seqcirc_utils.planted.circuits import PLANTED
+from seqcirc_utils.planted.parts import BEFORE, CARRY, MARK, NEXT, Head, Mlp
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.prompts import scores as scores_module
+from seqcirc_utils.prompts import vocabulary as vocabulary_module
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +40,21 @@ def cached(model, prompts, *names):
 
 
 def role_table(model, task="months", n=8, seed=0):
-    prompts = tasks.clean_prompts(model, task, n)
-    vocabulary = tasks.vocabulary(task, model.tokenizer)
-    seen = roles.observe(model, prompts)
-    shown = roles.member_indices(prompts, vocabulary)
-    ranks = roles.ov_ranks(model, seen.members, vocabulary.members)
+    prompts = drawing.clean_prompts(model, task, n)
+    vocabulary = vocabulary_module.vocabulary(task, model.tokenizer)
+    seen = observation.observe(model, prompts)
+    shown = writes_module.member_indices(prompts, vocabulary)
+    ranks = writes_module.ov_ranks(model, seen.members, vocabulary.members)
     known = [i for i, token in enumerate(vocabulary.ids) if token is not None]
-    scores = roles.ov_table(model, ranks, shown, known, seed)
+    scores = writes_module.ov_table(model, ranks, shown, known, seed)
     found = roles.evidence(
         seen,
         ranks,
         shown,
-        roles.direct_writes(model, seen, prompts, vocabulary),
-        roles.lens(model, seen, prompts),
+        writes_module.direct_writes(model, seen, prompts, vocabulary),
+        lens.lens(model, seen, prompts),
     )
-    table = roles.role_table(model, found, roles.p_values(scores), seen.spreads(), seed)
+    table = roles.role_table(model, found, writes_module.p_values(scores), seen.spreads(), seed)
     return table.set_index("component"), scores.set_index(["score", "component"])
 
 
@@ -56,7 +62,7 @@ def role_table(model, task="months", n=8, seed=0):
 
 
 def test_key_groups_are_what_they_say(prompts):
-    keys = roles.key_groups(prompts)
+    keys = attention.key_groups(prompts)
     for row in range(2):
         members = prompts.member_positions[row].tolist()
         tokens = prompts.tokens[row].tolist()
@@ -78,14 +84,14 @@ def test_key_groups_are_what_they_say(prompts):
 
 
 def test_fillers_are_the_names(prompts, tokenizer):
-    mask = roles.query_groups(prompts)["filler"]
+    mask = attention.query_groups(prompts)["filler"]
     for row in range(len(prompts)):
         words = [tokenizer.decode([t]).strip() for t in prompts.tokens[row][mask[row]].tolist()]
         assert words == list(prompts.fillers[row][1:])
 
 
 def test_observed_attention_is_the_plain_mean(any_tiny, prompts):
-    seen = roles.observe(any_tiny, prompts, batch=4)
+    seen = observation.observe(any_tiny, prompts, batch=4)
     pattern = cached(any_tiny, prompts, "attn.hook_pattern")[1, "attn.hook_pattern"]
     for n in range(len(prompts)):
         members, end = prompts.member_positions[n].tolist(), prompts.tokens.shape[1] - 1
@@ -102,7 +108,7 @@ def test_observed_attention_is_the_plain_mean(any_tiny, prompts):
 
 def test_observed_streams_and_sizes_are_the_plain_ones(any_tiny, prompts, hooks_left):
     before = hooks_left(any_tiny)
-    seen = roles.observe(any_tiny, prompts, batch=4)
+    seen = observation.observe(any_tiny, prompts, batch=4)
     assert hooks_left(any_tiny) == before
     plain = cached(any_tiny, prompts, "hook_in", "hook_resid_mid", "hook_out", "attn.hook_z")
     torch.testing.assert_close(seen.end[2], plain[1, "hook_in"][:, -1])
@@ -113,7 +119,7 @@ def test_observed_streams_and_sizes_are_the_plain_ones(any_tiny, prompts, hooks_
     torch.testing.assert_close(seen.members[2], plain[2, "hook_in"][n, at])
     torch.testing.assert_close(seen.embedded, plain[0, "hook_out"][n, at])
     z = plain[1, "attn.hook_z"][n, at][:, 1:]  # at the later members
-    writes = roles.head_writes(any_tiny, 1, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    writes = heads.head_writes(any_tiny, 1, z.flatten(0, 1)).unflatten(0, z.shape[:2])
     size = writes[:, :, 3].norm(dim=-1).mean(1)
     found = seen.sizes[1, 3, :, seen.queries.index("later members")]
     torch.testing.assert_close(found, size, atol=1e-4, rtol=1e-4)
@@ -124,7 +130,7 @@ def test_observed_streams_and_sizes_are_the_plain_ones(any_tiny, prompts, hooks_
 
 def test_heads_write_what_the_attention_layer_adds(any_tiny, prompts):
     plain = cached(any_tiny, prompts, "hook_in", "hook_resid_mid", "attn.hook_z")
-    writes = roles.head_writes(any_tiny, 1, plain[1, "attn.hook_z"][:, -1])
+    writes = heads.head_writes(any_tiny, 1, plain[1, "attn.hook_z"][:, -1])
     bias = any_tiny.bridge.blocks[1].attn.b_O
     total = writes.sum(1) + (0 if bias is None else bias)
     added = (plain[1, "hook_resid_mid"] - plain[1, "hook_in"])[:, -1]
@@ -145,24 +151,26 @@ def test_ov_is_the_head_with_all_attention_on_itself(any_tiny, prompts):
     ]
     with torch.no_grad():
         any_tiny.bridge.run_with_hooks(prompts.tokens, return_type=None, fwd_hooks=hooks)
-        found = roles.ov_writes(any_tiny, 1, seen["stream"][:, 7])
-        expected = roles.head_writes(any_tiny, 1, seen["z"][:, 7])
+        found = heads.ov_writes(any_tiny, 1, seen["stream"][:, 7])
+        expected = heads.head_writes(any_tiny, 1, seen["z"][:, 7])
     assert expected.norm(dim=-1).min() > 1e-3
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_ranks_are_those_of_the_whole_vocabulary(any_tiny, prompts, monkeypatch):
-    small = roles._Reader.__init__
+    small = writes_module._Reader.__init__
     monkeypatch.setattr(  # many slabs, so that rows leave on the way
-        roles._Reader, "__init__", lambda self, model, ids: small(self, model, ids, first=16)
+        writes_module._Reader,
+        "__init__",
+        lambda self, model, ids: small(self, model, ids, first=16),
     )
-    streams = roles.observe(any_tiny, prompts).members
+    streams = observation.observe(any_tiny, prompts).members
     words = ["May", "June", "Frank", "zzz"]
-    found = roles.ov_ranks(any_tiny, streams, words, chunk=7)
+    found = writes_module.ov_ranks(any_tiny, streams, words, chunk=7)
     assert found.shape == (3, 4, *streams.shape[1:3], 4)
     assert (found[..., 3] == 10).all()  # not a token
     for layer in range(3):
-        writes = roles.ov_writes(any_tiny, layer, streams[layer].flatten(0, 1))
+        writes = heads.ov_writes(any_tiny, layer, streams[layer].flatten(0, 1))
         for i, word in enumerate(words[:3]):
             ids = [any_tiny.tokenizer.convert_tokens_to_ids(w) for w in (word, f" {word}")]
             ranks = logit_readout(any_tiny.bridge, writes, targets=ids).target_ranks
@@ -176,13 +184,13 @@ def test_hits_follow_the_list_and_end_with_it():
     ranks[0, 0, 0, 0, 1] = 4  # place 0 shows word 0, the next word has rank 4
     ranks[0, 0, 0, 1, 2] = 0  # place 1 shows word 2: itself on top, no next
     shown = torch.tensor([[0, 2]])
-    assert roles.word_hits(ranks, shown, 1)[0, 0].tolist() == [[True, False]]
-    assert roles.word_hits(ranks, shown, 1, k=1)[0, 0].tolist() == [[False, False]]
-    assert roles.word_hits(ranks, shown, 0)[0, 0].tolist() == [[False, True]]
+    assert writes_module.word_hits(ranks, shown, 1)[0, 0].tolist() == [[True, False]]
+    assert writes_module.word_hits(ranks, shown, 1, k=1)[0, 0].tolist() == [[False, False]]
+    assert writes_module.word_hits(ranks, shown, 0)[0, 0].tolist() == [[False, True]]
 
 
 def test_null_tells_successors_from_any_member():
-    null = roles.shuffled_successors(range(10), 12, 199, seed=0)
+    null = writes_module.shuffled_successors(range(10), 12, 199, seed=0)
     assert (null[:, :10] != torch.arange(10)).all() and (null[:, :10] < 10).all()
     assert all(len(row[:10].unique()) == 10 for row in null)
     shown = torch.arange(9).repeat(3)
@@ -190,15 +198,15 @@ def test_null_tells_successors_from_any_member():
     hits[0, torch.arange(27), shown + 1] = True  # the next member
     hits[1] = True  # any member
     hits[2, torch.arange(27), shown] = True  # the same member
-    assert roles.null_p(hits, shown, 1, null).tolist() == [1 / 200, 1, 1]
-    assert roles.null_p(hits, shown, 0, null).tolist() == [1, 1, 1 / 200]
+    assert writes_module.null_p(hits, shown, 1, null).tolist() == [1 / 200, 1, 1]
+    assert writes_module.null_p(hits, shown, 0, null).tolist() == [1, 1, 1 / 200]
 
 
 def test_bare_sequences_have_nothing_in_front(gpt2):
     apart = replace(gpt2, tokenizer=word_tokenizer(space_apart=True))
     for model, task in ((gpt2, "months"), (apart, "digits")):
-        vocabulary = tasks.vocabulary(task, model.tokenizer)
-        found, shown = roles.bare_sequences(model, vocabulary)
+        vocabulary = vocabulary_module.vocabulary(task, model.tokenizer)
+        found, shown = writes_module.bare_sequences(model, vocabulary)
         text = " ".join(vocabulary.members[i] for i in shown[1])
         ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
         places = [i for i, t in enumerate(ids) if model.tokenizer.decode([t]) != " "]
@@ -209,9 +217,9 @@ def test_bare_sequences_have_nothing_in_front(gpt2):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_direct_writes_are_what_the_logits_lose(tiny, prompts, architecture):
     model = tiny[architecture]
-    vocabulary = tasks.vocabulary("months", model.tokenizer)
-    seen = roles.observe(model, prompts)
-    found = roles.direct_writes(model, seen, prompts, vocabulary)
+    vocabulary = vocabulary_module.vocabulary("months", model.tokenizer)
+    seen = observation.observe(model, prompts)
+    found = writes_module.direct_writes(model, seen, prompts, vocabulary)
     z = cached(model, prompts, "attn.hook_z")[1, "attn.hook_z"][:, -1, 2]
     write = z @ model.bridge.blocks[1].attn.W_O[2]
     with_, without = (
@@ -230,8 +238,8 @@ def test_direct_writes_are_what_the_logits_lose(tiny, prompts, architecture):
 
 
 def test_lens_ends_in_the_model_and_its_steps_add_up(any_tiny, prompts):
-    read = roles.lens(any_tiny, roles.observe(any_tiny, prompts), prompts)
-    scores = metrics.score(any_tiny, prompts)
+    read = lens.lens(any_tiny, observation.observe(any_tiny, prompts), prompts)
+    scores = scores_module.score(any_tiny, prompts)
     torch.testing.assert_close(read.next[-1], scores.answer_prob, atol=1e-6, rtol=1e-3)
     torch.testing.assert_close(read.last[-1], scores.last_prob, atol=1e-6, rtol=1e-3)
     parts = {part: read.steps(part) for part in ("attention", "mlp", "block")}
@@ -245,7 +253,7 @@ def test_overtaking_counts_once_and_for_good():
     last = torch.full((7, 1), 0.5)
     next_ = torch.tensor([0.1, 0.6, 0.1, 0.1, 0.1, 0.6, 0.7])[:, None]
     top = torch.tensor([0, 0, -1, -1, -1, 0, 1])[:, None]
-    read = roles.Lens(next_, last, top)
+    read = lens.Lens(next_, last, top)
     assert read.steps("attention")["overtakes"][:, 0].tolist() == [0, 0, 1]
     assert read.steps("mlp")["overtakes"].sum() == 0
     assert read.steps("mlp")["switches"].sum() == 0  # not in one step
@@ -255,12 +263,12 @@ def test_overtaking_counts_once_and_for_good():
 # --- Rules ---------------------------------------------------------------------------------------
 
 NOTHING = {
-    **{name: 0.0 for name in roles.ATTENTION_EVIDENCE},
+    **{name: 0.0 for name in attention.ATTENTION_EVIDENCE},
     **{f"{name}_size": 1.0 for name in roles.SIZE_EVIDENCE},
     **{"ov_next": 0.0, "ov_copy": 0.0, "p_next": 1.0, "p_copy": 1.0},
     **{"direct_next": 0.0, "direct_last": 0.0, "lens_next": np.nan, "lens_last": np.nan},
 }
-EVEN = dict.fromkeys(roles.ATTENTION_EVIDENCE, 0.1)
+EVEN = dict.fromkeys(attention.ATTENTION_EVIDENCE, 0.1)
 LOOKS = {"end_to_members": 0.6}
 WRITES_NEXT = {"ov_next": 0.9, "p_next": 0.001}
 WRITES_COPY = {"ov_copy": 0.9, "p_copy": 0.001}
@@ -312,7 +320,14 @@ def test_the_table_of_rules_names_every_role_and_threshold():
     table = roles.rules()
     assert tuple(table["role"]) == (*roles.HEAD_ROLES, *roles.MLP_ROLES)
     text = " ".join(table.astype(str).to_numpy().ravel())
-    numbers = (roles.ATTENTION, roles.LIFT, roles.TOP_K, roles.OV_P, roles.DIRECT, roles.LENS_STEP)
+    numbers = (
+        roles.ATTENTION,
+        roles.LIFT,
+        writes_module.TOP_K,
+        roles.OV_P,
+        roles.DIRECT,
+        roles.LENS_STEP,
+    )
     assert all(f"{number:g}" in text for number in numbers) and f"{roles.OV_SHARE:.0%}" in text
 
 
@@ -398,28 +413,28 @@ def test_the_shortcut_misses_what_later_layers_make():
         mlp1=Mlp("", "next"),
         head_2_0=Head("", "newest member", "next", "next"),
     )
-    prompts = tasks.clean_prompts(model, "months", 8)
-    vocabulary = tasks.vocabulary("months", model.tokenizer)
-    seen = roles.observe(model, prompts)
-    shown = roles.member_indices(prompts, vocabulary)
-    own = roles.ov_ranks(model, seen.members, vocabulary.members)
-    shortcut = roles.ov_ranks(model, seen.embedded[None], vocabulary.members)
-    assert roles.word_hits(own, shown, 1)[2, 0].all()
-    assert not roles.word_hits(shortcut, shown, 1, k=1)[2, 0].any()
-    alone = roles.ov_ranks(model, seen.embedded[None], ["May"])
+    prompts = drawing.clean_prompts(model, "months", 8)
+    vocabulary = vocabulary_module.vocabulary("months", model.tokenizer)
+    seen = observation.observe(model, prompts)
+    shown = writes_module.member_indices(prompts, vocabulary)
+    own = writes_module.ov_ranks(model, seen.members, vocabulary.members)
+    shortcut = writes_module.ov_ranks(model, seen.embedded[None], vocabulary.members)
+    assert writes_module.word_hits(own, shown, 1)[2, 0].all()
+    assert not writes_module.word_hits(shortcut, shown, 1, k=1)[2, 0].any()
+    alone = writes_module.ov_ranks(model, seen.embedded[None], ["May"])
     assert (alone[2, 0] == 10).all()  # nothing written: a tie with every token, no hit
 
 
 def test_attention_table_and_patterns(gpt2, prompts):
-    seen = roles.observe(gpt2, prompts)
-    table = roles.attention_table(gpt2, seen, ["1.2"], seed=0)
+    seen = observation.observe(gpt2, prompts)
+    table = observation.attention_table(gpt2, seen, ["1.2"], seed=0)
     assert len(table) == len(seen.queries) * len(seen.keys)
     row = table[(table["query"] == "end") & (table["key"] == "member 4")].iloc[0]
     whole = cached(gpt2, prompts, "attn.hook_pattern")[1, "attn.hook_pattern"][:, 2]
     expected = whole[:, -1, prompts.member_positions[0, 3]]
     assert row["mean"] == pytest.approx(expected.mean().item(), abs=1e-6)
     assert row["low"] <= row["mean"] <= row["high"]
-    one = roles.patterns(gpt2, prompts[[2]], ["0.1", "1.2"])
+    one = observation.patterns(gpt2, prompts[[2]], ["0.1", "1.2"])
     assert list(one) == ["0.1", "1.2"]
     torch.testing.assert_close(one["1.2"], whole[2])
 
@@ -442,10 +457,12 @@ def test_figures_draw_without_warnings():
     pattern = np.tril(np.full((3, 3), 1 / 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.role_map(frame)
-        plots.ov_scatter({"own": frame, "other": frame}, 0.25)
-        plots.lens_steps(steps)
-        figure = plots.attention_patterns({"0.1: copy": pattern}, [" May", ".", " in"], [0, 2])
+        component_roles.role_map(frame)
+        component_roles.ov_scatter({"own": frame, "other": frame}, 0.25)
+        component_roles.lens_steps(steps)
+        figure = component_roles.attention_patterns(
+            {"0.1: copy": pattern}, [" May", ".", " in"], [0, 2]
+        )
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["␣May (0)", "␣in (2)"]
 
 

@@ -8,11 +8,12 @@ import nbformat
 import pytest
 from stage_project import make, write_notebook
 
-from seqcirc_utils import runs, stages, store
+from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.execution import clean, execute
-from seqcirc_utils.fingerprint import fingerprint, sources
-from seqcirc_utils.parameters import Parameter, check, declared
+from seqcirc_utils.workflow import notebook, records, stages
+from seqcirc_utils.workflow.execution import clean, execute
+from seqcirc_utils.workflow.fingerprint import fingerprint, sources
+from seqcirc_utils.workflow.parameters import Parameter, check, declared
 
 GOOD = {"model": "gpt2", "task": "months", "n_prompts": 8}
 
@@ -75,8 +76,8 @@ def test_refuses(project, bad, said):
 @pytest.mark.parametrize("stage", sorted(stages.STAGES))
 def test_every_stage_with_a_model_lets_one_choose_what_stands_in_front(stage):
     code = stages.notebook(stage).read_text(encoding="utf-8")
-    loads = code.count("models.load(")
-    assert loads == code.count("models.load(model, device, prepend=prepend)")
+    loads = code.count("loading.load(")
+    assert loads == code.count("loading.load(model, device, prepend=prepend)")
     # Without it, a stage would take results of other prompts for those that it asked for.
     needs = [stage, *stages.STAGES[stage].needs]
     assert ("prepend" in declared(stage)) == bool(loads or len(needs) > 1)
@@ -112,23 +113,23 @@ def test_refuses_a_notebook_that_cannot_be_read(project):
 
 def test_begin_finds_names_that_nothing_declares(project):
     namespace = {name: p.default for name, p in declared("03_patching").items()}
-    allowed = {"In": [], "Out": {}, "_1": 3, "runs": runs, "Path": Path, "exit": exit}
-    run = runs.begin("03_patching", namespace | allowed)
+    allowed = {"In": [], "Out": {}, "_1": 3, "records": records, "Path": Path, "exit": exit}
+    run = notebook.begin("03_patching", namespace | allowed)
     assert run.directory == project / "results/default/gpt2/months"
     assert run.path("csv") == run.directory / "03_patching.csv"
     with pytest.raises(UserError, match="did you mean 'n_prompts'"):
-        runs.begin("03_patching", namespace | {"n_prompt": 3})
+        notebook.begin("03_patching", namespace | {"n_prompt": 3})
     with pytest.raises(UserError, match="at least 1"):
-        runs.begin("03_patching", namespace | {"n_prompts": 0})
+        notebook.begin("03_patching", namespace | {"n_prompts": 0})
 
 
 def test_sources_follow_imports(project):
     names = [path.name for path in sources("03_patching")]
     assert names[0] == "03_patching.ipynb"
-    assert {"stages.py", "store.py", "errors.py", "models.py"} <= set(names)
-    assert not {"workflow.py", "circuits.py"} & set(names)
-    write_notebook(project, "03_patching", work="from seqcirc_utils import workflow as _w")
-    assert "workflow.py" in [path.name for path in sources("03_patching")]
+    assert {"stages.py", "store.py", "errors.py", "zoo.py"} <= set(names)
+    assert not {"commands.py", "circuit.py"} & set(names)
+    write_notebook(project, "03_patching", work="from seqcirc_utils.workflow import commands as _w")
+    assert "commands.py" in [path.name for path in sources("03_patching")]
 
 
 def test_fingerprint_sees_code_and_parameters_but_no_outputs(project):
@@ -156,17 +157,17 @@ def test_a_run_writes_everything_and_remakes_what_is_stale(project):
     assert '"stderr"' not in text and '"papermill"' not in text
     record = json.loads((where / "04_circuit_discovery.run.json").read_text())
     assert record["inputs"] == {"03_patching.run.json": made["library"]}
-    assert runs.is_current("04_circuit_discovery", where, {"n_prompts": 3})
-    assert not runs.is_current("04_circuit_discovery", where, {"n_prompts": 4})
+    assert records.is_current("04_circuit_discovery", where, {"n_prompts": 3})
+    assert not records.is_current("04_circuit_discovery", where, {"n_prompts": 4})
 
     # Another upstream notebook makes both stale; asking for the input makes it again.
     write_notebook(project, "03_patching", work="print('new')")
-    assert not runs.is_current("04_circuit_discovery", where)
-    run = runs.Run("04_circuit_discovery", check("04_circuit_discovery", {"n_prompts": 3}))
+    assert not records.is_current("04_circuit_discovery", where)
+    run = notebook.Run("04_circuit_discovery", check("04_circuit_discovery", {"n_prompts": 3}))
     assert run.input("03_patching", "txt").read_text() == "3"
     again = json.loads(upstream.read_text())
     assert again["library"] != made["library"]
-    assert not runs.is_current("04_circuit_discovery", where)
+    assert not records.is_current("04_circuit_discovery", where)
     assert run.input("03_patching", "txt").is_file()
     assert json.loads(upstream.read_text()) == again
     with pytest.raises(UserError, match="makes no file"):
@@ -229,7 +230,9 @@ def test_a_task_that_the_model_cannot_do_is_skipped_with_its_reason(project, cap
     assert "months CannotDo it cannot count" in output.read_text()
     for stage in ("03_patching", "04_circuit_discovery"):
         record = where / "months" / f"{stage}.run.json"
-        assert runs.skipped(record) == "it cannot count" and runs.is_current(stage, record.parent)
+        assert records.skipped(record) == "it cannot count" and records.is_current(
+            stage, record.parent
+        )
         page = nbformat.read(record.with_name(f"{stage}.ipynb"), as_version=4)
         assert "it cannot count" in page.cells[-1].source and page.cells[0].source.startswith(
             "Text"
@@ -242,7 +245,7 @@ def test_a_task_that_the_model_cannot_do_is_skipped_with_its_reason(project, cap
     execute("06_cross_task", {"tasks": ["months"]}, output, progress=False)
     assert "running it first" not in capfd.readouterr().err
     write_notebook(project, "03_patching")  # now it can
-    assert not runs.is_current("04_circuit_discovery", where / "months")
+    assert not records.is_current("04_circuit_discovery", where / "months")
 
 
 def test_what_differs_from_run_to_run_is_not_kept():

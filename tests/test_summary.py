@@ -1,5 +1,6 @@
 """A sweep: its plans, its one graph, and its summary of what is there."""
 
+import shutil
 import subprocess
 import sys
 
@@ -9,13 +10,16 @@ import yaml
 from stage_project import make, write_notebook
 from test_workflow import pretend
 
-from seqcirc_utils import models, store, summary, workflow
-from seqcirc_utils.circuits import Circuit
+from seqcirc_utils import commands, store
+from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.plan import DISCOVERY, to_config
+from seqcirc_utils.models import fetching, zoo
+from seqcirc_utils.publishing import summary
+from seqcirc_utils.workflow import planning
+from seqcirc_utils.workflow.planning import DISCOVERY, to_config
 
 STAGE = DISCOVERY
-LISTS = {"models": ["gpt2", models.DEFAULT], "tasks": ["digits", "months"], "seeds": [0, 7]}
+LISTS = {"models": ["gpt2", zoo.DEFAULT], "tasks": ["digits", "months"], "seeds": [0, 7]}
 
 
 @pytest.fixture
@@ -43,9 +47,9 @@ def found(plan, task, heads):
 
 
 def test_a_sweep_is_a_plan_for_each_model_and_seed(project):
-    plans = workflow.read_plans(sweep_file(project))
+    plans = planning.read_plans(sweep_file(project))
     assert [(p.model, p.seed) for p in plans] == [
-        *(("gpt2", 0), ("gpt2", 7), (models.DEFAULT, 0), (models.DEFAULT, 7))
+        *(("gpt2", 0), ("gpt2", 7), (zoo.DEFAULT, 0), (zoo.DEFAULT, 7))
     ]
     assert plans[1].results == "results/many/seed7"
     assert plans[1].parameters(STAGE, "months")["seed"] == 7
@@ -55,11 +59,11 @@ def test_a_sweep_is_a_plan_for_each_model_and_seed(project):
         *((STAGE, "digits"), (STAGE, "months")),
     ]
     assert len({j.record for p in plans for j in p.jobs()}) == 16
-    assert [p.model for p in workflow.read_plans(sweep_file(project), "gpt2")] == ["gpt2", "gpt2"]
+    assert [p.model for p in planning.read_plans(sweep_file(project), "gpt2")] == ["gpt2", "gpt2"]
 
 
 def test_the_shipped_sweep_is_read():
-    plans = workflow.read_plans(store.ROOT / "params" / "sweep.yml")
+    plans = planning.read_plans(store.ROOT / "params" / "sweep.yml")
     assert len(plans) == 3 and len(plans[0].jobs()) == 6
     for job in plans[-1].jobs():
         assert job.plan.parameters(job.stage, job.task)["seed"] == 2
@@ -68,11 +72,11 @@ def test_the_shipped_sweep_is_read():
 def test_a_job_of_a_sweep_says_how_it_is_run_alone(project):
     """What a node is told is enough to find the same plan again."""
     file = sweep_file(project)
-    job = workflow.read_plans(file)[3].jobs()[-1]
+    job = planning.read_plans(file)[3].jobs()[-1]
     assert job.arguments == (
-        f"{STAGE} --params={file} --model={models.DEFAULT} --task=months --seed=7"
+        f"{STAGE} --params={file} --model={zoo.DEFAULT} --task=months --seed=7"
     )
-    assert workflow.read_plan(file, models.DEFAULT, 7) == job.plan
+    assert planning.read_plan(file, zoo.DEFAULT, 7) == job.plan
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def test_a_job_of_a_sweep_says_how_it_is_run_alone(project):
     ],
 )
 def test_a_bad_sweep_is_one_line_and_nothing_runs(project, capsys, values, said):
-    assert workflow.main(["sweep", "--params", str(sweep_file(project, **values))]) == 2
+    assert commands.main(["sweep", "--params", str(sweep_file(project, **values))]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
     assert not (project / "results").exists()
@@ -106,12 +110,12 @@ def test_sweeps_and_other_files_are_not_confused(project, capsys):
         (["sweep", "--params", sweep, "--model", "own/other"], "unknown model"),
         (["stage", "03_patching", "--params", sweep, "--seed", "5", "--output", "x"], "no seed 5"),
     ]:
-        assert workflow.main(command) == 2
+        assert commands.main(command) == 2
         assert said in capsys.readouterr().err
 
 
 def test_the_summary_counts_what_is_there_and_names_what_is_missing(project):
-    plans = workflow.read_plans(sweep_file(project))
+    plans = planning.read_plans(sweep_file(project))
     first, second = plans[0], plans[1]
     found(first, "months", [[0, 0], [0, 1], [1, 0]])
     found(second, "months", [[0, 0], [1, 3]])
@@ -131,20 +135,20 @@ def test_the_summary_counts_what_is_there_and_names_what_is_missing(project):
     assert pd.isna(rows.loc["gpt2", "digits"]["overlap"])
     assert "3 of 8 circuits are done" in page and "2.5 (2 to 3)" in page
     assert "- gpt2, digits: seeds 7\n" in page
-    assert f"- {models.DEFAULT}, months: seeds 0, 7\n" in page
+    assert f"- {zoo.DEFAULT}, months: seeds 0, 7\n" in page
 
 
 def test_results_of_other_parameters_are_missing(project):
-    plans = workflow.read_plans(sweep_file(project))
+    plans = planning.read_plans(sweep_file(project))
     found(plans[0], "months", [[0, 0]])
     assert summary.circuits(plans)[0]["done"].sum() == 1
-    plans = workflow.read_plans(sweep_file(project, n_prompts=4))
+    plans = planning.read_plans(sweep_file(project, n_prompts=4))
     assert summary.circuits(plans)[0]["done"].sum() == 0
 
 
 def test_a_sweep_is_one_graph_and_goes_on_where_it_was(project, monkeypatch, capsys):
     file = sweep_file(project)
-    plans = workflow.read_plans(file)
+    plans = planning.read_plans(file)
     done = found(plans[0], "months", [[0, 0]])
     found(plans[0], "digits", [[0, 0]])
     store.write_json(done.record, store.read_json(done.record) | {"library": "other"})
@@ -155,10 +159,10 @@ def test_a_sweep_is_one_graph_and_goes_on_where_it_was(project, monkeypatch, cap
         return Popen(["false"])
 
     Popen = subprocess.Popen
-    monkeypatch.setattr(workflow.subprocess, "Popen", snakemake)
-    monkeypatch.setattr(workflow.models, "fetch", lambda name: asked.append(name))
-    assert workflow.main(["sweep", "--params", str(file)]) == 2
-    assert asked[:2] == ["gpt2", models.DEFAULT] and len(asked) == 3
+    monkeypatch.setattr(subprocess, "Popen", snakemake)
+    monkeypatch.setattr(fetching, "fetch", lambda name: asked.append(name))
+    assert commands.main(["sweep", "--params", str(file)]) == 2
+    assert asked[:2] == ["gpt2", zoo.DEFAULT] and len(asked) == 3
     assert "--keep-going" in asked[2] and to_config("params/many.yml", "") in asked[2]
     assert any(part.startswith("mem_mb=") for part in asked[2])
     assert not done.record.is_file()  # made by other sources
@@ -170,14 +174,14 @@ def test_a_sweep_is_one_graph_and_goes_on_where_it_was(project, monkeypatch, cap
 @pytest.mark.slow
 def test_snakemake_runs_a_sweep(project, monkeypatch):
     """Two seeds and one failing model: what can be made is made, at its own seed."""
-    monkeypatch.setattr(workflow.models, "fetch", lambda name: None)
+    monkeypatch.setattr(fetching, "fetch", lambda name: None)
     write_notebook(project, "03_patching", work='assert model == "gpt2", "no such weights"')
     file = sweep_file(project, tasks=["months"], seeds=[0, 1])
     with pytest.raises(UserError, match="not every stage"):
-        workflow.sweep(workflow.read_plans(file), 2)
+        commands.sweep(planning.read_plans(file), 2)
     good, bad = (
         project / "results/many/seed1/gpt2",
-        project / f"results/many/seed1/{models.DEFAULT}",
+        project / f"results/many/seed1/{zoo.DEFAULT}",
     )
     assert store.read_json(good / f"months/{STAGE}.run.json")["seed"] == 1
     assert (good / f"months/{STAGE}.cost.tsv").is_file()
@@ -187,7 +191,7 @@ def test_snakemake_runs_a_sweep(project, monkeypatch):
 
 def test_profiles_are_checked_before_anything_runs(project, capsys, monkeypatch):
     monkeypatch.chdir(project)
-    monkeypatch.setattr(workflow.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     (project / "profiles/other").mkdir()
     config = project / "profiles/other/config.yaml"
     for text, said in [
@@ -199,7 +203,7 @@ def test_profiles_are_checked_before_anything_runs(project, capsys, monkeypatch)
     ]:
         config.write_text(text) if text else config.unlink()
         file = str(sweep_file(project))
-        assert workflow.main(["sweep", "--params", file, "--profile", "profiles/other"]) == 2
+        assert commands.main(["sweep", "--params", file, "--profile", "profiles/other"]) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (project / "results").exists()

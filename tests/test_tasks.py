@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import word_tokenizer
 
-from seqcirc_utils import tasks
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.prompts import drawing, sequences
+from seqcirc_utils.prompts import vocabulary as vocabulary_module
 
 
 def model_with(tokenizer, prepend_id=1):
@@ -29,11 +30,11 @@ def apart():
 
 def draw(model, task="months", **changes):
     options = {"n_prompts": 18, "n_means": 20, "templates": ("born", "lost", "done")} | changes
-    return tasks.prompt_sets(model, task, **options)
+    return drawing.prompt_sets(model, task, **options)
 
 
 def index(prompts):
-    members = tasks.TASKS[prompts.task].members
+    members = sequences.TASKS[prompts.task].members
     return [[members.index(m) for m in shown] for shown in prompts.members]
 
 
@@ -45,8 +46,8 @@ def check_writing(model, task):
     """Every promise about positions, members, answers, for one tokenizer and task."""
     sets = draw(model, task)
     tokenizer = model.tokenizer
-    members = tasks.TASKS[task].members
-    vocabulary = tasks.vocabulary(task, tokenizer)
+    members = sequences.TASKS[task].members
+    vocabulary = vocabulary_module.vocabulary(task, tokenizer)
     in_id = tokenizer(" in", add_special_tokens=False)["input_ids"]
     prefix = [] if model.prepend_id is None else [model.prepend_id]
     lengths = set()
@@ -56,7 +57,7 @@ def check_writing(model, task):
             row = prompts.tokens[i].tolist()
             # The tokens are the text's own, nothing padded or cut.
             assert row == prefix + tokenizer(text, add_special_tokens=False)["input_ids"]
-            template = tasks.TEMPLATES[prompts.templates[i]]
+            template = sequences.TEMPLATES[prompts.templates[i]]
             shown = [
                 f"{f} {template.verb} in {m}. "
                 for f, m in zip(prompts.fillers[i], prompts.members[i], strict=False)
@@ -93,14 +94,14 @@ def check_writing(model, task):
     return sets
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("task", sequences.TASKS)
 def test_prompts_are_what_they_say_with_spaced_members(spaced, task):
     check_writing(spaced, task)
 
 
 def test_prompts_are_what_they_say_with_the_space_apart(apart):
-    assert tasks.vocabulary("digits", apart.tokenizer).space_apart
-    assert not tasks.vocabulary("months", apart.tokenizer).space_apart
+    assert vocabulary_module.vocabulary("digits", apart.tokenizer).space_apart
+    assert not vocabulary_module.vocabulary("months", apart.tokenizer).space_apart
     sets = check_writing(apart, "digits")
     assert sets.evaluation.texts[0].endswith("in ")
     end = sets.evaluation.groups()["end"]
@@ -154,8 +155,8 @@ def test_no_two_sets_share_a_prompt_or_fillers(spaced):
 @pytest.mark.parametrize("without", [(), ("March",), ("June",)])  # 8, 5 and 3 starts
 def test_starts_and_templates_and_their_pairs_take_turns(templates, without):
     model = model_with(word_tokenizer(without=without))
-    prompts = tasks.clean_prompts(model, "months", 60, templates=templates)
-    starts = tasks.vocabulary("months", model.tokenizer).starts(4)
+    prompts = drawing.clean_prompts(model, "months", 60, templates=templates)
+    starts = vocabulary_module.vocabulary("months", model.tokenizer).starts(4)
     assert len(starts) == {(): 8, ("March",): 5, ("June",): 3}[without]
     pairs = list(zip(prompts.starts, prompts.templates, strict=True))
     for kinds, drawn in (
@@ -186,14 +187,14 @@ def test_one_template_draws_what_it_always_drew(spaced):
 
 def test_the_tally_tells_what_was_drawn_and_kept(spaced):
     few = draw(spaced, n_prompts=2)
-    assert tasks.tally(("born", "lost", "done"), few.evaluation) == "born (1), lost (1), done (0)"
-    assert tasks.tally(("born",), few.evaluation) == "born"
+    assert drawing.tally(("born", "lost", "done"), few.evaluation) == "born (1), lost (1), done (0)"
+    assert drawing.tally(("born",), few.evaluation) == "born"
 
     def no_things(prompts):
         return torch.tensor([name != "done" for name in prompts.templates])
 
     kept = draw(spaced, n_prompts=6, keep=no_things)
-    both = tasks.tally(("born", "lost", "done"), kept.evaluation, kept.discovery)
+    both = drawing.tally(("born", "lost", "done"), kept.evaluation, kept.discovery)
     assert both == "born (6), lost (6), done (0)"
 
 
@@ -238,7 +239,7 @@ def test_a_bad_count_is_refused(spaced, count, n):
 
 def test_a_bad_count_of_clean_prompts_is_refused(spaced):
     with pytest.raises(UserError, match="n must be a whole number"):
-        tasks.clean_prompts(spaced, "months", 0)
+        drawing.clean_prompts(spaced, "months", 0)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_a_split_member_is_never_shown_nor_asked_for():
     model = model_with(word_tokenizer(without=("March",)))
     assert len(model.tokenizer(" March", add_special_tokens=False)["input_ids"]) == 2
     sets = draw(model)
-    assert tasks.vocabulary("months", model.tokenizer).ids[2] is None
+    assert vocabulary_module.vocabulary("months", model.tokenizer).ids[2] is None
     assert set(sets.evaluation.starts) == set(range(3, 8))
     for prompts in parts(sets).values():
         assert "March" not in " ".join(prompts.texts) and "March" not in prompts.answers
@@ -271,12 +272,12 @@ def test_a_task_that_the_tokenizer_splits_is_refused_and_named():
     assert "split: March, July, November" in str(error.value)
     with pytest.raises(UserError, match="fewer members"):
         draw(model)
-    assert len(tasks.clean_prompts(model, "months", 3, n_members=2)) == 3
+    assert len(drawing.clean_prompts(model, "months", 3, n_members=2)) == 3
 
 
 def test_a_template_whose_fillers_are_split_is_refused(monkeypatch, spaced):
     monkeypatch.setitem(
-        tasks.TEMPLATES, "born", tasks.Template("born", tuple(f"Ab{i}" for i in range(20)))
+        sequences.TEMPLATES, "born", sequences.Template("born", tuple(f"Ab{i}" for i in range(20)))
     )
     with pytest.raises(UserError, match="'born' has only 0 single-token fillers"):
         draw(spaced, templates=("born",))
@@ -284,17 +285,17 @@ def test_a_template_whose_fillers_are_split_is_refused(monkeypatch, spaced):
 
 @pytest.mark.parametrize("n_members", [1, 2, 6, 11])
 def test_any_number_of_members_can_be_shown(spaced, n_members):
-    prompts = tasks.clean_prompts(spaced, "months", 12, n_members=n_members)
+    prompts = drawing.clean_prompts(spaced, "months", 12, n_members=n_members)
     assert prompts.member_positions.shape == (12, n_members)
     assert {len(m) for m in prompts.members} == {n_members}
     for shown, answer in zip(index(prompts), prompts.answers, strict=True):
-        assert answer == tasks.TASKS["months"].members[shown[-1] + 1]
+        assert answer == sequences.TASKS["months"].members[shown[-1] + 1]
     assert set(prompts.starts) == set(range(12 - n_members))
 
 
 def test_too_many_members_are_refused(spaced):
     with pytest.raises(UserError, match="no 13 consecutive members"):
-        tasks.clean_prompts(spaced, "months", 3, n_members=12)
+        drawing.clean_prompts(spaced, "months", 3, n_members=12)
 
 
 def test_a_filter_that_keeps_all_changes_nothing(spaced):

@@ -13,10 +13,12 @@ import pytest
 import yaml
 from stage_project import make, write_notebook
 
-from seqcirc_utils import execution, models, pages, runs, stages, store, workflow
-from seqcirc_utils import plan as plans
+from seqcirc_utils import commands, store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.parameters import check, declared
+from seqcirc_utils.models import fetching, zoo
+from seqcirc_utils.publishing import pages, tables
+from seqcirc_utils.workflow import execution, notebook, planning, snakemake, stages
+from seqcirc_utils.workflow.parameters import check, declared
 
 TOC = {
     "format": "jb-book",
@@ -45,11 +47,11 @@ def parameters(project, **values):
 
 def pretend(plan, stage, task=None, cells=()):
     """Write what a run of a stage would have left."""
-    job = workflow.Job(plan, stage, task)
+    job = planning.Job(plan, stage, task)
     cells = [nbformat.v4.new_markdown_cell("# Title\n\ntext"), *cells]
     job.notebook.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), job.notebook)
-    run = runs.Run(stage, check(stage, plan.parameters(stage, task)))
+    run = notebook.Run(stage, check(stage, plan.parameters(stage, task)))
     run.library = job.fingerprint
     run.finish(model={"name": "gpt2"})
     return job
@@ -61,8 +63,8 @@ def pretend_all(plan):
 
 
 def test_the_default_file_says_what_the_notebooks_say():
-    plan = workflow.read_plan(store.ROOT / "params" / "default.yml")
-    assert plan.model == models.DEFAULT and plan.tasks == ("digits", "number_words", "months")
+    plan = planning.read_plan(store.ROOT / "params" / "default.yml")
+    assert plan.model == zoo.DEFAULT and plan.tasks == ("digits", "number_words", "months")
     for job in plan.jobs():
         given = plan.parameters(job.stage, job.task)
         known = declared(job.stage)
@@ -79,7 +81,7 @@ def test_shipped_parameters_are_read(name):
 
 
 def test_a_stage_gets_what_it_declares(project):
-    plan = workflow.read_plan(parameters(project, threshold=0.5, n_prompts=3))
+    plan = planning.read_plan(parameters(project, threshold=0.5, n_prompts=3))
     assert "threshold" in plan.parameters("03_patching", "months")
     assert "threshold" not in plan.parameters("04_circuit_discovery", "months")
     assert plan.parameters("06_cross_task")["tasks"] == ["months"]
@@ -100,7 +102,7 @@ def test_a_stage_gets_what_it_declares(project):
 )
 def test_bad_files_are_one_line_and_nothing_runs(project, capsys, values, said):
     file = parameters(project, **values)
-    assert workflow.main(["book", "--params", str(file)]) == 2
+    assert commands.main(["book", "--params", str(file)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
     assert not (project / "results").exists()
@@ -109,9 +111,9 @@ def test_bad_files_are_one_line_and_nothing_runs(project, capsys, values, said):
 def test_a_token_that_the_model_lacks_is_refused_before_anything_runs(
     project, capsys, monkeypatch, tiny_directories
 ):
-    monkeypatch.setattr(workflow, "_run_snakemake", lambda *_: pytest.fail("it runs"))
+    monkeypatch.setattr(snakemake, "_run_snakemake", lambda *_: pytest.fail("it runs"))
     file = str(parameters(project, model=str(tiny_directories["gpt2"]), prepend="<eso>"))
-    assert workflow.main(["run", "--params", file]) == 2
+    assert commands.main(["run", "--params", file]) == 2
     error = capsys.readouterr().err
     assert "did you mean '<eos>'" in error and error.count("\n") == 1
     assert not (project / "results").exists()
@@ -132,7 +134,7 @@ def test_a_token_that_the_model_lacks_is_refused_before_anything_runs(
     ],
 )
 def test_bad_commands_are_one_line(project, capsys, arguments):
-    assert workflow.main(arguments) == 2
+    assert commands.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
 
@@ -141,13 +143,13 @@ def test_a_file_that_is_no_mapping_or_no_yaml(project, capsys):
     for text in ("- a", "a: [", "", "\x00"):
         file = project / "params" / "odd.yml"
         file.write_text(text)
-        assert workflow.main(["publish", "--params", str(file)]) == 2
+        assert commands.main(["publish", "--params", str(file)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_help_lists_parameters(project, capsys):
     with pytest.raises(SystemExit) as caught:
-        workflow.main(["--help"])
+        commands.main(["--help"])
     assert caught.value.code == 0
     said = capsys.readouterr().out
     assert "n_prompts: int = 8  evaluation prompts" in said and "06_cross_task (all tasks)" in said
@@ -160,12 +162,12 @@ def test_every_parameter_of_every_notebook_explains_itself():
 
 
 def test_publish(project):
-    plan = workflow.read_plan(parameters(project))
+    plan = planning.read_plan(parameters(project))
     pretend_all(plan)
     figure = plan.directory("months") / "figures" / "a.svg"
     store.write_text(figure, "<svg/>")
     store.write_text(plan.directory("months") / "03_patching.csv", "a\n1\n")
-    record = workflow.Job(plan, "03_patching", "months").record
+    record = planning.Job(plan, "03_patching", "months").record
     store.write_json(record, store.read_json(record) | {"files": {"03_patching.csv": ""}})
     stale = project / "book/runs/digits/03_patching.ipynb"
     store.write_text(stale, "old")
@@ -188,19 +190,19 @@ def test_publish(project):
 
 
 def test_the_provenance_tells_where_the_discovery_took_its_time(project):
-    plan = workflow.read_plan(parameters(project))
+    plan = planning.read_plan(parameters(project))
     pretend_all(plan)
-    assert "CPU seconds of the circuit" not in pages.provenance(plan)
+    assert "CPU seconds of the circuit" not in tables.provenance(plan)
     taken = {"cpu_seconds": {"published sweep": 12.5, "judging": 3.0}}
     store.write_json(plan.directory("months") / "04_circuit_discovery.json", taken)
-    text = pages.provenance(plan)
+    text = tables.provenance(plan)
     assert "## CPU seconds of the circuit discovery" in text and "| part | months |" in text
     assert "| published sweep | `12.5` |" in text
 
 
 def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
-    plan = workflow.read_plan(parameters(project))
-    assert "nothing was measured" in pages.costs(plan)
+    plan = planning.read_plan(parameters(project))
+    assert "nothing was measured" in tables.costs(plan)
     head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
     taken = {
         "03_patching": (900, 3000),
@@ -208,11 +210,11 @@ def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
         "09_claims": (360, 9),
     }
     for stage, (seconds, memory) in taken.items():
-        job = workflow.Job(plan, stage, "months" if stage in plans.PER_TASK else None)
+        job = planning.Job(plan, stage, "months" if stage in planning.PER_TASK else None)
         row = f"{seconds}\t-\t{memory}\t-\t-\t-\t-\t-\t-\t10\n"
         store.write_text(job.record.with_name(f"{stage}.cost.tsv"), head + row)
         store.write_text(job.record.with_name(f"{stage}.csv"), "x" * 10**6)
-    text = pages.costs(plan)
+    text = tables.costs(plan)
     assert "| 04_circuit_discovery | `1` | `45.0` | `3.5` | `1.0` |" in text
     # 2000 of each at a quarter and three quarters of an hour; one of the last for all ten tasks.
     assert "| up to the circuits | `4,000` | `2,000` | `20.0` | `4.0` |" in text
@@ -220,14 +222,14 @@ def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
 
 
 def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
-    plan = workflow.read_plan(parameters(project, tasks=["digits", "months"]))
+    plan = planning.read_plan(parameters(project, tasks=["digits", "months"]))
     pretend_all(plan)
     pages.publish(plan)
     assert not (project / "book/runs/_toc.yml").exists()
 
 
 def test_publish_refuses_missing_and_failed_notebooks(project):
-    plan = workflow.read_plan(parameters(project))
+    plan = planning.read_plan(parameters(project))
     with pytest.raises(UserError, match="does not exist"):
         pages.publish(plan)
     pretend_all(plan)
@@ -274,8 +276,8 @@ def test_what_snakemake_is_given_arrives_as_it_was(project, monkeypatch, name):
     from snakemake.cli import parse_config
     from snakemake_interface_executor_plugins.utils import format_cli_arg
 
-    monkeypatch.setattr(plans, "read_plans", lambda *given: given)
-    entry = plans.to_config(f"params/{name}.yml", name)
+    monkeypatch.setattr(planning, "read_plans", lambda *given: given)
+    entry = planning.to_config(f"params/{name}.yml", name)
     job = format_cli_arg("--config", [entry]).replace('"', '\\"')  # as its plugin for SLURM does
     outer = subprocess.run(f'printf %s "{job}"', shell=True, text=True, capture_output=True)
     inner = subprocess.run(
@@ -284,8 +286,8 @@ def test_what_snakemake_is_given_arrives_as_it_was(project, monkeypatch, name):
     assert inner.stdout == f"--config\n{entry}\n"
     by_hand = [f"params_file=params/{name}.yml", f"model={name}"]
     for typed in [[entry]] + [by_hand] * (name != "#"):  # which Snakemake itself refuses
-        assert plans.from_config(parse_config(typed), typed) == (f"params/{name}.yml", name)
-    assert plans.from_config({}, []) == ("params/laptop.yml", "")
+        assert planning.from_config(parse_config(typed), typed) == (f"params/{name}.yml", name)
+    assert planning.from_config({}, []) == ("params/laptop.yml", "")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_what_snakemake_is_given_arrives_as_it_was(project, monkeypatch, name):
 )
 def test_a_configuration_that_says_something_else_is_refused(config, said):
     with pytest.raises(UserError, match=said):
-        plans.from_config(config, [])
+        planning.from_config(config, [])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -316,17 +318,17 @@ def test_make_hands_on_what_it_was_given(name):
 def test_a_job_is_asked_for_what_the_plan_says(project, monkeypatch, tiny_directories, name):
     model = os.path.relpath(shutil.copytree(tiny_directories["gpt2"], project / "m" / name))
     file = shutil.move(parameters(project, model=model), project / "params" / f"{name}.yml")
-    plan = workflow.read_plan(file)
-    job = workflow.Job(plan, "03_patching", "months")
+    plan = planning.read_plan(file)
+    job = planning.Job(plan, "03_patching", "months")
     asked = shlex.split(job.arguments)
-    given = workflow._parser().parse_args(["stage", *asked, "--output=x"])
+    given = commands._parser().parse_args(["stage", *asked, "--output=x"])
     assert (given.params, given.model, given.task) == (str(file), model, "months")
     where = job.record.relative_to(project)
     assert re.fullmatch(r"[\w./-]+", str(where))
     monkeypatch.chdir(project / "m")  # a bare name of a directory beside
     if name not in ("~",):
-        bare = plans.Job(plans.read_plan(file, name), "03_patching", "months")
-        given = workflow._parser().parse_args(["stage", *shlex.split(bare.arguments), "--output=x"])
+        bare = planning.Job(planning.read_plan(file, name), "03_patching", "months")
+        given = commands._parser().parse_args(["stage", *shlex.split(bare.arguments), "--output=x"])
         assert given.model == name
 
 
@@ -335,18 +337,18 @@ def test_a_model_named_from_elsewhere_is_refused(project, capsys, monkeypatch, t
     shutil.copytree(tiny_directories["gpt2"], project / "run")
     shutil.copytree(tiny_directories["gpt2"], project / "elsewhere" / "run")
     command = ["run", "--params", str(parameters(project)), "--model", "./run"]
-    monkeypatch.setattr(workflow, "_run_snakemake", lambda *_: None)
+    monkeypatch.setattr(snakemake, "_run_snakemake", lambda *_: None)
     monkeypatch.chdir(project)
-    assert workflow.main(command) == 0
+    assert commands.main(command) == 0
     monkeypatch.chdir(project / "elsewhere")
-    assert workflow.main(command) == 2
+    assert commands.main(command) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"give its whole path, {project / 'elsewhere' / 'run'}" in error
 
 
 def test_results_of_files_with_names_alike_are_kept_apart(project):
     names = ["a b", "a-b", "a#b", "a{b", "..", ".", "-b"]
-    found = [plans.Plan(project / f"{name}.yml", "gpt2", (), {}).results for name in names]
+    found = [planning.Plan(project / f"{name}.yml", "gpt2", (), {}).results for name in names]
     assert len(set(found)) == len(found) and found[1] == "results/a-b"
     assert not {"results/..", "results/."} & set(found)
 
@@ -365,21 +367,21 @@ def test_results_of_files_with_names_alike_are_kept_apart(project):
 def test_a_name_that_yaml_reads_otherwise_is_told(project, capsys, line, said):
     file = project / "params" / "mine.yml"
     file.write_text(f"{line}\n")
-    assert workflow.main(["run", "--params", str(file)]) == 2
+    assert commands.main(["run", "--params", str(file)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("given", [["--model", ""], ["--model="], ["--params= "]])
 def test_an_empty_value_falls_back_to_nothing(project, capsys, given):
-    assert workflow.main(["run", *given]) == 2
+    assert commands.main(["run", *given]) == 2
     error = capsys.readouterr().err
     assert "holds nothing" in error and error.count("\n") == 1
 
 
 def test_a_parameters_file_with_a_line_break_in_its_name_is_refused(project, capsys):
     file = parameters(project).rename(project / "params" / "a\nb.yml")
-    assert workflow.main(["run", "--params", str(file)]) == 2
+    assert commands.main(["run", "--params", str(file)]) == 2
     error = capsys.readouterr().err
     assert "line break" in error and error.count("\n") == 1
 
@@ -391,11 +393,11 @@ def test_odd_names_pass_through_the_whole_run(project, tiny_directories):
     shutil.copytree(model, project / "run")  # what ` #` would leave of it, were it a comment
     file = parameters(project).rename(project / "params" / f"{ODD}.yml")
     stage = "03_patching"
-    work = 'from seqcirc_utils import models\n\nprint(models.load(model, "cpu").n_layers)'
+    work = 'from seqcirc_utils.models import loading\n\nprint(loading.load(model, "cpu").n_layers)'
     write_notebook(project, stage, work=work)
     command = ["run", "--params", str(file), "--model", str(model), "--until", stage]
-    assert workflow.main([*command, "--cores", "1"]) == 0
-    (job,) = (j for j in workflow.read_plan(file, str(model)).jobs() if j.stage == stage)
+    assert commands.main([*command, "--cores", "1"]) == 0
+    (job,) = (j for j in planning.read_plan(file, str(model)).jobs() if j.stage == stage)
     record = store.read_json(job.record)
     assert record["parameters"]["model"] == str(model) and job.is_current()
     assert record["parameters"]["results"] == job.plan.results
@@ -423,7 +425,7 @@ def test_snakemake_runs_exactly_what_changed(project):
     environment = os.environ | {"PYTHONPATH": str(project)}
 
     def planned():
-        plan = workflow.read_plan(file)
+        plan = planning.read_plan(file)
         for job in plan.jobs():
             job.forget_if_stale()
         command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "host", "--cores", "1"]
@@ -442,7 +444,7 @@ def test_snakemake_runs_exactly_what_changed(project):
 
     assert downstream("05_component_roles") < downstream("03_patching") < set(stages.STAGES)
     assert planned() == set(stages.STAGES)
-    plan = workflow.read_plan(file)
+    plan = planning.read_plan(file)
     pretend_all(plan)
     assert planned() == set()
     file.touch()
@@ -458,9 +460,9 @@ def test_snakemake_runs_exactly_what_changed(project):
 
 @pytest.mark.slow
 def test_snakemake_runs_the_stages(project):
-    plan = workflow.read_plan(parameters(project, n_prompts=3))
-    workflow._run_snakemake([plan], 1)
-    record = json.loads(workflow.Job(plan, "06_cross_task", None).record.read_text())
+    plan = planning.read_plan(parameters(project, n_prompts=3))
+    snakemake._run_snakemake([plan], 1)
+    record = json.loads(planning.Job(plan, "06_cross_task", None).record.read_text())
     assert record["inputs"] and record["parameters"]["n_prompts"] == 3
     assert all(job.notebook.is_file() for job in plan.jobs())
 
@@ -472,16 +474,16 @@ def test_one_job_at_a_time_has_the_gpu(project):
     work += "time.sleep(3)\n_gpu.unlink()"
     more = "device: str = 'cuda'  # where"
     write_notebook(project, "01_task_construction", work=work, more=more)
-    plan = workflow.read_plan(parameters(project, tasks=["months", "digits"]))
-    workflow._run_snakemake([plan], 2, ["01_task_construction"])
+    plan = planning.read_plan(parameters(project, tasks=["months", "digits"]))
+    snakemake._run_snakemake([plan], 2, ["01_task_construction"])
 
 
 @pytest.mark.slow
 def test_notebooks_run_in_place(project, monkeypatch):
-    monkeypatch.setattr(workflow.models, "fetch", lambda name: None)
+    monkeypatch.setattr(fetching, "fetch", lambda name: None)
     stage = "01_task_construction"
     monkeypatch.setattr(stages, "STAGES", {stage: stages.STAGES[stage]})
-    workflow.notebooks()
+    commands.notebooks()
     text = (project / f"notebooks/{stage}.ipynb").read_text()
     assert '"execution_count": 1' in text
     assert "progress bar" not in text.split('"outputs"')[-1].split('"source"')[0]

@@ -1,0 +1,54 @@
+"""A circuit that loses components one after another; each trial starts where it differs."""
+
+from collections.abc import Iterable
+
+import torch
+
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import _hook
+from seqcirc_utils.components import Component
+from seqcirc_utils.errors import UserError
+
+
+class Pruning:
+    """A circuit that loses components one after another; each trial starts where it differs.
+
+    The stream that enters every block is kept, so a trial of a component in layer ``l`` runs blocks
+    ``l`` and up only, whatever was removed before.
+
+    Args:
+        evaluator: The evaluator.
+        removed: Components that are out from the beginning.
+    """
+
+    def __init__(self, evaluator: Evaluator, removed: Iterable[Component] = ()) -> None:
+        self.evaluator = evaluator
+        self.removed = set(removed)
+        self._streams = list(evaluator.run.residual)
+        self._pending: tuple[frozenset[Component], list[torch.Tensor], torch.Tensor]
+        self.score = evaluator.intact.logit_diff
+        if self.removed:
+            self.try_without(())
+            self.accept()
+
+    @torch.no_grad()
+    def try_without(self, components: Iterable[Component]) -> torch.Tensor:
+        """Logit differences ``[n]`` without these components too."""
+        gone = frozenset(components)
+        changed = gone or self.removed
+        start = min(c.layer for c in changed)
+        masks = self.evaluator.masks(self.removed | gone)
+        trace: dict[str, torch.Tensor] = {}
+        final = self.evaluator.replay([masks], self._streams[start], start, trace=trace)
+        score = self.evaluator.difference(final)[0].cpu()
+        if not torch.isfinite(score).all():
+            raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
+        layers = range(start + 1, self.evaluator.model.n_layers)
+        streams = [trace[_hook(layer, "in")] for layer in layers]
+        self._pending = gone, [*self._streams[: start + 1], *streams, final[0]], score
+        return score
+
+    def accept(self) -> None:
+        """Make the last trial the present state."""
+        gone, self._streams, self.score = self._pending
+        self.removed |= gone

@@ -1,0 +1,1 @@
+"""What parts do, and what circuits tell."""

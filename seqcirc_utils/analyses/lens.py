@@ -1,0 +1,64 @@
+"""The logit lens at the end of the prompt, before and after each attention and MLP."""
+
+from dataclasses import dataclass
+
+import torch
+from transformer_lens.tools.analysis import logit_readout
+
+from seqcirc_utils.analyses.observation import Observation
+from seqcirc_utils.models.capabilities import require
+from seqcirc_utils.models.loading import Model
+from seqcirc_utils.prompts.prompts import Prompts
+
+# --- What MLPs do --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Logit lens at the end, before each attention and each MLP and after the last block.
+
+    Attributes:
+        next: Probability of the answer ``[2 * layer + 1, n]``.
+        last: Probability of the last member.
+        top: What is on top of the whole vocabulary: 1 the answer, -1 the last member, 0 neither.
+    """
+
+    next: torch.Tensor
+    last: torch.Tensor
+    top: torch.Tensor
+
+    def steps(self, part: str) -> dict[str, torch.Tensor]:
+        """Change across each ``attention``, ``mlp`` or ``block``: values ``[layer, n]``.
+
+        ``next`` and ``last``: change of the probability. ``overtakes``: the answer passes the last
+        member, for good. ``switches``: the last member is on top before, the answer after.
+        """
+        start, end = {"attention": (0, 1), "mlp": (1, 2), "block": (0, 2)}[part]
+        before = torch.arange(start, len(self.next) - 1, 2)
+        after = before + end - start
+        ahead = (self.next > self.last).int().flip(0).cummin(0).values.flip(0).bool()  # and stays
+        return {
+            "next": self.next[after] - self.next[before],
+            "last": self.last[after] - self.last[before],
+            "overtakes": (~ahead[before] & ahead[after]).float(),
+            "switches": ((self.top[before] == -1) & (self.top[after] == 1)).float(),
+        }
+
+
+@torch.no_grad()
+def lens(model: Model, observation: Observation, prompts: Prompts) -> Lens:
+    """Read the stream at the end, everywhere, through the final norm and the unembedding.
+
+    Raises:
+        UserError: for a model whose logits are made in another way.
+    """
+    require(model, "readout", "a logit lens does not apply.")
+    kept = {}
+    for name, ids in (("next", prompts.answer_ids), ("last", prompts.last_ids)):
+        read = logit_readout(
+            model.bridge, observation.end, targets=ids, return_type="probs", chunk_size=256
+        )
+        assert read.target_ranks is not None  # targets were given
+        kept[name] = read.values[..., 0].cpu(), read.target_ranks[..., 0].cpu() == 0
+    top = kept["next"][1].int() - kept["last"][1].int()
+    return Lens(kept["next"][0], kept["last"][0], top)

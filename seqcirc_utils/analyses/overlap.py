@@ -1,0 +1,165 @@
+"""How much the tasks' circuits share, against chance."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import hypergeom, spearmanr
+
+from seqcirc_utils.components import Component, Edge, by_kind, edges_of
+from seqcirc_utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Things of one kind (heads, MLPs, edges) that several circuits share.
+
+    Attributes:
+        shared: Those in all circuits.
+        expected: Expected number for independent random sets of these sizes.
+        p: Probability of at least so many by chance.
+        total: How many there are in the model.
+    """
+
+    shared: list[Any]
+    expected: float
+    p: float
+    total: int
+
+
+def _law(sizes: Sequence[int], total: int) -> np.ndarray:
+    """Probabilities of ``0 … total`` common members of independent random sets."""
+    counts = np.zeros(total + 1)
+    counts[sizes[0]] = 1.0
+    support = np.arange(total + 1)
+    for size in sizes[1:]:
+        counts = sum(
+            (counts[k] * hypergeom.pmf(support, total, k, size) for k in np.flatnonzero(counts)),
+            np.zeros(total + 1),
+        )
+    return counts
+
+
+def _against(law: np.ndarray, shared: set, total: int) -> Overlap:
+    p = float(min(1.0, law[len(shared) :].sum()))
+    return Overlap(sorted(shared, key=_order), float(law @ np.arange(len(law))), p, total)
+
+
+def overlap(sets: Sequence[set], total: int) -> Overlap:
+    """Compare the size of the intersection with independent random sets of the same sizes.
+
+    Two sets give the hypergeometric distribution; each further one is intersected in turn (exact).
+
+    Args:
+        sets: Two or more sets of things of one kind (heads, MLPs, or edges).
+        total: How many things of that kind there are.
+    """
+    return _against(_law([len(s) for s in sets], total), reduce(set.intersection, sets), total)
+
+
+def layer_overlap(sets: Sequence[set[Component]], n_layers: int, n_heads: int) -> Overlap:
+    """Compare shared heads with random sets of as many heads in each layer (exact).
+
+    Circuits that merely prefer the same layers share more heads than :func:`overlap` expects;
+    this null has that preference too. For MLPs, one to a layer, it would be the circuits again.
+    """
+    law = np.ones(1)
+    for layer in range(n_layers):
+        sizes = [sum(c.layer == layer for c in s) for s in sets]
+        law = np.convolve(law, _law(sizes, n_heads))
+    return _against(law, reduce(set.intersection, sets), n_layers * n_heads)
+
+
+def edge_overlap(edges: Mapping[str, Iterable[str]]) -> tuple[list[Edge], Overlap]:
+    """Edges in every circuit, against chance among the edges that the shared nodes allow.
+
+    Circuits that share nodes share edges by necessity. So chance draws, for each circuit, as many
+    edges as it has between nodes of every circuit, from all edges that could join such nodes.
+
+    Args:
+        edges: Task to its circuit's edges, written ``4.10->9.1.q``.
+
+    Returns:
+        All edges in every circuit, and the overlap among those that join nodes of every circuit.
+
+    Raises:
+        UserError: when a circuit has no edges.
+    """
+    sets = {task: set(map(Edge.parse, found)) for task, found in edges.items()}
+    empty = [task for task, found in sets.items() if not found]
+    if empty or not sets:
+        raise UserError(f"no edges in the circuit of {', '.join(empty) or 'any task'}.")
+    nodes = [{node for e in s for node in (e.sender, e.receiver) if node} for s in sets.values()]
+    possible = set(edges_of(set.intersection(*nodes)))
+    inside = overlap([s & possible for s in sets.values()], len(possible))
+    return sorted(set.intersection(*sets.values()), key=str), inside
+
+
+def _order(thing: Any) -> tuple:
+    if isinstance(thing, Edge):
+        return (str(thing),)
+    return thing.layer, 1 << 30 if thing.head is None else thing.head
+
+
+def overlap_table(
+    circuits: Mapping[str, set[Component]], totals: Mapping[str, int]
+) -> pd.DataFrame:
+    """Overlap of each pair of circuits and of all of them, heads and MLPs apart.
+
+    Columns: ``kind``, ``tasks``, ``sizes``, ``shared``, ``expected`` and ``p`` (see
+    :func:`overlap`), ``layer_expected`` and ``layer_p`` (see :func:`layer_overlap`; NaN for MLPs),
+    ``jaccard``.
+
+    Args:
+        circuits: Task to circuit.
+        totals: How many ``heads`` and ``MLPs`` (one to a layer) the model has.
+    """
+    n_layers = totals["MLPs"]
+    names = list(circuits)
+    groups = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    groups += [tuple(names)] if len(names) > 2 else []
+    rows = []
+    for kind in ("heads", "MLPs"):
+        for group in groups:
+            sets = [by_kind(circuits[name])[kind] for name in group]
+            found = overlap(sets, totals[kind])
+            layered = [float("nan")] * 2
+            if kind == "heads":
+                null = layer_overlap(sets, n_layers, totals["heads"] // n_layers)
+                layered = [null.expected, null.p]
+            union = set.union(*sets)
+            rows.append(
+                {
+                    "kind": kind,
+                    "tasks": " & ".join(group),
+                    "sizes": ", ".join(str(len(s)) for s in sets),
+                    "shared": len(found.shared),
+                    "expected": found.expected,
+                    "p": found.p,
+                    "layer_expected": layered[0],
+                    "layer_p": layered[1],
+                    "jaccard": len(found.shared) / len(union) if union else float("nan"),
+                }
+            )
+    columns = ["kind", "tasks", "sizes", "shared", "expected", "p"]
+    return pd.DataFrame(rows, columns=[*columns, "layer_expected", "layer_p", "jaccard"])
+
+
+def importance_correlation(effects: pd.DataFrame) -> pd.DataFrame:
+    """Spearman correlation of component importance between tasks ``[task, task]``.
+
+    Args:
+        effects: One column per task, one row per component.
+    """
+    names = list(effects.columns)
+    values = [[spearmanr(effects[a], effects[b]).statistic for b in names] for a in names]
+    return pd.DataFrame(values, index=names, columns=names)
+
+
+def shared_and_rest(circuits: Mapping[str, set[Component]]) -> dict[str, set[Component]]:
+    """The shared core (``core``), and what each circuit has beyond it (``<task> rest``)."""
+    core = set.intersection(*map(set, circuits.values())) if circuits else set()
+    return {"core": core} | {f"{task} rest": set(c) - core for task, c in circuits.items()}

@@ -1,0 +1,212 @@
+"""What each component does: where a head looks, what it writes, and the role that follows.
+
+Three looks at clean prompts (paper, sections on the functions of heads and on MLPs; claims C10 to
+C18): attention between groups of tokens, the OV circuit's output on members read through the
+unembedding, and the logit lens before and after each MLP. :func:`assign` turns them into roles by
+the thresholds below, and by nothing else.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from transformer_lens.utilities.statistics import derive_generator
+
+from seqcirc_utils.analyses.attention import ATTENTION_EVIDENCE
+from seqcirc_utils.analyses.lens import Lens
+from seqcirc_utils.analyses.observation import Observation
+from seqcirc_utils.analyses.writes import TOP_K, word_hits
+from seqcirc_utils.components import components
+from seqcirc_utils.models.loading import Model
+
+ATTENTION = 0.2
+"""Least mean attention from the queries of a role to its keys."""
+LIFT = 1.5
+"""… and at least so many times what attention spread evenly over all visible tokens would give."""
+OV_SHARE = 0.25
+"""Least share of members hit, for a head that writes the next member or copies."""
+OV_P = 0.01
+"""… and largest p-value against shuffled successors."""
+DIRECT = 0.1
+"""Inhibition: a head's own write lowers the last member's logit by so many logits at least."""
+LENS_STEP = 0.02
+"""Least rise of the lens probability of the next (last) member across an MLP."""
+
+HEAD_ROLES = (
+    "next member",
+    "copy",
+    "inhibition",
+    "transport to the end",
+    "duplicate token",
+    "member detection",
+)
+MLP_ROLES = ("promotes next member", "copies last member")
+NONE = "none"
+
+
+def thresholds() -> dict[str, float]:
+    """The thresholds of the rules, by name."""
+    names = ("ATTENTION", "LIFT", "TOP_K", "OV_SHARE", "OV_P", "DIRECT", "LENS_STEP")
+    return {name.lower(): globals()[name] for name in names}
+
+
+def rules() -> pd.DataFrame:
+    """The rules in words, with their thresholds, in the order in which they are tried.
+
+    A head may look to several places in A: the one counts where attention times the size of the
+    head's write is largest.
+    """
+    end = f"end to members ≥ {ATTENTION:g} and ≥ {LIFT:g} × even spread"
+    write = f"≥ {OV_SHARE:.0%} of members hit (top {TOP_K}), p ≤ {OV_P:g}"
+    rows = [
+        ("next member", "head", end, f"next: {write}, more than copy"),
+        ("copy", "head", end, f"copy: {write}"),
+        ("inhibition", "head", end, f"lowers the last member's logit by ≥ {DIRECT:g}"),
+        ("transport to the end", "head", end, "none of these"),
+        ("duplicate token", "head", '"in" to earlier "in", likewise', "anything"),
+        ("member detection", "head", "members to earlier members, likewise", "anything"),
+        ("promotes next member", "MLP", "", f"lens probability of the answer + {LENS_STEP:g}"),
+        ("copies last member", "MLP", "", f"lens probability of the last member + {LENS_STEP:g}"),
+    ]
+    return pd.DataFrame(rows, columns=["role", "of", "A: where it looks", "what it writes"])
+
+
+SIZE_EVIDENCE = {
+    "end_to_members": "end",
+    "in_to_copies": "in",
+    "members_to_members": "later members",
+}
+"""Where a head that looks there writes; the column is ``<column>_size``, a norm."""
+
+
+def evidence(
+    observation: Observation,
+    ranks: torch.Tensor,
+    shown: torch.Tensor,
+    direct: Mapping[str, torch.Tensor],
+    lens: Lens,
+) -> dict[str, torch.Tensor]:
+    """All evidence, per component and prompt.
+
+    Returns:
+        Column to ``[component, n]`` in the order of :func:`seqcirc_utils.components.components`;
+        NaN where a column does not apply (MLPs have no attention).
+    """
+    by_head = {k: observation.attended(*v) for k, v in ATTENTION_EVIDENCE.items()}
+    for name, step in (("ov_next", 1), ("ov_copy", 0)):
+        by_head[name] = word_hits(ranks, shown, step).float().mean(-1)
+    for name, query in SIZE_EVIDENCE.items():
+        by_head[f"{name}_size"] = observation.sizes[..., observation.queries.index(query)]
+    by_head |= {f"direct_{name}": value for name, value in direct.items()}
+    by_mlp = {f"lens_{name}": value for name, value in lens.steps("mlp").items()}
+    layers, heads, n = observation.attention.shape[:3]
+    found = {}
+    for name, value in (by_head | by_mlp).items():
+        whole = torch.full((layers, heads + 1, n), torch.nan)
+        if name in by_head:
+            whole[:, :-1] = value
+        else:
+            whole[:, -1] = value
+        found[name] = whole.flatten(0, 1)
+    return found
+
+
+def assign(means: Mapping[str, np.ndarray], spread: Mapping[str, float]) -> np.ndarray:
+    """Roles by the rules, and by nothing but the rules.
+
+    Args:
+        means: Evidence columns, all of one shape, with ``p_next`` and ``p_copy``; NaN decides
+            nothing.
+        spread: What evenly spread attention would give in each attention column.
+
+    Returns:
+        Names of :data:`HEAD_ROLES`, :data:`MLP_ROLES` or ``none``, of the same shape.
+    """
+    enough = np.stack([means[k] >= max(ATTENTION, LIFT * spread[k]) for k in SIZE_EVIDENCE])
+    moved = np.stack([means[k] * means[f"{k}_size"] for k in SIZE_EVIDENCE])
+    moved = np.where(enough, moved, -1)
+    end, copies, members = enough & (moved == moved.max(0))
+    next_ = (means["ov_next"] >= OV_SHARE) & (means["p_next"] <= OV_P)
+    copy = (means["ov_copy"] >= OV_SHARE) & (means["p_copy"] <= OV_P)
+    conditions = {
+        "next member": end & next_ & (means["ov_next"] > means["ov_copy"]),
+        "copy": end & copy,
+        "inhibition": end & (means["direct_last"] <= -DIRECT),
+        "transport to the end": end,
+        "duplicate token": copies,
+        "member detection": members,
+        "promotes next member": (means["lens_next"] >= LENS_STEP)
+        & (means["lens_next"] >= means["lens_last"]),
+        "copies last member": means["lens_last"] >= LENS_STEP,
+    }
+    return np.select(list(conditions.values()), list(conditions), default=NONE)
+
+
+def role_table(
+    model: Model,
+    found: Mapping[str, torch.Tensor],
+    p_values: Mapping[str, np.ndarray],
+    spread: Mapping[str, float],
+    seed: int,
+    draws: int = 1000,
+) -> pd.DataFrame:
+    """Role of every component, how sure it is, and its evidence.
+
+    Args:
+        model: The model.
+        found: As :func:`evidence` gives.
+        p_values: ``p_next`` and ``p_copy`` of every head, layer by layer; held fixed in resampling.
+        spread: As :meth:`Observation.spreads` gives.
+        seed: Draws the resamples of prompts.
+        draws: How many.
+
+    Returns:
+        A row per component: ``component``, ``layer``, ``head``, ``role``, ``confidence`` (share of
+        the resamples of prompts in which the same role comes out), ``rival`` (the most frequent
+        other role, with ``rival_share``), then the means of the evidence, with 95% intervals
+        (``…_low``, ``…_high``) of the columns that decide, and the p-values.
+    """
+    everything = components(model)
+    n = next(iter(found.values())).shape[1]
+    p: dict[str, np.ndarray] = {}
+    for name, values in p_values.items():
+        p[name] = np.full((model.n_layers, model.n_heads + 1), np.nan)
+        p[name][:, :-1] = values.reshape(model.n_layers, model.n_heads)
+        p[name] = p[name].ravel()
+    means = {name: value.double().mean(-1).numpy() for name, value in found.items()}
+    role = assign(means | p, spread)
+    picked = torch.randint(0, n, (draws, n), generator=derive_generator(seed, "prompts"))
+    weights = torch.stack([row.bincount(minlength=n) for row in picked]).double() / n
+    resampled = {k: (weights @ v.double().T).numpy() for k, v in found.items()}
+    wide = {name: np.broadcast_to(value, (draws, len(everything))) for name, value in p.items()}
+    drawn = assign(resampled | wide, spread)
+    table = pd.DataFrame(
+        {
+            "component": list(map(str, everything)),
+            "layer": [c.layer for c in everything],
+            "head": pd.array([c.head for c in everything], dtype="Int64"),
+            "role": role,
+            "confidence": (drawn == role).mean(0),
+        }
+    )
+    rivals = [pd.Series(drawn[:, i][drawn[:, i] != r]).value_counts() for i, r in enumerate(role)]
+    table["rival"] = [r.index[0] if len(r) else "" for r in rivals]
+    table["rival_share"] = [r.iloc[0] / draws if len(r) else 0.0 for r in rivals]
+    for name in found:
+        table[name] = means[name]
+        if name in DECIDING:
+            bounds = np.quantile(resampled[name], (0.025, 0.975), axis=0)
+            table[f"{name}_low"], table[f"{name}_high"] = bounds
+    return table.assign(**p)
+
+
+DECIDING = (
+    *SIZE_EVIDENCE,
+    "ov_next",
+    "ov_copy",
+    "direct_last",
+    "lens_next",
+    "lens_last",
+)
+"""Evidence columns that the rules read."""

@@ -1,0 +1,1 @@
+"""Circuits: what one is, chance, searches, and how good one is."""

@@ -1,0 +1,203 @@
+"""How good a circuit is, on prompts it was not found with.
+
+Faithful (it does what the model does), complete (what is left out does not), minimal (nothing in it
+is idle), better than random circuits of its shape, and the same when found again.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import false_discovery_control, wilcoxon
+from tqdm import tqdm
+from transformer_lens.utilities.statistics import derive_generator
+
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.pruning import Pruning
+from seqcirc_utils.ablation.replay import Activations, record
+from seqcirc_utils.circuits.search import Discovery, ranked, shuffled_orders, sweep
+from seqcirc_utils.components import Component, components
+from seqcirc_utils.errors import CannotDo
+from seqcirc_utils.models.loading import Model
+from seqcirc_utils.prompts.prompts import Prompts, PromptSets
+from seqcirc_utils.statistics import interval, positive_baseline, rate
+
+
+def quality(
+    evaluator: Evaluator, circuit: Iterable[Component], seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """A circuit's scores with 95% intervals over prompts.
+
+    Returns:
+        ``faithfulness`` (share of the whole model's mean logit difference), ``distance``
+        (|1 - share| prompt by prompt), ``kl`` (nats, to the whole model), ``accuracy``,
+        ``completeness`` (what is left when the circuit itself is ablated, as a share: low is good),
+        each a mapping with ``mean``, ``low``, ``high``.
+
+    Raises:
+        UserError: when the whole model's mean logit difference is not positive.
+    """
+    circuit = set(circuit)
+    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    kept = evaluator.kept([circuit])[0]
+    rest = evaluator.replaced([circuit])[0]
+    share = kept.logit_diff / whole
+    distance = (kept.logit_diff - evaluator.intact.logit_diff).abs() / whole
+    found = {
+        "faithfulness": interval(share, seed),
+        "distance": interval(distance, seed),
+        "kl": interval(kept.kl, seed),
+        "accuracy": rate(kept.correct),
+        "completeness": interval(rest.logit_diff / whole, seed),
+    }
+    return {name: vars(value) for name, value in found.items()}
+
+
+def minimality(
+    evaluator: Evaluator, circuit: Iterable[Component], *, progress: str | None = None
+) -> pd.DataFrame:
+    """What each component of a circuit contributes to it.
+
+    Returns:
+        A row per component, the most needed first: ``component``, ``change`` (of faithfulness when
+        it is removed from the circuit), ``p`` (Wilcoxon signed rank over prompts, one-sided: the
+        logit difference falls), ``q`` (Benjamini-Hochberg over the circuit).
+
+    Raises:
+        CannotDo: for an empty circuit.
+    """
+    circuit = sorted(set(circuit), key=components(evaluator.model).index)
+    if not circuit:
+        raise CannotDo(
+            "The circuit is empty: the model keeps its score with everything ablated, so no "
+            "component can be shown to be needed. Choose another task or model."
+        )
+    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    outside = set(components(evaluator.model)) - set(circuit)
+    pruning = Pruning(evaluator, outside)
+    full = pruning.score
+    rows = []
+    for component in tqdm(circuit, desc=progress, unit="set", disable=progress is None):
+        change = (pruning.try_without([component]) - full).numpy()
+        moved = np.abs(change).max() > 0 and len(change) > 1
+        p = wilcoxon(change, alternative="less").pvalue if moved else 1.0
+        rows.append((str(component), change.mean() / whole, p))
+    frame = pd.DataFrame(rows, columns=["component", "change", "p"])
+    frame["q"] = false_discovery_control(frame["p"])
+    return frame.sort_values("change", kind="stable", ignore_index=True)
+
+
+def curve(
+    evaluator: Evaluator, ranking: Sequence[Component], sizes: Sequence[int]
+) -> tuple[pd.DataFrame, float, float]:
+    """Faithfulness by circuit size, and its areas (the MIB benchmark's CPR and CMD).
+
+    Args:
+        evaluator: Evaluation prompts.
+        ranking: All components, the most important first.
+        sizes: How many of them to keep; 0 and all are added.
+
+    Returns:
+        A table ``size``, ``faithfulness``; CPR, the area under faithfulness (more is better) and
+        CMD, the area of |1 - faithfulness| (less is better), over the kept share of components.
+    """
+    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    sizes = sorted({0, len(ranking), *sizes})
+    score = evaluator.kept([ranking[:size] for size in sizes]).logit_diff.mean(1).numpy() / whole
+    share = np.array(sizes) / len(ranking)
+    cpr = float(np.trapezoid(score, share))
+    cmd = float(np.trapezoid(np.abs(1 - score), share))
+    return pd.DataFrame({"size": sizes, "faithfulness": score}), cpr, cmd
+
+
+def by_ablation(
+    model: Model,
+    prompts: Prompts,
+    replacements: Mapping[str, Activations],
+    circuits: Mapping[str, Iterable[Component]],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each circuit under each kind of ablation.
+
+    Returns:
+        A row per pair: ``circuit``, ``ablation``, faithfulness ``mean``, ``low``, ``high``, ``kl``,
+        ``accuracy``.
+    """
+    rows = []
+    for kind, replacement in replacements.items():
+        evaluator = Evaluator(model, prompts, replacement)
+        whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+        for name, circuit in circuits.items():
+            kept = evaluator.kept([circuit])[0]
+            row = {"circuit": name, "ablation": kind} | vars(
+                interval(kept.logit_diff / whole, seed)
+            )
+            row |= {"kl": kept.kl.mean().item(), "accuracy": kept.correct.float().mean().item()}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def inclusion(
+    model: Model,
+    draw: Callable[[int], PromptSets],
+    n_prompts: int,
+    threshold: float,
+    repeats: int,
+    seed: int,
+    *,
+    progress: str | None = None,
+) -> pd.DataFrame:
+    """How often each component is found again when the search is repeated.
+
+    Args:
+        model: The model.
+        draw: The prompt sets that a seed draws.
+        n_prompts: How many discovery prompts each search gets.
+        threshold: Share of the logit difference to keep, in (0, 1].
+        repeats: Searches of each kind; of random orders, which are slow, half as many (rounded up).
+        seed: The run's own.
+        progress: Label of a progress bar.
+
+    Returns:
+        A row per component: ``component`` and the share of searches that found it, over all
+        (``inclusion``) and by kind. ``prompts``: the ranked search on bootstrap resamples of the
+        discovery prompts. ``seed``: the ranked search, all prompts drawn anew. ``order``: the
+        published rule in random orders. A search that the model's score does not allow counts for
+        nothing; NaN when there was none.
+    """
+
+    def drawn(which: int) -> tuple[Prompts, Activations]:
+        sets = draw(which)
+        return sets.discovery, record(model, sets.means).activations.mean()
+
+    prompts, means = drawn(seed)
+
+    def search(kind: str, repeat: int) -> Discovery:
+        rng = derive_generator(seed, kind, repeat)
+        if kind == "seed":
+            others, their_means = drawn(int(torch.randint(2**31, (1,), generator=rng)))
+            return ranked(Evaluator(model, others[range(n_prompts)], their_means), threshold)
+        if kind == "prompts":
+            rows = torch.randint(n_prompts, (n_prompts,), generator=rng).tolist()
+            return ranked(Evaluator(model, prompts[rows], means), threshold)
+        own = Evaluator(model, prompts[range(n_prompts)], means)
+        return sweep(own, threshold, orders=partial(shuffled_orders, rng))
+
+    everything = components(model)
+    kinds = ("prompts", "seed", "order")
+    found: dict[str, list[list[bool]]] = {kind: [] for kind in kinds}
+    times = {kind: (repeats + 1) // 2 if kind == "order" else repeats for kind in kinds}
+    todo = [(kind, repeat) for kind in kinds for repeat in range(times[kind])]
+    for kind, repeat in tqdm(todo, desc=progress, unit="search", disable=progress is None):
+        with contextlib.suppress(CannotDo):
+            circuit = search(kind, repeat).components
+            found[kind].append([c in circuit for c in everything])
+    shares = {"inclusion": [row for rows in found.values() for row in rows]} | found
+    empty = np.full((1, len(everything)), np.nan)
+    return pd.DataFrame(
+        {"component": map(str, everything)}
+        | {name: np.mean(rows or empty, axis=0) for name, rows in shares.items()}
+    )

@@ -1,0 +1,267 @@
+"""The command line behind ``make``: run the stages over all tasks and build the book."""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import fetching, loading, zoo
+from seqcirc_utils.publishing import building, pages
+from seqcirc_utils.workflow import execution, parameters, progress, records, stages
+from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
+from seqcirc_utils.workflow.snakemake import _profile, _run_snakemake
+
+
+def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
+    """Run one stage and write its executed notebook.
+
+    Raises:
+        UserError: as :func:`execution.execute` does, or for a task that is missing or not wanted.
+    """
+    per_task = stages.stage_named(stage).per_task
+    if per_task and not task:
+        raise UserError(f"{stage} runs once per task: give --task.")
+    if task and not per_task:
+        raise UserError(f"{stage} runs once for all tasks: leave --task out.")
+    return execution.execute(stage, plan.parameters(stage, task), output)
+
+
+def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile: str = "") -> None:
+    """Run what is not up to date; with ``until`` only these stages and what they need.
+
+    Args:
+        plan: What to run.
+        cores: How many cores to use at most; as many as the profile says by default.
+        until: Stages.
+        profile: Directory of a Snakemake profile: where jobs run. ``profiles/local`` by default.
+
+    Raises:
+        UserError: before any compute for bad parameters, afterwards if a part failed.
+    """
+    jobs = _ready([plan], cores, until, profile)
+    with progress.Watch(jobs):
+        _run_snakemake([plan], cores, until, profile)
+    for job in jobs:
+        if reason := records.skipped(job.record):
+            print(f"skipped: {job.name}: {reason}", file=sys.stderr)
+
+
+def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
+    """Run what is not up to date, publish the notebooks and build the book.
+
+    Raises:
+        UserError: as :func:`run` does, or if the book cannot be built.
+    """
+    run(plan, cores, profile=profile)
+    pages.publish(plan)
+    return building.build()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the checkout for one run; it is free again when the run and its Snakemake have ended.
+
+    Raises:
+        UserError: while another run holds it.
+    """
+    file = store.ROOT / ".snakemake" / "run.lock"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"another run (begun by process {lock.read().strip()}) works in {store.ROOT}: wait "
+                "until it has ended, or use a second checkout."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        # Snakemake gets it too: should this process be killed alone, it would work on.
+        os.set_inheritable(lock.fileno(), True)
+        yield
+
+
+def _home() -> None:
+    """Give the programs that we start, and the model's cache, a home they can write to."""
+    home = os.path.expanduser("~")
+    if not (os.path.isdir(home) and os.access(home, os.W_OK)):
+        own = store.ROOT / ".snakemake" / "home"
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(own)
+        print(f"{home} cannot be written to: caches are kept in {own}.", file=sys.stderr)
+
+
+def sweep(plans: Sequence[Plan], cores: int | None = None, profile: str = "") -> Path:
+    """Run what is not up to date of all plans, as one graph, and write the summary.
+
+    A job that fails stops only those that need it; the summary tells what is missing.
+
+    Raises:
+        UserError: as :func:`run` does.
+    """
+    from seqcirc_utils.publishing import summary
+
+    jobs = _ready(plans, cores, (), profile)
+    try:
+        with progress.Watch(jobs):
+            _run_snakemake(plans, cores, (), profile, "--keep-going")
+    finally:
+        page = summary.write(plans)
+        print(f"The summary is in {page}")
+    return page
+
+
+def _ready(
+    plans: Sequence[Plan], cores: int | None, until: Sequence[str], profile: str
+) -> list[Job]:
+    """Check everything, fetch the models and return the jobs, those that are outdated undone."""
+    if cores is not None and cores < 1:
+        raise UserError(f"--cores must be at least 1, not {cores}.")
+    _profile(profile)
+    wanted = with_needs(until or stages.STAGES)
+    jobs = [job for plan in plans for job in plan.jobs() if job.stage in wanted]
+    for job in jobs:
+        job.plan.parameters(job.stage, job.task)
+    for model in dict.fromkeys(plan.model for plan in plans):
+        here = zoo.resolve(model)  # the stages run in the project's root
+        if isinstance(here, Path) and here != (store.ROOT / Path(model).expanduser()).resolve():
+            raise UserError(f"{model} is in {Path.cwd()}: give its whole path, {here}.")
+        directory, prepend = fetching.fetch(model), plans[0].values.get("prepend", "auto")
+        if prepend != "auto":
+            loading.front(model, directory, prepend)
+    for job in jobs:
+        job.forget_if_stale()
+    return jobs
+
+
+def notebooks() -> list[Path]:
+    """Run the committed notebooks at their defaults, in order and in place, outputs cleaned.
+
+    Raises:
+        UserError: if one fails; it and those after it then stay as they were.
+    """
+    done = []
+    for stage in stages.STAGES:
+        values = parameters.check(stage, {})
+        fetching.fetch(values["model"])
+        where = stages.directory(values["results"], values["model"], values.get("task"))
+        print(f"Running {stage} at its defaults.", file=sys.stderr)
+        output = execution.execute(stage, {}, where / f"{stage}.ipynb")
+        with store.writing(stages.notebook(stage)) as temporary:
+            shutil.copyfile(output, temporary)
+        done.append(stages.notebook(stage))
+    return done
+
+
+def _help() -> str:
+    lines = ["stages and their parameters (a parameters file sets them by name):"]
+    for name, stage in stages.STAGES.items():
+        lines.append(f"  {name} ({'per task' if stage.per_task else 'all tasks'})")
+        try:
+            known = parameters.declared(name).values()
+        except UserError as error:
+            lines.append(f"    {error}")
+            continue
+        for p in known:
+            lines.append(f"    {p.name}: {p.type.__name__} = {p.default!r}  {p.help}")
+    return "\n".join(lines)
+
+
+_PROGRAM = "python -m seqcirc_utils"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help tells more).")
+
+    def format_help(self) -> str:
+        return super().format_help() + ("\n" + _help() + "\n" if self.prog == _PROGRAM else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=_PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    common = _Parser(add_help=False)
+    common.add_argument("--params", help="default: params/laptop.yml; of a sweep, params/sweep.yml")
+    common.add_argument("--model", default="", help="in place of the file's; of a sweep, one of it")
+    where = _Parser(add_help=False)
+    where.add_argument("--cores", type=int, default=None, help="default: all")
+    where.add_argument("--profile", default="", help="where jobs run (default: profiles/local)")
+    both = [common, where]
+    commands.add_parser("book", parents=both, help="run everything, build the book")
+    part = commands.add_parser("run", parents=both, help="run stages, build no book")
+    part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
+    commands.add_parser("sweep", parents=both, help="run a file of models, tasks and seeds")
+    commands.add_parser("notebooks", help="run the committed notebooks again, in place")
+    one = commands.add_parser("stage", parents=[common], help="run one stage")
+    one.add_argument("name")
+    one.add_argument("--task")
+    one.add_argument("--seed", type=int, help="of a sweep, one of its seeds")
+    one.add_argument("--output", required=True)
+    commands.add_parser("publish", parents=[common], help="copy the results into the book")
+    return parser
+
+
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; errors a user can mend are one line and status 2."""
+    held = contextlib.ExitStack()
+    try:
+        for empty in (a for a in arguments if re.fullmatch(r"(--\w+=)?\s*", a)):
+            raise UserError(f"{empty!r} holds nothing: leave it out, or say what it is.")
+        given = _parser().parse_args(arguments)
+        if given.command != "stage":
+            held.enter_context(alone())
+            _home()
+        if given.command == "notebooks":
+            notebooks()
+            return 0
+        name = "sweep.yml" if given.command == "sweep" else "laptop.yml"
+        file = given.params or store.ROOT / "params" / name
+        if given.command == "sweep":
+            plans = read_plans(file, given.model)
+            if plans[0].seed is None:
+                raise UserError(f"{file} is no sweep: it lists none of {', '.join(SWEEP)}.")
+            sweep(plans, given.cores, given.profile)
+            return 0
+        plan = read_plan(file, given.model, getattr(given, "seed", None))
+        if given.command == "book":
+            book(plan, given.cores, given.profile)
+        elif given.command == "run":
+            run(plan, given.cores, given.until, given.profile)
+        elif given.command == "stage":
+            run_stage(plan, given.name, given.task, given.output)
+        else:
+            pages.publish(plan)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: {error}: {_REMEDIES.get(error.errno or 0, 'see to it')} and start again; what "
+            "was finished is kept.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; what was finished is kept.", file=sys.stderr)
+        return 130
+    finally:
+        held.close()
+    return 0

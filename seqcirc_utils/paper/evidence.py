@@ -1,0 +1,226 @@
+"""What was published, and what the runs of one model found: the evidence for claims and faults."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from seqcirc_utils import store
+from seqcirc_utils.circuits.circuit import Circuit
+from seqcirc_utils.components import Component
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.prompts.sequences import TASKS as _ALL_TASKS
+
+TASKS = ("digits", "number_words", "months")
+"""The paper's tasks; three figures in a row are theirs, in this order."""
+CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
+"""Their circuits, as the results beyond the tasks name them."""
+GPT2 = "gpt2"
+"""The paper's model, as the zoo names it."""
+NOT_TESTED = "not tested here"
+
+
+def published() -> dict[str, Any]:
+    """What was published: ``provenance``, ``claims`` and ``faults``."""
+    return store.read_json(Path(__file__).parent / "published.json")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The result files of one model, read when asked for.
+
+    Every method raises :class:`UserError` for what is missing; what needs it is then not tested.
+
+    Attributes:
+        directory: ``<results>/<model>``.
+        problems: Stage and task (``None``: all tasks) to why there are no results.
+    """
+
+    directory: Path
+    problems: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
+    _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The facts of the model, as its runs recorded them; nothing if there is none."""
+        for task in TASKS:
+            with contextlib.suppress(UserError):  # a task that was skipped: no model was loaded
+                return self.data("03_patching.run.json", "model", task=task)
+        return {}
+
+    @property
+    def named(self) -> bool:
+        """Whether this is the paper's model, so that heads can be asked for by name."""
+        return self.model.get("zoo") == GPT2
+
+    def of_gpt2(self) -> "Evidence | None":
+        """Results of the paper's model that lie beside these, if there are any.
+
+        Those that came from its own source go before those of what looks like a copy.
+        """
+        places = [self] if self.named else map(Evidence, sorted(self.directory.parent.glob("*")))
+        found = [e for e in places if e.named]
+        return min(found, key=lambda e: e.model["known_by"] != "source", default=None)
+
+    def path(self, name: str, task: str | None = None) -> Path:
+        """The path of a result file, which exists."""
+        stage = "04_circuit_discovery" if name.startswith("circuit.") else name.split(".")[0]
+        where = self.directory / task if task else self.directory
+        for key in ((stage, task), (stage, None)):
+            if key in self.problems:
+                raise UserError(f"{_of(stage, task)} has no results: {self.problems[key]}")
+        if not (where / name).is_file():
+            raise UserError(f"{_of(name, task)} does not exist.")
+        return where / name
+
+    def table(
+        self, name: str, task: str | None = None, columns: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """A table that has these columns."""
+        path = self.path(name, task)
+        found = self._read.get(path)
+        if found is None:
+            found = self._read[path] = store.read_csv(path)
+        missing = [c for c in columns if c not in found]
+        if missing:
+            raise UserError(f"{_of(name, task)} has no column {', '.join(missing)}.")
+        return found
+
+    def data(self, name: str, *keys: str, task: str | None = None) -> Any:
+        """What a JSON file holds under some keys, one inside the other."""
+        found = store.read_json(self.path(name, task))
+        for key in keys:
+            if not isinstance(found, dict) or key not in found:
+                raise UserError(f"{_of(name, task)} has no entry {' / '.join(map(str, keys))}.")
+            found = found[key]
+        return found
+
+    def circuit(self, task: str, published: bool = False) -> Circuit:
+        """A task's circuit, of the ranked search or of the published sweep."""
+        return Circuit.load(self.path(f"circuit{'.published' if published else ''}.json", task))
+
+    def heads(self, task: str, published: bool = False) -> set[Component]:
+        """The heads of a task's circuit."""
+        return {c for c in self.circuit(task, published).components if c.head is not None}
+
+    def shared(self) -> list[str]:
+        """The heads that the circuits of all tasks hold."""
+        return list(map(str, sorted(set.intersection(*(self.heads(t) for t in TASKS)))))
+
+    def ablation(self, task: str) -> pd.Series:
+        """What ablating each component alone does to the whole model, in points."""
+        table = self.table("03_patching.csv", task, ("component", "ablation"))
+        return 100 * table.set_index("component")["ablation"]
+
+    def shape(self) -> tuple[int, int]:
+        """Layers, and heads in each."""
+        names = self.ablation(TASKS[0]).index
+        layers = sum(c.startswith("mlp") for c in names)
+        return layers, (len(names) - layers) // layers
+
+    def changes(self, task: str) -> pd.Series:
+        """What removing each component from the task's circuit does to it, in points."""
+        table = self.table("04_circuit_discovery.csv", task, ("component", "change"))
+        return 100 * table.set_index("component")["change"]
+
+    def kept(self, circuit: str, task: str) -> float:
+        """What one set of components, kept alone, does of a task, in percent."""
+        table = self.table("06_cross_task.csv", columns=("mode", "set", "task", "mean"))
+        return 100 * cell(table, "mean", "06_cross_task.csv", mode="kept", set=circuit, task=task)
+
+    def roles(self, task: str) -> pd.DataFrame:
+        """The table of roles, by component."""
+        table = self.table("05_component_roles.csv", task, ("component", "role"))
+        return table.assign(role=table["role"].fillna("none")).set_index("component")
+
+    def seen(self, task: str, column: str) -> pd.Series:
+        """One attention column of the table of roles, by component, in percent."""
+        table = self.table("05_component_roles.csv", task, ("component", column))
+        return 100 * table.set_index("component")[column]
+
+    def attention(self, task: str, query: str, key: str) -> pd.Series:
+        """Attention from one group of tokens to another, by head, in percent.
+
+        Only heads of the circuit or with a role were measured.
+        """
+        name = "05_component_roles.attention.csv"
+        table = self.table(name, task, ("component", "query", "key", "mean"))
+        rows = table[(table["query"] == query) & (table["key"] == key)]
+        if rows.empty:
+            raise UserError(f"{_of(name, task)} has no attention from {query} to {key}.")
+        return 100 * rows.set_index("component")["mean"]
+
+    def ov(self, task: str, score: str, read: str = "own", words: str = "members") -> pd.DataFrame:
+        """OV scores of all heads, by component: columns ``top5``, ``low``, ``high``, ``p`` …"""
+        columns = ("component", "score", "input", "words", "top5", "low", "high", "p")
+        name = "05_component_roles.ov.csv"
+        table = self.table(name, task, columns)
+        rows = table[(table["score"] == score) & (table["input"] == read)]
+        rows = rows[rows["words"] == words].set_index("component")
+        if rows.empty:
+            raise UserError(f"{_of(name, task)} has no {score} scores of {words} on input {read}.")
+        return rows
+
+    def effects(self, probes: Sequence[str], sets: Sequence[str]) -> pd.DataFrame:
+        """What mean-ablating sets of heads does to probes that the model can do.
+
+        Mean ablation is what the circuits were found with; only rows beside random sets count.
+        """
+        name = "07_generalisation.csv"
+        columns = ("probe", "kind", "set", "accuracy_after", "random_mean", "p", "retained")
+        table = self.table(name, columns=(*columns, "n_heads", "n_draws"))
+        table = table[(table["kind"] == "mean") & table["p"].notna()]
+        rows = table[table["probe"].isin(probes) & table["set"].isin(sets)]
+        if rows.empty:
+            raise UserError(f"no probe was tested against random heads: {self.inability(probes)}.")
+        return rows
+
+    def inability(self, probes: Sequence[str]) -> str:
+        """Why probes were not used."""
+        table = self.table("07_generalisation.probes.csv", columns=("probe", "used", "reason"))
+        rows = table[table["probe"].isin(probes)].set_index("probe")
+        used = rows["used"].astype(bool)
+        why = (
+            rows["reason"]
+            .astype(object)
+            .mask(used, "no ablation measured")
+            .reindex(probes)
+            .fillna("not asked")
+        )
+        return "; ".join(f"{probe}: {reason.rstrip('.')}" for probe, reason in why.items())
+
+    def switches(self, task: str) -> tuple[np.ndarray, np.ndarray]:
+        """By block, the share of prompts with the last (an earlier) member on top, then the answer.
+
+        "On top" is of the logit lens among the task's members; "then" is after the block.
+        """
+        name = "02_logit_attribution.npz"
+        arrays = store.read_npz(self.path(name, task))
+        if not {"lens_end", "answer"} <= set(arrays):
+            raise UserError(f"{_of(name, task)} has no lens at the end.")
+        top, answer = arrays["lens_end"].argmax(-1), arrays["answer"]  # [block + 1, n], [n]
+        arrived = top[1:] == answer
+        return (
+            (arrived & (top[:-1] == answer - 1)).mean(1),
+            (arrived & (top[:-1] < answer)).mean(1),
+        )
+
+
+def _of(name: str, task: str | None) -> str:
+    return f"{name} of {task}" if task else name
+
+
+def cell(table: pd.DataFrame, column: str, name: str, **where: Any) -> float:
+    """The one value of a column in the first row where other columns have these values."""
+    rows = table
+    for key, value in where.items():
+        rows = rows[rows[key] == value]
+    if rows.empty:
+        wanted = ", ".join(f"{k} {v}" for k, v in where.items())
+        raise UserError(f"{name} has no row with {wanted}.")
+    return float(rows[column].iloc[0])

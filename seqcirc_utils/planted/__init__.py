@@ -1,0 +1,1 @@
+"""Models built by hand whose circuit is known."""

@@ -1,0 +1,132 @@
+"""Pages made of tables: provenance, costs, benchmarks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from seqcirc_utils import store
+from seqcirc_utils.workflow import stages
+from seqcirc_utils.workflow.planning import DISCOVERY, Plan, with_needs
+
+
+def provenance(plan: Plan) -> str:
+    """Return the page that tells how all results were made.
+
+    Raises:
+        UserError: for a run whose record is missing.
+    """
+    records = [store.read_json(job.record) for job in plan.jobs()]
+    lines = ["# Provenance", "", "How every result of this book was made."]
+    lines += ["", "## Runs", "", "| stage | task | seconds | CPU seconds | prompts | seed |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
+    for record in records:
+        prompts = record.get("n_prompts", record["parameters"].get("n_prompts", ""))
+        cells = [record["stage"], record["task"] or "all", record["seconds"]]
+        lines.append(_row([*cells, record.get("cpu_seconds", ""), prompts, record["seed"]]))
+    for name, label in (("seconds", "stages one after the other"), ("cpu_seconds", "CPU time")):
+        minutes = sum(record.get(name, 0) for record in records) / 60
+        lines += ["", f"In all, {label}: {minutes:.0f} min."]
+    lines += _discovery_costs(plan)
+    facts = next((r["model"] for r in records if isinstance(r.get("model"), dict)), {})
+    lines += _table("Model", {"name": plan.model} | facts)
+    lines += _table("Versions", records[0]["versions"])
+    for record in records:
+        heading = f"Parameters of {record['stage']}"
+        if record["task"]:
+            heading += f", {record['task']}"
+        lines += _table(heading, record["parameters"])
+    return "\n".join(lines) + "\n"
+
+
+def _discovery_costs(plan: Plan) -> list[str]:
+    """Where the longest stage's time goes, as it measured itself."""
+    taken = {}
+    for job in plan.jobs():
+        file = job.record.with_name(f"{DISCOVERY}.json")
+        if job.stage == DISCOVERY and file.is_file():
+            taken[job.task] = store.read_json(file).get("cpu_seconds", {})
+    if not any(taken.values()):
+        return []
+    parts = dict.fromkeys(part for own in taken.values() for part in own)
+    rows = [_row([part, *(own.get(part, "") for own in taken.values())]) for part in parts]
+    head = ["| part |" + "".join(f" {task} |" for task in taken), "|---|" + "---:|" * len(taken)]
+    return ["", "## CPU seconds of the circuit discovery", "", *head, *rows]
+
+
+def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) -> str:
+    """Return tables of what each stage took, and of what a sweep would take at this rate."""
+    import pandas as pd
+
+    rows = []
+    for job in plan.jobs():
+        # Written by Snakemake, which watches the job from outside: starting it counts.
+        file = job.record.with_name(f"{job.stage}.cost.tsv")
+        if file.is_file():
+            taken = pd.read_csv(file, sep="\t", na_values="-").iloc[0]
+            files = [*file.parent.glob(f"{job.stage}.*")]
+            files += file.parent.glob("circuit*.json") if job.stage == DISCOVERY else []
+            # All tasks together: as if the time grew with their number only.
+            more = 1 if job.task else n_tasks / len(plan.tasks)
+            row = {"stage": job.stage, "minutes": taken["s"] / 60, "memory": taken["max_rss"] / 1e3}
+            row |= {"disk": sum(path.stat().st_size for path in files) / 1e6}
+            row |= {"core_hours": max(taken["s"], taken["cpu_time"]) / 3600 * more}
+            rows.append(row | {"jobs": n_models * n_seeds * (n_tasks if job.task else 1)})
+    if not rows:
+        return "These results were made without `make book`: nothing was measured.\n"
+    by_stage = pd.DataFrame(rows).groupby("stage")
+    mean, most = by_stage.mean(), by_stage["memory"].max()
+    lines = ["", "| stage | jobs | minutes | GB of memory, at most | MB on disk |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for name, row in mean.iterrows():
+        cells = [name, by_stage.size()[name], f"{row['minutes']:.1f}", f"{most[name]:.1f}"]
+        lines.append(_row([*cells, f"{row['disk']:.1f}"]))
+    lines += ["", f"{n_models} models × {n_tasks} tasks × {n_seeds} seeds:", ""]
+    lines += ["| stages | jobs | core hours | hours on 100 cores | GB on disk |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for title, names in [
+        ("up to the circuits", with_needs([DISCOVERY])),
+        ("all", tuple(stages.STAGES)),
+    ]:
+        part = mean[mean.index.isin(names)]
+        hours, disk = ((part["jobs"] * part[name]).sum() for name in ("core_hours", "disk"))
+        cells = [title, f"{part['jobs'].sum():,.0f}", f"{hours:,.0f}", f"{hours / 100:,.1f}"]
+        lines.append(_row([*cells, f"{disk / 1e3:,.1f}"]))
+    return "\n".join(lines) + "\n"
+
+
+def benchmarks() -> str:
+    """Return the tables of the benchmarks, from what `make bench` wrote last."""
+    file = store.ROOT / "benchmarks" / "results.json"
+    if not file.is_file():
+        return "None were run: `make bench` does.\n"
+    found = store.read_json(file)
+    lines = []
+    for key in ("searches", "growth", "memory"):
+        rows = found.pop(key)
+        if not rows:
+            continue
+        # One column per case: there are more measures than cases.
+        lines += ["", f"## {key.capitalize()}", ""]
+        lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
+        lines += [_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
+    lines += _table("Machine", found["machine"] | found["versions"])
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return value
+
+
+def _table(heading: str, entries: Mapping[str, Any]) -> list[str]:
+    rows = [_row([name, value]) for name, value in entries.items()]
+    return ["", f"## {heading}", "", "| name | value |", "|---|---|", *rows]
+
+
+def _row(cells: list[Any]) -> str:
+    texts = [str(c) for c in cells]
+    first = texts[0].replace("|", r"\|")
+    rest = [f"`{text}`".replace("|", r"\|") if text else "" for text in texts[1:]]
+    return f"| {' | '.join([first, *rest])} |"

@@ -1,0 +1,62 @@
+"""Means with intervals, rates, p-values: what every number is reported with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
+
+from seqcirc_utils.errors import CannotDo
+
+
+def percentile_p(value: float, null: Sequence[float] | np.ndarray) -> float:
+    """One-sided p-value of ``value`` against draws of a null, never 0: (hits + 1) / (draws + 1)."""
+    return (int((np.asarray(null) >= value).sum()) + 1) / (len(null) + 1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
+
+
+def interval(values: torch.Tensor, seed: int = 0) -> Interval:
+    """Mean of ``[n]`` values with a percentile bootstrap interval over prompts."""
+    values = values.double()
+    low, high = bootstrap_ci(values, generator=derive_generator(seed, "interval"))
+    return Interval(values.mean().item(), low.item(), high.item())
+
+
+def intervals(values: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Means of ``[m, n]`` values over prompts, and the bootstrap bounds: three ``[m]`` tensors."""
+    values = values.double()
+    low, high = bootstrap_ci(values, generator=derive_generator(seed, "interval"))
+    return values.mean(-1), low, high
+
+
+def rate(successes: torch.Tensor) -> Interval:
+    """Share of ``[n]`` successes with the exact (Clopper-Pearson) interval."""
+    ci = success_rate_ci(successes.tolist())
+    return Interval(ci.point_estimate, ci.ci_low, ci.ci_high)
+
+
+def positive_baseline(logit_diff: torch.Tensor, what: str) -> float:
+    """The mean logit difference that percentages refer to.
+
+    Raises:
+        CannotDo: when it is not positive; a ratio of it would mean nothing.
+    """
+    mean = logit_diff.mean().item()
+    if not mean > 0:
+        raise CannotDo(
+            f"{what} has a mean logit difference of {mean:.3f}: the model does not prefer the next "
+            "member, so shares of this score mean nothing. Choose another task, model or template."
+        )
+    return mean

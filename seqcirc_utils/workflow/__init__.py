@@ -1,0 +1,1 @@
+"""Stages, their parameters and records; running one notebook, or all of them."""

@@ -1,0 +1,159 @@
+"""Running a stage's notebook with papermill."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.workflow.fingerprint import fingerprint
+from seqcirc_utils.workflow.notebook import Run
+from seqcirc_utils.workflow.parameters import check
+from seqcirc_utils.workflow.stages import notebook, upstream
+
+
+def execute(
+    stage: str, parameters: Mapping[str, Any], output: Path | str, progress: bool = True
+) -> Path:
+    """Run a stage's notebook with parameters and write the executed notebook to ``output``.
+
+    ``output`` is written whole or not at all: an old one is removed when the run fails, and the
+    failed notebook is kept beside it as ``<output>.failed.ipynb``. A stage whose model cannot do
+    the task is no failure: the notebook ends there with the reason, which the record holds as
+    ``skipped``.
+
+    Args:
+        stage: The stage.
+        parameters: Those that differ from the defaults.
+        output: Path of the executed notebook.
+        progress: Show progress, the kernel's own included, on stderr.
+
+    Raises:
+        UserError: before any compute as :func:`check` does, afterwards if the notebook failed.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    given = check(stage, parameters)
+    output = Path(output).absolute()
+    failed = output.with_suffix(".failed.ipynb")
+    reason = ""
+    with store.writing(output) as temporary:
+        try:
+            try:
+                papermill.execute_notebook(
+                    str(notebook(stage)).replace("{", "{{").replace("}", "}}"),
+                    str(temporary).replace("{", "{{").replace("}", "}}"),
+                    parameters=dict(parameters),
+                    kernel_name="python3",
+                    kernel_manager_class=_own_kernel(),
+                    language="python",
+                    cwd=str(store.ROOT),
+                    progress_bar=progress,
+                    stderr_file=sys.stderr if progress else None,
+                )
+            except PapermillExecutionError as error:
+                if error.ename != CannotDo.__name__:
+                    raise
+                reason = str(error.evalue)
+            book = nbformat.read(temporary, as_version=4)
+            nbformat.write(clean(_cut(book, reason) if reason else book), temporary)
+        except BaseException as error:
+            output.unlink(missing_ok=True)
+            if not isinstance(error, Exception):
+                raise
+            kept = "no cell was run"
+            if temporary.is_file() and temporary.stat().st_size:
+                os.replace(temporary, failed)
+                failed.chmod(0o644)
+                kept = f"see {failed}"
+            if isinstance(error, DeadKernelError):
+                raise UserError(
+                    f"{stage} failed: its Python process died, mostly for want of memory ({kept})"
+                ) from None
+            if isinstance(error, PapermillExecutionError):
+                said = str(error.evalue).strip().splitlines() or [""]
+                name = "" if error.ename == "UserError" else f"{error.ename}: "
+                raise UserError(f"{stage} failed: {name}{said[0]} ({kept})") from None
+            said = str(error).strip().splitlines() or [""]
+            raise UserError(
+                f"{stage} failed: {type(error).__name__}: {said[0]} ({kept})"
+            ) from error
+    failed.unlink(missing_ok=True)
+    if reason:
+        _record_skipped(stage, given, reason)
+    return output
+
+
+def _own_kernel() -> type:
+    """Return a kernel manager whose python3 is this interpreter, whatever Jupyter has installed."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+
+    class OwnKernel(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _no_installed_kernels(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)
+
+    return OwnKernel
+
+
+def _cut(book: Any, reason: str) -> Any:
+    """Return a notebook up to the cell that raised, with the reason in place of the error."""
+    import nbformat
+
+    cells = []
+    for cell in book.cells:
+        if any("error" in tag for tag in cell.metadata.get("tags", [])):  # papermill's own notes
+            continue
+        cells.append(cell)
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            cell.outputs = [o for o in cell.outputs if o.output_type != "error"]
+            break
+    said = f":::{{admonition}} Skipped\n:class: warning\n{reason}\n:::"
+    book.cells = [*cells, nbformat.v4.new_markdown_cell(said, id="skipped")]
+    return book
+
+
+def _record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
+    """Write the record that the notebook did not come to write."""
+    run = Run(stage, given, library=fingerprint(stage, given))
+    for need, task in upstream(stage, [given["task"]] if "task" in given else given["tasks"]):
+        record = run._directory(task) / f"{need}.run.json"
+        with contextlib.suppress(UserError):
+            source = os.path.relpath(record, run.directory)
+            run.inputs[source] = store.read_json(record)["library"]
+    run.finish(skipped=reason)
+    print(f"{stage} of {given.get('task') or 'all tasks'} is skipped: {reason}", file=sys.stderr)
+
+
+def clean(book: Any) -> Any:
+    """Return an executed notebook without what differs from run to run: progress bars, times."""
+    book.metadata.pop("papermill", None)
+    book.metadata["kernelspec"] = {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
+    book.metadata["language_info"] = {"name": "python"}
+    for cell in book.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if not (output.output_type == "stream" and output.name == "stderr")
+            ]
+            for output in cell.outputs:
+                plain = output.get("data", {}).get("text/plain")
+                if plain is not None:
+                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
+    return book

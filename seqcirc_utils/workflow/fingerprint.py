@@ -1,0 +1,126 @@
+"""What decides a stage's results: its notebook, library files, parameters, model and versions."""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import zoo
+from seqcirc_utils.workflow.stages import notebook
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SOURCES = (".py", ".csv", ".json", ".txt", ".yml")
+
+
+def sources(stage: str) -> list[Path]:
+    """Return what determines a stage's results: its notebook and the library files it uses.
+
+    Modules of this package are followed through their imports; a data file of the package counts
+    when a string of the code names it.
+
+    Raises:
+        UserError: for an unknown stage, or a notebook that is not Python.
+    """
+    path = notebook(stage)
+    code = "\n".join(
+        "".join(cell["source"]) for cell in _cells(path) if cell["cell_type"] == "code"
+    )
+    code = re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", code)
+    seen: set[Path] = set()
+    todo = _used(code, _PACKAGE, path)
+    while todo:
+        found = todo.pop()
+        if found not in seen:
+            seen.add(found)
+            if found.suffix == ".py":
+                todo |= _used(found.read_text(encoding="utf-8"), found.parent, found)
+    return [path, *sorted(seen)]
+
+
+def _cells(path: Path) -> list[dict[str, Any]]:
+    return store.read_json(path)["cells"]
+
+
+def _used(code: str, here: Path, origin: Path) -> set[Path]:
+    try:
+        tree = ast.parse(code)
+    except SyntaxError as error:
+        raise UserError(f"{origin} is not Python ({error.msg}, line {error.lineno}).") from None
+    found: set[Path | None] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {_module(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = here.relative_to(_PACKAGE.parent).parts
+                parts = parts[: len(parts) - node.level + 1]
+                base = ".".join([*parts, *([base] if base else [])])
+            found |= {_module(base)} | {_module(f"{base}.{alias.name}") for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.fullmatch(r"[\w./-]+\.(csv|json|txt|yml)", node.value):
+                found |= {p for p in (here / node.value, _PACKAGE / node.value) if p.is_file()}
+    return {path for path in found if path is not None}
+
+
+def _module(name: str) -> Path | None:
+    if not name.startswith(f"{_PACKAGE.name}."):
+        return None
+    path = _PACKAGE.parent.joinpath(*name.split("."))
+    choices = (path.with_suffix(".py"), path / "__init__.py")
+    return next((choice for choice in choices if choice.is_file()), None)
+
+
+def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over a stage's own sources, its parameters, the model and the versions.
+
+    Where results go and outputs of the notebook do not count, so that executing it in place changes
+    nothing.
+
+    Raises:
+        UserError: as :func:`sources` does.
+    """
+    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in _SOURCES)
+    digest = hashlib.sha256(_code(stage, store.stamp(notebook(stage), *package)))
+    values = {name: value for name, value in parameters.items() if name != "results"}
+    identity = zoo.identity(values["model"]) if "model" in values else ""
+    digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache
+def _code(stage: str, stamp: tuple) -> bytes:
+    """A stage's own sources, as the bytes that its fingerprint begins with."""
+    first, *rest = sources(stage)
+    cells = [
+        [cell["cell_type"], "".join(cell["source"]), _lasting(cell.get("metadata", {}))]
+        for cell in _cells(first)
+    ]
+    parts = [json.dumps(cells, sort_keys=True).encode()]
+    parts += [f"\0{p.relative_to(_PACKAGE)}\0".encode() + p.read_bytes() for p in rest]
+    return b"".join(parts)
+
+
+def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    # Papermill gives every cell an empty list of tags, which says nothing.
+    return {k: v for k, v in metadata.items() if v and k not in ("execution", "papermill")}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "transformer-lens", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"seqcirc_utils": import_module("seqcirc_utils").__version__}

@@ -1,0 +1,75 @@
+"""Handing the stages to Snakemake."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from seqcirc_utils import (
+    store,
+)
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.workflow.planning import Plan, to_config
+
+
+def _profile(name: str) -> tuple[Path, str]:
+    """Return a profile's directory and executor, or say what is missing before anything is run."""
+    path = Path(name) if name else store.ROOT / "profiles" / "local"
+    try:
+        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+        executor = str(values.get("executor", "local"))
+    except FileNotFoundError:
+        there = sorted(store.ROOT.glob("profiles/*/config.yaml"))
+        there = ", ".join(str(p.parent.relative_to(store.ROOT)) for p in there)
+        raise UserError(f"{path} has no config.yaml: there are the profiles {there}.") from None
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path / 'config.yaml'} cannot be read as YAML: {said}") from None
+    own = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
+    if executor not in ("local", "dryrun", "touch") and find_spec(own) is None:
+        raise UserError(
+            f"{path} wants the executor {executor!r}, which is not installed: "
+            f"pip install {own.replace('_', '-')}."
+        )
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise UserError(f"{path} wants SLURM, but there is no sbatch: use it on a login node.")
+    return path, executor
+
+
+def _run_snakemake(
+    plans: Sequence[Plan],
+    cores: int | None,
+    until: Sequence[str] = (),
+    profile: str = "",
+    *more: str,
+) -> None:
+    names = {plan.model for plan in plans}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
+    command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
+    command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
+    where, executor = _profile(profile)
+    command += ["--workflow-profile", str(where.resolve())]
+    if executor == "local":  # no more jobs at once than the memory holds, and one on a GPU
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
+        command += ["--resources", f"mem_mb={memory}", "gpu=1"]
+    command += ["--cores", str(cores)] if cores else []
+    command += ["--rerun-triggers", "mtime", "params", "input"]
+    command += ["--quiet", "host", "reason", "progress"]
+    command += ["--until", *until] if until else []
+    file = os.path.relpath(plans[0].file, store.ROOT)
+    command += ["--config", to_config(file, names.pop() if len(names) == 1 else ""), *more]
+    snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)
+    try:
+        failed = snakemake.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C has reached it as well; if only we were told, this ends it after the running stage.
+        snakemake.terminate()
+        snakemake.wait()
+        raise
+    if failed:
+        raise UserError("not every stage ran: the lines above name the failed one and its log.")

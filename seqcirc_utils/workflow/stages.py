@@ -1,0 +1,93 @@
+"""The analysis stages: their notebooks, what each needs, and where results go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import UserError, unknown
+from seqcirc_utils.models import zoo
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook: whether it runs once per task, and the stages whose results it reads."""
+
+    name: str
+    per_task: bool = True
+    needs: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("00_ground_truth", per_task=False),
+        Stage("01_task_construction"),
+        Stage("02_logit_attribution"),
+        Stage("03_patching"),
+        Stage("04_circuit_discovery", needs=("03_patching",)),
+        Stage("05_component_roles", needs=("03_patching", "04_circuit_discovery")),
+        Stage(
+            "06_cross_task",
+            per_task=False,
+            needs=("03_patching", "04_circuit_discovery", "05_component_roles"),
+        ),
+        Stage("07_generalisation", per_task=False, needs=("03_patching", "04_circuit_discovery")),
+        Stage(
+            "08_prediction_and_editing",
+            per_task=False,
+            needs=("03_patching", "04_circuit_discovery"),
+        ),
+        Stage(
+            "09_claims",
+            per_task=False,
+            needs=(
+                *("01_task_construction", "02_logit_attribution", "03_patching"),
+                *("04_circuit_discovery", "05_component_roles", "06_cross_task"),
+                *("07_generalisation", "08_prediction_and_editing"),
+            ),
+        ),
+    )
+}
+
+
+def stage_named(name: str) -> Stage:
+    """Return the stage of this name.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name not in STAGES:
+        raise unknown("stage", name, STAGES)
+    return STAGES[name]
+
+
+def notebook(stage: str) -> Path:
+    """Return the path of a stage's committed notebook.
+
+    Raises:
+        UserError: for an unknown stage or a missing notebook.
+    """
+    path = store.ROOT / "notebooks" / f"{stage_named(stage).name}.ipynb"
+    if not path.is_file():
+        raise UserError(f"{stage}: its notebook {path} does not exist: restore it from git.")
+    return path
+
+
+def upstream(stage: str, tasks: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Return the stages, with their tasks, whose results a stage of these tasks reads."""
+    return [
+        (need, task)
+        for need in STAGES[stage].needs
+        for task in (tasks if STAGES[need].per_task else [None])
+    ]
+
+
+def directory(results: str, model: str, task: str | None = None) -> Path:
+    """Return where results live: ``<results>/<model>/<task>``, without a task one level up.
+
+    Raises:
+        UserError: for an unknown model.
+    """
+    base = store.ROOT / results / zoo.slug(model)
+    return base / task if task else base
