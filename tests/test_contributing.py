@@ -95,7 +95,7 @@ def test_the_book_shows_the_examples():
 @pytest.mark.slow
 def test_a_new_task_has_prompts(project):
     add(project, "task")
-    tests = ("-m", "pytest", "tests/test_tasks.py", "-k", "roman_numerals")
+    tests = ("-m", "pytest", "tests/prompts/test_drawing.py", "-k", "roman_numerals")
     said = run(project, sys.executable, *tests)
     assert " passed" in said
 
@@ -145,7 +145,9 @@ def test_a_new_stage_runs_and_has_a_page(project, tiny_directories):
 def test_a_new_claim_comes_out_both_ways(project):
     add(project, "claim")
     wanted = "C28 or is_complete or be_supported or is_falsified"
-    said = run(project, sys.executable, "-m", "pytest", "-v", "tests/test_claims.py", "-k", wanted)
+    said = run(
+        project, sys.executable, "-m", "pytest", "-v", "tests/paper/test_claims.py", "-k", wanted
+    )
     for name in (
         "test_what_is_published_is_complete",
         "test_every_claim_can_be_supported",

@@ -348,7 +348,7 @@ def test_every_fault_of_the_page_names_a_test_that_is_there():
     faults = re.findall(r"(?m)^\| (\d+) \|", page)
     assert faults == [number for number, _ in named] == [str(i + 1) for i in range(len(faults))]
     known = set()
-    for file in (ROOT / "tests").glob("test_*.py"):
+    for file in (ROOT / "tests").rglob("test_*.py"):
         known |= set(re.findall(r"(?m)^def (test_\w+)", file.read_text("utf-8")))
     assert {test for _, test in named} <= known
     own = set(re.findall(r"(?m)^def (test_\w+)", Path(__file__).read_text("utf-8")))

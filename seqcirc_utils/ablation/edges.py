@@ -12,7 +12,7 @@ Why it is fast, and still exact:
 - a component that no key or value depends on is computed at the final position alone;
 - a candidate recomputes only what lies downstream of a reader whose edges changed.
 
-``tests/test_edges.py`` holds the results to plain passes and to TransformerLens.
+``tests/ablation/test_edges.py`` holds the results to plain passes and to TransformerLens.
 """
 
 import contextlib

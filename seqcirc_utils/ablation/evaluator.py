@@ -13,7 +13,7 @@ Why it is fast, and still exact:
 - above the last head that still reads other positions, only the final position is computed;
 - only the final position is unembedded, and for a logit difference only two tokens of it.
 
-``tests/test_ablation.py`` holds the results to whole passes with plain hooks.
+``tests/ablation/test_ablation.py`` holds the results to whole passes with plain hooks.
 """
 
 from collections.abc import Iterable, Sequence
