@@ -5,9 +5,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from seqcirc_utils import store
-from seqcirc_utils.workflow import stages
+from seqcirc_utils.workflow import notebook, planning, stages
+from seqcirc_utils.workflow.parameters import check
 
 PARAMETERS = """\
 model: str = "gpt2"  # the model
@@ -76,3 +78,21 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(store, "ROOT", root)
     monkeypatch.setenv("PYTHONPATH", str(root))
     return root
+
+
+def parameters(project, **values):
+    file = project / "params" / "mine.yml"
+    file.write_text(yaml.safe_dump({"model": "gpt2", "tasks": ["months"]} | values))
+    return file
+
+
+def pretend(plan, stage, task=None, cells=()):
+    """Write what a run of a stage would have left."""
+    job = planning.Job(plan, stage, task)
+    cells = [nbformat.v4.new_markdown_cell("# Title\n\ntext"), *cells]
+    job.notebook.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), job.notebook)
+    run = notebook.Run(stage, check(stage, plan.parameters(stage, task)))
+    run.library = job.fingerprint
+    run.finish(model={"name": "gpt2"})
+    return job

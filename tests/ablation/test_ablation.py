@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from oracles import plainly
 from transformer_lens import patching
 
 from seqcirc_utils.ablation import paths, replay
@@ -12,37 +13,6 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts import scores as scores_module
-
-
-def plain_logits(model, prompts, names, replacement, positions=None):
-    """The slow, obvious way: one whole pass with a hook per component; logits ``[n, vocab]``."""
-    n, pos = prompts.tokens.shape
-    where = torch.ones(n, pos, dtype=torch.bool) if positions is None else positions
-    hooks = []
-    for name in names:
-        if name.head is None:
-
-            def swap(value, hook, layer=name.layer):
-                return torch.where(where[..., None], replacement.mlp[layer], value)
-
-            hooks.append((f"blocks.{name.layer}.hook_mlp_out", swap))
-        else:
-
-            def swap(value, hook, layer=name.layer, head=name.head):
-                value = value.clone()
-                new = replacement.z[layer][:, :, head]
-                value[:, :, head] = torch.where(where[..., None], new, value[:, :, head])
-                return value
-
-            hooks.append((f"blocks.{name.layer}.attn.hook_z", swap))
-    with torch.no_grad():
-        return model.bridge.run_with_hooks(prompts.tokens, fwd_hooks=hooks)[:, -1]
-
-
-def plainly(model, prompts, *arguments):
-    """Logit differences ``[n]``, the slow way."""
-    return scores_module.Scores.read(plain_logits(model, prompts, *arguments), prompts).logit_diff
-
 
 CANDIDATES = [
     [Component(0, 1)],

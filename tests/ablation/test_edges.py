@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_discovery import evaluator_of
+from oracles import evaluator_of
 from transformer_lens.tools.analysis import attribution_patching as theirs
 from transformer_lens.utilities.statistics import derive_generator
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, save_tiny
 from matplotlib.figure import Figure
+from tokenizers_made import character_tokenizer
 
 from seqcirc_utils.ablation import answers as answers_module
 from seqcirc_utils.analyses import generalisation
@@ -20,22 +21,6 @@ from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import probes, questions
 
 ALL = probes.probes()
-CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:+-="
-
-
-def character_tokenizer(characters=CHARACTERS):
-    """Every character is a token: answers have several, and of unequal number."""
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-    from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
-
-    known = ["<unk>", "<bos>", "<eos>", *characters]
-    ids = {word: i for i, word in enumerate(known)}
-    tokenizer = Tokenizer(kinds.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

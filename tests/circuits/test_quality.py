@@ -5,8 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from test_ablation import plainly
-from test_discovery import evaluator_of
+from oracles import evaluator_of, plainly
 
 from seqcirc_utils.ablation import replay
 from seqcirc_utils.circuits import quality

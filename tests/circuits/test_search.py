@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from test_ablation import plain_logits, plainly
+from oracles import evaluator_of, plainly
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation import pruning
@@ -16,22 +16,6 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.circuits import search as search_module
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
-
-
-def evaluator_of(model, prompts, replacement):
-    """An evaluator on which a random model has something to lose.
-
-    The answer is the token that the components raise most; the last member is what the model says
-    with everything replaced, among the tokens below the answer.
-    """
-    whole, empty = (
-        plain_logits(model, prompts, names, replacement) for names in ([], components(model))
-    )
-    answers = (whole - empty).argmax(-1)
-    below = whole < whole.gather(-1, answers[:, None])
-    lasts = empty.masked_fill(~below, -torch.inf).argmax(-1)
-    chosen = dataclasses.replace(prompts, answer_ids=answers, last_ids=lasts)
-    return Evaluator(model, chosen, replacement)
 
 
 @pytest.fixture

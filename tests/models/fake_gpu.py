@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import ARCHITECTURES, save_tiny, word_tokenizer
-from test_controls import tokenizer_of
-from test_generalisation import character_tokenizer
+from tokenizers_made import character_tokenizer, tokenizer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import SIZES, save_random
-from test_ablation import plain_logits
+from oracles import plain_logits
 
 from seqcirc_utils.ablation import paths as paths_module
 from seqcirc_utils.ablation import replay

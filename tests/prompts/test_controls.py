@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from conftest import save_tiny
+from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation import text as text_module
 from seqcirc_utils.ablation.evaluator import Evaluator
@@ -13,28 +14,6 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import controls, plain_text, sequences
-
-WORD = r" ?[A-Za-z]+|[^\sA-Za-z\d]|\n+| "
-
-
-def tokenizer_of(number: str):
-    """Whole words of the controls and the text; ``number`` says how digits are cut."""
-    from tokenizers import Regex, Tokenizer, pre_tokenizers
-    from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
-
-    rule = rf"{number}|{WORD}"
-    texts = [plain_text._TEXT.read_text(encoding="utf-8"), "When and went to the , gave a to"]
-    texts += ["The lasted from the year to the year"]
-    texts += [f" {word}" for word in controls._NAMES + controls._PLACES + controls._GIFTS]
-    texts += [f" {word}" for word in controls._EVENTS]
-    texts += [f" {year}" for year in range(1400, 1900)]
-    known = dict.fromkeys(piece for text in texts for piece in re.findall(rule, text))
-    ids = {word: i for i, word in enumerate(["<unk>", "<bos>", *known])}
-    tokenizer = Tokenizer(kinds.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rule), "isolated")
-    special = {"bos_token": "<bos>", "eos_token": "<bos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 @pytest.fixture(scope="module", params=[r"\d", r" ?\d\d"], ids=["digits", "pairs"])

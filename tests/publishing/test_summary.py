@@ -7,8 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from stage_project import make, write_notebook
-from test_workflow import pretend
+from stage_project import make, pretend, write_notebook
 
 from seqcirc_utils import commands, store
 from seqcirc_utils.circuits.circuit import Circuit

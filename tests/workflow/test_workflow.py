@@ -11,14 +11,14 @@ import sys
 import nbformat
 import pytest
 import yaml
-from stage_project import make, write_notebook
+from stage_project import make, parameters, pretend, write_notebook
 
 from seqcirc_utils import commands, store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import fetching, zoo
 from seqcirc_utils.publishing import pages, tables
-from seqcirc_utils.workflow import execution, notebook, planning, snakemake, stages
-from seqcirc_utils.workflow.parameters import check, declared
+from seqcirc_utils.workflow import execution, planning, snakemake, stages
+from seqcirc_utils.workflow.parameters import declared
 
 TOC = {
     "format": "jb-book",
@@ -37,24 +37,6 @@ def project(tmp_path, monkeypatch):
     root = make(tmp_path, monkeypatch)
     (root / "book/_toc.yml").write_text(yaml.safe_dump(TOC))
     return root
-
-
-def parameters(project, **values):
-    file = project / "params" / "mine.yml"
-    file.write_text(yaml.safe_dump({"model": "gpt2", "tasks": ["months"]} | values))
-    return file
-
-
-def pretend(plan, stage, task=None, cells=()):
-    """Write what a run of a stage would have left."""
-    job = planning.Job(plan, stage, task)
-    cells = [nbformat.v4.new_markdown_cell("# Title\n\ntext"), *cells]
-    job.notebook.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), job.notebook)
-    run = notebook.Run(stage, check(stage, plan.parameters(stage, task)))
-    run.library = job.fingerprint
-    run.finish(model={"name": "gpt2"})
-    return job
 
 
 def pretend_all(plan):
