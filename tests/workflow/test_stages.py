@@ -128,7 +128,7 @@ def test_sources_follow_imports(project):
     assert names[0] == "03_patching.ipynb"
     assert {"stages.py", "store.py", "errors.py", "zoo.py"} <= set(names)
     assert not {"commands.py", "circuit.py"} & set(names)
-    write_notebook(project, "03_patching", work="from seqcirc_utils.workflow import commands as _w")
+    write_notebook(project, "03_patching", work="from seqcirc_utils import commands as _w")
     assert "commands.py" in [path.name for path in sources("03_patching")]
 
 
