@@ -1,7 +1,8 @@
 # The stages as a graph, the same on a laptop and on a cluster. `make book` runs it; by hand:
 #   snakemake --workflow-profile profiles/local --config params_file=params/quick.yml model=gpt2
-# A run is repeated when its fingerprint (parameters, notebook, library modules) is another, or when
-# a run that it depends on was repeated. A sweep's file gives one such graph per model and seed.
+# A run is repeated when what it is made of (parameters, sources, those of the runs that it reads) is
+# another; where only its page is, it reads its findings. A sweep's file gives one such graph per
+# model and seed.
 
 import os
 import sys
@@ -61,7 +62,8 @@ for _stage in _stages.STAGES.values():
         name:
             _stage.name
         input:
-            _of(_stage.name, lambda job: [_relative(path) for path in job.inputs]),
+            # Dates mean nothing: the fingerprint holds those of all that is read.
+            _of(_stage.name, lambda job: [ancient(_relative(path)) for path in job.inputs]),
         output:
             notebook=f"{{where}}/{_stage.name}.ipynb",
             record=f"{{where}}/{_stage.name}.run.json",

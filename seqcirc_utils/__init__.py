@@ -10,6 +10,7 @@ only from those before it:
 - ``circuits``: what one is, searches, chance, quality
 - ``planted``: models built by hand whose circuit is known
 - ``analyses``: what parts do, and what circuits tell
+- ``chapters``: what each chapter of the book measures, and the findings that it keeps
 - ``paper``: what was published, and a verdict on each claim
 
 Beside them stand ``figures`` (how findings look), ``workflow`` (one notebook, or all stages) and

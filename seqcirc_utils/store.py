@@ -105,6 +105,11 @@ def read_csv(path: Path | str) -> pd.DataFrame:
     return _read(Path(path), lambda p: pd.read_csv(p, dtype={"component": str, "head": "Int64"}))
 
 
+def read_text_csv(path: Path | str) -> pd.DataFrame:
+    """Read a table whose every cell stays the text that it is in the file."""
+    return _read(Path(path), lambda p: pd.read_csv(p, dtype=str, keep_default_na=False))
+
+
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write named arrays, compressed."""
     with writing(path) as temporary, temporary.open("wb") as file:

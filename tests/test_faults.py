@@ -51,7 +51,6 @@ def finished(plan):
     """Leave what a run of the stage leaves."""
     job = planning.Job(plan, STAGE, "months")
     run = notebook.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
-    run.library = job.fingerprint
     store.write_csv(run.path("csv"), pd.DataFrame({"component": ["1.2"], "effect": [0.5]}))
     store.write_npz(run.path("npz"), {"effects": np.eye(3)})
     store.write_json(run.directory / "circuit.json", {"heads": [[1, 2]]})
@@ -103,11 +102,10 @@ def test_what_another_process_writes_meanwhile_is_not_trusted(project):
     """A process that outlived its killed run may write over the files of the next."""
     plan = planned(project)
     run = notebook.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
-    run.library = planning.Job(plan, STAGE, "months").fingerprint
     store.write_text(run.path("txt"), "ours")
     run.path("txt").write_text("theirs")
     run.finish()
-    assert not records.is_current(STAGE, run.directory)
+    assert not records.is_current(STAGE, run.path("run.json"))
 
 
 def test_results_of_other_versions_and_weights_are_not_mixed_in(
@@ -115,12 +113,12 @@ def test_results_of_other_versions_and_weights_are_not_mixed_in(
 ):
     weights = shutil.copytree(tiny_directories["gpt2"], tmp_path / "model") / "model.safetensors"
     job = finished(planned(project, weights.parent))
-    assert records.is_current(STAGE, job.record.parent)
+    assert records.is_current(STAGE, job.record)
     with monkeypatch.context() as other:
         other.setattr(fingerprint, "versions", lambda: {"torch": "0.1"})
-        assert not records.is_current(STAGE, job.record.parent)
+        assert not records.is_current(STAGE, job.record)
     flip(weights)
-    assert not records.is_current(STAGE, job.record.parent)
+    assert not records.is_current(STAGE, job.record)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -267,7 +265,7 @@ def test_killed_and_interrupted_runs(tmp_path, monkeypatch, tiny_directories):
         (project / "go").touch()
         said = run.communicate(timeout=120)[1]
         assert run.returncode == 130 and "error: interrupted" in said
-        assert records.is_current(STAGE, job.record.parent)
+        assert records.is_current(STAGE, job.record)
         assert json.loads(job.notebook.read_text())["cells"]
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -10,10 +10,9 @@ from typing import Any
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import CannotDo, UserError
-from seqcirc_utils.workflow.fingerprint import fingerprint
-from seqcirc_utils.workflow.notebook import Run
+from seqcirc_utils.workflow import records
 from seqcirc_utils.workflow.parameters import check
-from seqcirc_utils.workflow.stages import notebook, upstream
+from seqcirc_utils.workflow.stages import directory, notebook, upstream
 
 
 def execute(
@@ -124,13 +123,13 @@ def _cut(book: Any, reason: str) -> Any:
 
 def _record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
     """Write the record that the notebook did not come to write."""
-    run = Run(stage, given, library=fingerprint(stage, given))
+    where = directory(given["results"], given["model"], given.get("task"))
+    inputs = {}
     for need, task in upstream(stage, [given["task"]] if "task" in given else given["tasks"]):
-        record = run._directory(task) / f"{need}.run.json"
+        record = directory(given["results"], given["model"], task) / f"{need}.run.json"
         with contextlib.suppress(UserError):
-            source = os.path.relpath(record, run.directory)
-            run.inputs[source] = store.read_json(record)["library"]
-    run.finish(skipped=reason)
+            inputs[records.relative(record, where)] = store.read_json(record)["library"]
+    records.write(stage, given, where, {"skipped": reason, "inputs": inputs})
     print(f"{stage} of {given.get('task') or 'all tasks'} is skipped: {reason}", file=sys.stderr)
 
 

@@ -1,4 +1,9 @@
-"""What decides a stage's results: its notebook, library files, parameters, model and versions."""
+"""What decides a stage's results, and what decides how they are shown.
+
+Results are decided by the chapter's module with all it uses, the parameters, the model and the
+versions; how they are shown, by the notebook and the figures too. So a colour or a caption outdates
+a page, which is drawn again from its results, and nothing that was computed.
+"""
 
 import ast
 import contextlib
@@ -16,35 +21,48 @@ from typing import Any
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import zoo
-from seqcirc_utils.workflow.stages import notebook
+from seqcirc_utils.workflow.stages import notebook, stage_named
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = (".py", ".csv", ".json", ".txt", ".yml")
 
 
 def sources(stage: str) -> list[Path]:
-    """Return what determines a stage's results: its notebook and the library files it uses.
+    """Return the files that decide a stage's results: its chapter's module, and all it uses.
 
     Modules of this package are followed through their imports; a data file of the package counts
-    when a string of the code names it.
+    when a string of the code names it. A notebook without such a module decides by itself.
 
     Raises:
         UserError: for an unknown stage, or a notebook that is not Python.
+    """
+    chapter = _PACKAGE / stage_named(stage).chapter
+    return _followed({chapter}) if chapter.is_file() else drawing_sources(stage)
+
+
+def drawing_sources(stage: str) -> list[Path]:
+    """Return the files that decide how a stage's results are shown: its notebook, and all it uses.
+
+    Raises:
+        UserError: as :func:`sources` does.
     """
     path = notebook(stage)
     code = "\n".join(
         "".join(cell["source"]) for cell in _cells(path) if cell["cell_type"] == "code"
     )
     code = re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", code)
+    return [path, *_followed(_used(code, _PACKAGE, path))]
+
+
+def _followed(todo: set[Path]) -> list[Path]:
     seen: set[Path] = set()
-    todo = _used(code, _PACKAGE, path)
     while todo:
         found = todo.pop()
         if found not in seen:
             seen.add(found)
             if found.suffix == ".py":
                 todo |= _used(found.read_text(encoding="utf-8"), found.parent, found)
-    return [path, *sorted(seen)]
+    return sorted(seen)
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
@@ -82,32 +100,47 @@ def _module(name: str) -> Path | None:
 
 
 def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over a stage's own sources, its parameters, the model and the versions.
-
-    Where results go and outputs of the notebook do not count, so that executing it in place changes
-    nothing.
+    """Return the SHA-256 over what decides a stage's results; where they go does not count.
 
     Raises:
         UserError: as :func:`sources` does.
     """
-    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in _SOURCES)
-    digest = hashlib.sha256(_code(stage, store.stamp(notebook(stage), *package)))
+    digest = hashlib.sha256(_code(stage, False, _stamp(stage)))
     values = {name: value for name, value in parameters.items() if name != "results"}
     identity = zoo.identity(values["model"]) if "model" in values else ""
     digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
     return digest.hexdigest()
 
 
+def drawing(stage: str) -> str:
+    """Return the SHA-256 over what decides how a stage's results are shown.
+
+    Outputs of the notebook do not count, so that executing it in place changes nothing.
+
+    Raises:
+        UserError: as :func:`sources` does.
+    """
+    return hashlib.sha256(_code(stage, True, _stamp(stage))).hexdigest()
+
+
+def _stamp(stage: str) -> tuple:
+    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in _SOURCES)
+    return store.stamp(notebook(stage), *package)
+
+
 @functools.lru_cache
-def _code(stage: str, stamp: tuple) -> bytes:
-    """A stage's own sources, as the bytes that its fingerprint begins with."""
-    first, *rest = sources(stage)
-    cells = [
-        [cell["cell_type"], "".join(cell["source"]), _lasting(cell.get("metadata", {}))]
-        for cell in _cells(first)
-    ]
-    parts = [json.dumps(cells, sort_keys=True).encode()]
-    parts += [f"\0{p.relative_to(_PACKAGE)}\0".encode() + p.read_bytes() for p in rest]
+def _code(stage: str, shown: bool, stamp: tuple) -> bytes:
+    """The bytes of the files that decide a stage's results, or how they are shown."""
+    parts = []
+    for path in drawing_sources(stage) if shown else sources(stage):
+        if path.suffix == ".ipynb":
+            cells = [
+                [cell["cell_type"], "".join(cell["source"]), _lasting(cell.get("metadata", {}))]
+                for cell in _cells(path)
+            ]
+            parts.append(json.dumps(cells, sort_keys=True).encode())
+        else:
+            parts.append(f"\0{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes())
     return b"".join(parts)
 
 

@@ -1,11 +1,11 @@
-"""One run of a stage, from inside its notebook: its inputs, its files, and how they were made.
+"""One run of a stage, from inside its notebook: its findings, its inputs, and how they were made.
 
-Each result has a ``<stage>.run.json`` beside it that tells which parameters and which sources made
-it; results made otherwise are never mixed in.
+A notebook asks for what its chapter found and draws it. What was found before, by the same code, of
+the same model with the same parameters, is read and not computed again: a figure may change and be
+drawn anew within seconds.
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,30 +13,40 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from seqcirc_utils import store
+from seqcirc_utils.chapters.findings import Findings
 from seqcirc_utils.errors import CannotDo, UserError, unknown
-from seqcirc_utils.workflow.fingerprint import fingerprint, versions
+from seqcirc_utils.workflow import execution, records
+from seqcirc_utils.workflow.fingerprint import drawing, fingerprint
 from seqcirc_utils.workflow.parameters import check, declared
-from seqcirc_utils.workflow.records import is_current, set_aside, skipped
 from seqcirc_utils.workflow.stages import STAGES, directory, stage_named
 
+F = TypeVar("F", bound=Findings)
 _IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open", "display"}
 
 
 @dataclass
 class Run:
-    """One run of a stage inside its notebook: where files go and what is recorded."""
+    """One run of a stage inside its notebook: where files go and what is recorded.
+
+    Attributes:
+        stage: The stage.
+        parameters: All of its parameters.
+        record: What an earlier run recorded, where its findings still hold; empty otherwise.
+        inputs: The records of other runs that were read, and the fingerprint of each.
+    """
 
     stage: str
     parameters: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     begun: int = field(default_factory=lambda: len(store.WRITTEN))
-    inputs: dict[str, str] = field(default_factory=dict)
-    library: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -54,16 +64,36 @@ class Run:
         where = self._directory(task) if task else self.directory
         return where / f"{self.stage}.{suffix}"
 
-    def input(self, stage: str, suffix: str, task: str | None = None) -> Path:
-        """Return the path of another stage's file, made first when it is missing or outdated.
+    def findings(self, kind: type[F]) -> F:
+        """Return what the chapter found: measured now, or read if it was found before.
+
+        Args:
+            kind: The class of the findings; its ``measure`` is what is computed.
 
         Raises:
-            UserError: for a stage that this one does not need, a missing task, a stage that
-                fails, or one that does not make this file.
-            CannotDo: if the stage was skipped, since the model cannot do the task.
+            UserError: as ``measure`` does.
+            CannotDo: where the model cannot do the task.
         """
-        from seqcirc_utils.workflow import execution  # which itself records a run that was skipped
+        from seqcirc_utils.chapters.setting import Setting  # with torch
 
+        if self.record:
+            print(f"Found before ({self.record['timestamp']}): read.", file=sys.stderr)
+        else:
+            import torch
+
+            torch.manual_seed(self.parameters.get("seed", 0))
+            setting = Setting(self.parameters, self.directory / self.stage, self._read)
+            kind.measure(setting).save(self.directory)
+            model = vars(setting).get("model")
+            self.facts = {"model": dataclasses.asdict(model.facts)} if model else {}
+        return kind.load(self.directory)
+
+    def _read(self, kind: type[F], task: str | None = None) -> F:
+        """Return another chapter's findings, made first when they are missing or outdated."""
+        return kind.load(self._made(kind.stage, task))
+
+    def _made(self, stage: str, task: str | None) -> Path:
+        """Return the directory of another stage's results, made first where that is needed."""
         needs = stage_named(self.stage).needs
         if stage not in needs:
             raise unknown(f"input of {self.stage}", stage, needs)
@@ -75,11 +105,10 @@ class Run:
         if STAGES[stage].per_task:
             shared["task"] = task
         where = self._directory(task if STAGES[stage].per_task else None)
-        path, record = where / f"{stage}.{suffix}", where / f"{stage}.run.json"
+        record = where / f"{stage}.run.json"
         where.mkdir(parents=True, exist_ok=True)
         with FileLock(where / f".{stage}.lock"):
-            current = is_current(stage, where, shared)
-            if not (current and (path.is_file() or skipped(record))):
+            if not records.is_current(stage, record, shared):
                 print(
                     f"{stage} of {task or 'all tasks'} has no results for these parameters and "
                     "this version: running it first, which may take some minutes.",
@@ -87,16 +116,27 @@ class Run:
                     flush=True,
                 )
                 execution.execute(stage, shared, where / f"{stage}.ipynb")
-            reason = skipped(record)
-            if not (reason or path.is_file()):
-                raise UserError(f"{self.stage}: {stage} makes no file {path.name}.")
-            source = os.path.relpath(record, self.directory)
+            reason = records.skipped(record)
+            source = records.relative(record, self.directory)
             try:
                 self.inputs[source] = store.read_json(record)["library"]
             except UserError:  # another process has begun to make the same results again
                 self.inputs[source] = fingerprint(stage, check(stage, shared))
         if reason:
             raise CannotDo(reason)
+        return where
+
+    def input(self, stage: str, suffix: str, task: str | None = None) -> Path:
+        """Return the path of another stage's file, made first when it is missing or outdated.
+
+        Raises:
+            UserError: for a stage that this one does not need, a missing task, a stage that
+                fails, or one that does not make this file.
+            CannotDo: if the stage was skipped, since the model cannot do the task.
+        """
+        path = self._made(stage, task) / f"{stage}.{suffix}"
+        if not path.is_file():
+            raise UserError(f"{self.stage}: {stage} makes no file {path.name}.")
         return path
 
     def finish(self, **facts: Any) -> Path:
@@ -105,41 +145,36 @@ class Run:
         Args:
             facts: Further entries; dataclasses (such as ``model=model.facts``) become tables.
         """
-        facts = {
-            name: dataclasses.asdict(fact) if dataclasses.is_dataclass(fact) else fact
-            for name, fact in facts.items()
+        written = {
+            records.relative(path, self.directory): digest
+            for path, digest in store.WRITTEN[self.begun :]
+            if path.suffix != ".ipynb"
         }
-        own = {
-            "stage": self.stage,
-            "task": self.parameters.get("task"),
-            "parameters": self.parameters,
-            "seed": self.parameters.get("seed"),
-            "seconds": round(time.monotonic() - self.started, 1),
-            "cpu_seconds": round(time.process_time(), 1),  # what other programs do matters less
-            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "library": self.library,
-            "inputs": self.inputs,
-            # As they were written: one that another process, or a fault, changes is found out.
-            "files": {
-                os.path.relpath(path, self.directory): digest
-                for path, digest in store.WRITTEN[self.begun :]
-                if path.suffix != ".ipynb"
-            },
+        told = {
+            k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in facts.items()
         }
-        return store.write_json(self.path("run.json"), facts | own)
+        # How findings were made is told by the run that made them.
+        told |= (
+            self.record
+            or {
+                "seconds": round(time.monotonic() - self.started, 1),
+                "cpu_seconds": round(time.process_time(), 1),  # what other programs do matters less
+                "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+                "inputs": self.inputs,
+            }
+            | self.facts
+        )
+        # As they were written: one that another process, or a fault, changes is found out.
+        told |= {"files": self.record.get("files", {}) | written, "drawing": drawing(self.stage)}
+        return records.write(self.stage, self.parameters, self.directory, told)
 
 
 def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
-    """Check the parameters in a notebook's namespace, seed torch, and return the run.
+    """Check the parameters in a notebook's namespace and return the run.
 
     Raises:
         UserError: for a name that the notebook does not declare, or as :func:`check` does.
     """
-    import torch
-    from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils import logging
-
     given = {
         name: value
         for name, value in namespace.items()
@@ -149,9 +184,11 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
         and not callable(value)
     }
     parameters = check(stage, given)
-    disable_progress_bars()
-    logging.disable_progress_bar()
-    torch.manual_seed(parameters.get("seed", 0))
-    run = Run(stage, parameters, library=fingerprint(stage, parameters))
-    set_aside(run.path("run.json"))  # until finish(), its results are half made
+    run = Run(stage, parameters)
+    record = run.path("run.json")
+    for kept in (record, records.last(record)):
+        if records.is_current(stage, kept, parameters) and not records.skipped(kept):
+            run.record = store.read_json(kept)
+            break
+    records.set_aside(record)  # until finish(), its results are half made
     return run

@@ -16,7 +16,7 @@ from seqcirc_utils import store
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models import zoo
 from seqcirc_utils.workflow import records, stages
-from seqcirc_utils.workflow.fingerprint import fingerprint
+from seqcirc_utils.workflow.fingerprint import drawing, fingerprint
 from seqcirc_utils.workflow.parameters import check, declared
 
 PER_TASK = [name for name, stage in stages.STAGES.items() if stage.per_task]
@@ -128,16 +128,20 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the stage's sources and parameters."""
+        """What the run is made of: sources and parameters, its own and of all that it reads."""
         given = self.plan.parameters(self.stage, self.task)
-        return fingerprint(self.stage, check(self.stage, given))
+        own = [fingerprint(self.stage, check(self.stage, given)), drawing(self.stage)]
+        tasks = [self.task] if self.task else self.plan.tasks
+        for stage, task in stages.upstream(self.stage, tasks):
+            own.append(fingerprint(stage, check(stage, self.plan.parameters(stage, task))))
+        return hashlib.sha256(" ".join(own).encode()).hexdigest()
 
     def is_current(self) -> bool:
         """Tell whether the results are there, made with these parameters and sources."""
         if not self.record.is_file():
             return False
         shared = check(self.stage, self.plan.parameters(self.stage, self.task))
-        return records.is_current(self.stage, self.record.parent, shared)
+        return records.is_current(self.stage, self.record, shared)
 
     def forget_if_stale(self) -> None:
         """Remove the record of a run made otherwise or damaged, so that Snakemake runs it again.
@@ -145,7 +149,7 @@ class Job:
         To be called upstream first: what is kept is dated anew, in this order. Snakemake goes by
         dates, and a clock may have been wrong.
         """
-        if self.is_current():
+        if self.is_current() and records.is_drawn(self.stage, self.record):
             with contextlib.suppress(UserError):
                 store.read_json(self.notebook)
                 with contextlib.suppress(OSError):  # read-only: their dates will not change

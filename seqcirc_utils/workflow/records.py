@@ -1,33 +1,67 @@
-"""How results were made: whether a run's record still holds."""
+"""The record of a run, ``<stage>.run.json``: how results were made, and whether it still holds.
+
+It tells which parameters and which sources made them; results made otherwise are never mixed in.
+"""
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.workflow.fingerprint import fingerprint
+from seqcirc_utils.workflow.fingerprint import drawing, fingerprint, versions
 from seqcirc_utils.workflow.stages import STAGES
 
 
-def is_current(stage: str, where: Path, shared: Mapping[str, Any] | None = None) -> bool:
-    """Tell whether a stage's results in a directory are whole and made by the present sources.
+def write(
+    stage: str, parameters: Mapping[str, Any], directory: Path, facts: Mapping[str, Any]
+) -> Path:
+    """Write the record of a run.
 
     Args:
         stage: The stage.
-        where: The directory of its ``run.json``.
+        parameters: All of its parameters.
+        directory: Where its results are.
+        facts: Further entries, which take the place of those made here.
+    """
+    record = {
+        "stage": stage,
+        "task": parameters.get("task"),
+        "parameters": parameters,
+        "seed": parameters.get("seed"),
+        "versions": versions(),
+        "library": fingerprint(stage, parameters),
+        "drawing": drawing(stage),
+        "inputs": {},
+        "files": {},
+    }
+    return store.write_json(directory / f"{stage}.run.json", {**record, **facts})
+
+
+def relative(path: Path, directory: Path) -> str:
+    """Return a path as a record tells it."""
+    return os.path.relpath(path, directory)
+
+
+def is_current(stage: str, record: Path, shared: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a stage's results are whole and made by the present sources.
+
+    Args:
+        stage: The stage.
+        record: Its record.
         shared: Parameters that must be the same; those that the stage does not declare are
             passed over.
 
     Raises:
         UserError: for an unknown stage.
     """
-    path = where / f"{stage}.run.json"
+    where = record.parent
     try:
-        record = store.read_json(path)
-        made, library, inputs = record["parameters"], record["library"], record["inputs"]
-        if any(store.sha256(where / file) != was for file, was in record["files"].items()):
+        told = store.read_json(record)
+        made, library, inputs = told["parameters"], told["library"], told["inputs"]
+        if any(store.sha256(where / file) != was for file, was in told["files"].items()):
             return False
     except (UserError, OSError, KeyError, TypeError):
         return False
@@ -43,9 +77,16 @@ def is_current(stage: str, where: Path, shared: Mapping[str, Any] | None = None)
             same = store.read_json(upstream)["library"] == seen
         except (UserError, KeyError, TypeError):
             return False
-        if not same or name not in STAGES or not is_current(name, upstream.parent):
+        if not same or name not in STAGES or not is_current(name, upstream):
             return False
     return True
+
+
+def is_drawn(stage: str, record: Path) -> bool:
+    """Tell whether a stage's page was made by the present notebook and figures."""
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        return store.read_json(record)["drawing"] == drawing(stage)
+    return False
 
 
 def set_aside(record: Path) -> None:

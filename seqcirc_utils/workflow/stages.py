@@ -17,6 +17,11 @@ class Stage:
     per_task: bool = True
     needs: tuple[str, ...] = ()
 
+    @property
+    def chapter(self) -> str:
+        """The module that measures what the notebook tells, below the package."""
+        return f"chapters/{self.name.partition('_')[2]}.py"
+
 
 STAGES: dict[str, Stage] = {
     stage.name: stage

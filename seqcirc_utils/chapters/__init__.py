@@ -1,0 +1,1 @@
+"""What each chapter finds: its measurement, and the findings that it keeps."""
