@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from oracles import evaluator_of, plainly
 
 from seqcirc_utils.ablation import replay
@@ -56,6 +58,47 @@ def test_a_component_that_does_nothing_has_p_one(gpt2, judge):
     own = replay.record(gpt2, judge.prompts).activations  # replaced by itself: nothing changes
     idle = evaluator_of(gpt2, judge.prompts, own)
     assert (quality.minimality(idle, CIRCUIT)["change"].abs() < 1e-5).all()
+
+
+def test_minimality_is_corrected_for_as_many_tests_as_components(monkeypatch):
+    """P-values of five prompts by counting sign patterns, then Benjamini and Hochberg's rule."""
+    names = components(SimpleNamespace(n_layers=1, n_heads=4))
+    by_hand = {
+        "0.2": ([-1.0, -2, -3, -4, -5], 1 / 32, 5 / 32),  # 1/32 × 5 / 1
+        "0.0": ([1.0, -2, -3, -4, -5], 2 / 32, 5 / 32),  # 2/32 × 5 / 2
+        "mlp0": ([-1.0, 2, -3, -4, -5], 3 / 32, 5 / 32),  # 3/32 × 5 / 3
+        "0.3": ([-1.0, -2, 3, -4, -5], 5 / 32, 25 / 128),  # 5/32 × 5 / 4
+        "0.1": ([0.0] * 5, 1, 1),
+    }
+
+    class Pruning:
+        def __init__(self, evaluator, outside):
+            assert outside == set()
+            self.score = torch.full((5,), 9.0)
+
+        def try_without(self, gone):
+            return self.score + torch.tensor(by_hand[str(gone[0])][0])
+
+    monkeypatch.setattr(quality, "Pruning", Pruning)
+    whole = SimpleNamespace(logit_diff=torch.full((5,), 10.0))
+    judge = SimpleNamespace(model=SimpleNamespace(n_layers=1, n_heads=4), intact=whole)
+    found = quality.minimality(judge, names)
+    assert found["component"].tolist() == list(by_hand)
+    assert found["change"].tolist() == pytest.approx([-0.3, -0.26, -0.22, -0.18, 0])
+    assert found["p"].tolist() == pytest.approx([p for _, p, _ in by_hand.values()])
+    assert found["q"].tolist() == pytest.approx([q for _, _, q in by_hand.values()])
+
+
+def test_areas_under_and_beside_a_curve_that_overshoots():
+    def kept(circuits):
+        assert [len(circuit) for circuit in circuits] == [0, 2, 4]
+        return SimpleNamespace(logit_diff=torch.tensor([[-1.0, 1], [2, 4], [1, 3]]))  # 0, 3, 2
+
+    judge = SimpleNamespace(kept=kept, intact=SimpleNamespace(logit_diff=torch.tensor([1.0, 3])))
+    table, cpr, cmd = quality.curve(judge, CIRCUIT, [2])
+    assert table["faithfulness"].tolist() == [0, 1.5, 1]
+    # Half the width each: (0 + 1.5) / 2 and (1.5 + 1) / 2; distances 1, 0.5 and 0.
+    assert cpr == pytest.approx((0.75 + 1.25) / 2) and cmd == pytest.approx((0.75 + 0.25) / 2)
 
 
 def test_curve_areas(judge, gpt2):

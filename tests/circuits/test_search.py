@@ -1,10 +1,12 @@
 """The searches: equal to the plain published procedure, minimal, and safe from interruption."""
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +57,26 @@ def test_the_sweep_is_the_published_procedure(evaluator, threshold):
     assert found.components == naive_sweep(evaluator, threshold)
     kept = evaluator.kept([found.components]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
     assert found.score == pytest.approx(kept.item(), abs=1e-5) and found.score >= threshold
+
+
+def test_the_sweeps_go_backward_mlp_first_then_forward_heads_first(gpt2_evaluator):
+    shape = SimpleNamespace(n_layers=2, n_heads=2)
+    sweeps = [
+        (phase, " ".join(map(str, order)))
+        for phase, order in itertools.islice(search_module.published_orders(shape), 3)
+    ]
+    backward = ("backward sweep", "mlp1 1.0 1.1 mlp0 0.0 0.1")
+    assert sweeps == [backward, ("forward sweep", "0.0 0.1 mlp0 1.0 1.1 mlp1"), backward]
+    # The search begins with the whole of the first, and goes on with what is left in the second.
+    steps = search_module.sweep(gpt2_evaluator).frame()
+    first, rest = steps[:15], steps[15:]
+    names = [f"mlp{i} {i}.0 {i}.1 {i}.2 {i}.3" for i in (2, 1, 0)]
+    assert " ".join(first["component"]) == " ".join(names)
+    assert set(first["phase"]) == {"backward sweep"} and rest["phase"].iloc[0] == "forward sweep"
+    gone = set(first.loc[first["removed"], "component"])
+    left = [str(c) for c in components(gpt2_evaluator.model) if str(c) not in gone]
+    forward = rest.loc[rest["phase"] == "forward sweep", "component"].tolist()
+    assert forward[: len(left)] == left
 
 
 def test_the_sweep_removes_some_and_keeps_some(gpt2_evaluator):

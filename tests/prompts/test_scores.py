@@ -31,6 +31,17 @@ def test_scores_by_hand():
     assert passing.tolist() == [True, False]
 
 
+def test_the_papers_filter_asks_for_the_top_and_more_than_twice_the_last_member():
+    odds = [
+        [2.02, 1.0, 0.1],
+        [1.98, 1.0, 0.1],  # on top, but not twice as likely
+        [2.02, 1.0, 3.0],  # twice as likely, but another token is on top
+        [1.0, 2.02, 0.1],
+    ]
+    scores = scores_module.Scores.read(torch.tensor(odds).log(), prompts([0] * 4, [1] * 4))
+    assert scores_module.passes_paper_filter(scores).tolist() == [True, False, False, False]
+
+
 def test_nan_logits_are_refused():
     with pytest.raises(UserError, match="NaN"):
         scores_module.Scores.read(torch.tensor([[0.0, math.nan]]), prompts([0], [1]))
@@ -44,7 +55,22 @@ def test_intervals_hold_the_mean_and_repeat():
     assert math.isclose(mean[1] - mean[0], 1, abs_tol=1e-6) and (low < mean).all()
     assert math.isclose(low[0], first.low, abs_tol=1e-9)
     rate = statistics.rate(torch.tensor([True] * 4))
+    assert statistics.interval(values) == statistics.interval(values, 0)
+    assert statistics.interval(values, 1).low != statistics.interval(values, 0).low
+    assert torch.equal(
+        torch.stack(statistics.intervals(values[None])),
+        torch.stack(statistics.intervals(values[None], 0)),
+    )
+    assert statistics.intervals(values[None], 1)[1] != statistics.intervals(values[None], 0)[1]
     assert rate.mean == 1 and rate.high == 1 and rate.low == pytest.approx(0.025**0.25)
+
+
+def test_an_interval_holds_95_percent():
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    found = statistics.interval(values)
+    margin = 1.96 * values.std().item() / 2000**0.5  # of a normal mean
+    assert found.high - found.low == pytest.approx(2 * margin, rel=0.08)
+    assert found.low + margin / 2 < found.mean < found.high - margin / 2
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
