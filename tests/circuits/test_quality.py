@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import evaluator_of, plainly
+from oracles import evaluator_of, plain_logits, plainly
 
 from seqcirc_utils.ablation import replay
 from seqcirc_utils.circuits import quality
@@ -24,6 +24,14 @@ def judge(gpt2, sets, means):
 CIRCUIT = [Component(0, 0), Component(0, None), Component(1, 2), Component(2, None)]
 
 
+def plain_kl_and_accuracy(logits, whole, prompts):
+    """Divergence from the whole model (nats), and the share of answers on top."""
+    kl = torch.nn.functional.kl_div(
+        logits.log_softmax(-1), whole.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    return kl.item(), (logits.argmax(-1) == prompts.answer_ids).float().mean().item()
+
+
 def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     found = quality.quality(judge, CIRCUIT)
     whole = plainly(gpt2, judge.prompts, [], means["gpt2"])
@@ -35,7 +43,12 @@ def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     assert found["completeness"]["mean"] == pytest.approx((left.mean() / base).item(), abs=1e-4)
     distance = ((kept - whole).abs().mean() / base).item()
     assert found["distance"]["mean"] == pytest.approx(distance, abs=1e-4)
-    assert found["kl"]["mean"] > 0
+    logits = [plain_logits(gpt2, judge.prompts, names, means["gpt2"]) for names in (rest, [])]
+    kl, correct = plain_kl_and_accuracy(*logits, judge.prompts)
+    assert found["kl"]["mean"] == pytest.approx(kl, abs=1e-4) and kl > 0.01
+    assert found["accuracy"]["mean"] == pytest.approx(correct)
+    assert found == quality.quality(judge, CIRCUIT, 0)  # numbers of the book hang on this seed
+    assert found["distance"]["low"] != quality.quality(judge, CIRCUIT, 1)["distance"]["low"]
     everything = quality.quality(judge, components(gpt2))
     assert everything["faithfulness"]["mean"] == pytest.approx(1, abs=1e-5)
     assert everything["distance"]["mean"] == pytest.approx(0, abs=1e-5)
@@ -89,6 +102,12 @@ def test_minimality_is_corrected_for_as_many_tests_as_components(monkeypatch):
     assert found["q"].tolist() == pytest.approx([q for _, _, q in by_hand.values()])
 
 
+def test_one_prompt_shows_nothing_to_be_needed(gpt2, judge, means):
+    alone = evaluator_of(gpt2, judge.prompts[[0]], means["gpt2"])
+    found = quality.minimality(alone, CIRCUIT)
+    assert (found["change"] != 0).any() and (found["p"] == 1).all() and (found["q"] == 1).all()
+
+
 def test_areas_under_and_beside_a_curve_that_overshoots():
     def kept(circuits):
         assert [len(circuit) for circuit in circuits] == [0, 2, 4]
@@ -112,8 +131,19 @@ def test_curve_areas(judge, gpt2):
 
 def test_kinds_of_ablation_differ(gpt2, judge, sets, means):
     kinds = {"mean": means["gpt2"], "zero": means["gpt2"].zero()}
-    table = quality.by_ablation(gpt2, judge.prompts, kinds, {"c": CIRCUIT, "all": components(gpt2)})
-    table = table.set_index(["circuit", "ablation"])["mean"]
+    circuits = {"c": CIRCUIT, "all": components(gpt2)}
+    table = quality.by_ablation(gpt2, judge.prompts, kinds, circuits)
+    assert table.equals(quality.by_ablation(gpt2, judge.prompts, kinds, circuits, 0))
+    assert not table.equals(quality.by_ablation(gpt2, judge.prompts, kinds, circuits, 1))
+    table = table.set_index(["circuit", "ablation"])
+    rest = [c for c in components(gpt2) if c not in CIRCUIT]
+    for kind, new in kinds.items():
+        logits = [plain_logits(gpt2, judge.prompts, names, new) for names in (rest, [])]
+        kl, correct = plain_kl_and_accuracy(*logits, judge.prompts)
+        row = table.loc[("c", kind)]
+        assert row["kl"] == pytest.approx(kl, abs=1e-4) and kl > 0.01
+        assert row["accuracy"] == pytest.approx(correct)
+    table = table["mean"]
     assert table["all", "mean"] == pytest.approx(1, abs=1e-5)
     assert table["c", "mean"] != pytest.approx(table["c", "zero"], abs=1e-3)
 
@@ -153,6 +183,31 @@ def test_inclusion_counts_what_is_found_again(gpt2, answerable, monkeypatch):
     assert second["inclusion"] == pytest.approx(7 / 8)
     assert last[["prompts", "seed", "order"]].tolist() == [0, 1, 1]
     assert found["inclusion"].sum() == pytest.approx((1 + 2 + 3 + 4 * 5) / 8)
+
+
+def test_repeated_searches_are_drawn_by_the_seed(gpt2, answerable, monkeypatch):
+    def search(evaluator, threshold, orders=None):
+        if orders:
+            seen.append(next(orders(evaluator.model)))
+        else:
+            seen.append(evaluator.prompts.tokens.tolist())
+        return search_module.Discovery(set(CIRCUIT), 1.0, [])
+
+    def repeat(seed):
+        seen.clear()
+        draw = lambda drawn: seen.append(drawn) or answerable  # noqa: E731
+        quality.inclusion(gpt2, draw, 3, 0.7, 2, seed=seed)
+        return list(seen)
+
+    seen = []
+    for name in ("ranked", "sweep"):
+        monkeypatch.setattr(quality, name, search)
+    first = repeat(5)
+    assert first == repeat(5) and first[0] == 5
+    # Two resamples, two more draws with a search each, and of the slow ones half as many.
+    assert len(first) == 1 + 2 + 2 * 2 + 1
+    assert all(a != b for a, b in zip(first[1:3], repeat(6)[1:3], strict=True))
+    assert first[3] != first[5] and min(first[3], first[5]) > 1000  # seeds far from the run's own
 
 
 def test_a_repeated_search_that_cannot_be_counts_for_nothing(gpt2, answerable):
