@@ -143,6 +143,7 @@ def _fingerprint(evaluator: Evaluator, *settings: Any) -> str:
     for tensor in (
         evaluator.prompts.tokens,
         evaluator.answers.answer_ids,
+        evaluator.answers.last_ids,
         evaluator.replacement.mlp,
         evaluator.replacement.z,
     ):
