@@ -1,10 +1,12 @@
 """Overlap against chance, checked with scipy and by simulation."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import hypergeom
 
 from seqcirc_utils.ablation.evaluator import Evaluator
@@ -60,6 +62,25 @@ def test_table_keeps_heads_and_mlps_apart():
     assert row["shared"] == 2 and row["jaccard"] == 1
     row = table[(table["kind"] == "heads") & (table["tasks"] == "a & b & c")].iloc[0]
     assert row["shared"] == 1 and row["sizes"] == "2, 2, 1"
+
+
+def test_every_number_of_the_table_by_hand():
+    circuits = {"a": heads(0, 1), "b": heads(1, 2) | {Component(0, None)}, "c": set()}
+    table = overlap.overlap_table(circuits, {"heads": 20, "MLPs": 4})
+    groups = ["a & b", "a & c", "b & c", "a & b & c"]
+    assert table["tasks"].tolist() == groups * 2
+    assert table["kind"].tolist() == ["heads"] * 4 + ["MLPs"] * 4
+    row = table.iloc[0]
+    assert row["sizes"] == "2, 2" and row["shared"] == 1
+    # Two of 20 and two of 20: 153 of 190 pairs have nothing in common. Two of the first layer's 5
+    # and two of those 5: 3 of 10 pairs.
+    assert row["expected"] == pytest.approx(2 * 2 / 20) and row["p"] == pytest.approx(37 / 190)
+    assert row["layer_expected"] == pytest.approx(2 * 2 / 5)
+    assert row["layer_p"] == pytest.approx(0.7) and row["jaccard"] == pytest.approx(1 / 3)
+    for column, value in {"shared": 0, "expected": 0, "jaccard": 0, "p": 1, "layer_p": 1}.items():
+        assert table.loc[1:3, column].tolist() == pytest.approx([value] * 3), column
+    assert np.isnan(table.loc[5, "jaccard"])  # neither has an MLP
+    assert len(overlap.overlap_table({t: circuits[t] for t in "ab"}, {"heads": 20, "MLPs": 4})) == 2
 
 
 def test_importance_is_compared_by_rank():
@@ -157,6 +178,43 @@ def test_transfer_refuses_a_task_that_the_model_fails(evaluators):
     assert transfer.transfer(evaluators, {}).empty
 
 
+def test_random_circuits_by_hand():
+    """A set's score is 2 a component when kept, 10 less 2 each when ablated, of 10 in all."""
+
+    def scores(score):
+        def run(sets, progress=None):
+            means = torch.tensor([float(score(len(s))) for s in sets])
+            return SimpleNamespace(logit_diff=means[:, None] + torch.tensor([-1.0, 1.0]))
+
+        return run
+
+    evaluator = SimpleNamespace(
+        intact=SimpleNamespace(logit_diff=torch.tensor([8.0, 12.0])),
+        kept=scores(lambda size: 2 * size),
+        replaced=scores(lambda size: 10 - 2 * size),
+    )
+    mlp = {Component(0, None)}
+    circuits = {"own": heads(0, 1) | mlp}
+    # Sizes 1, 2, 3, 5, of which heads: 1, 1, 3, 4.
+    draws = [heads(5), heads(5) | mlp, heads(4, 5, 6), heads(4, 5, 6, 7) | mlp]
+    random = {"any": {"own": draws}}
+    modes = ("kept", "ablated", "heads")
+    rows, table = transfer.against_random({"t": evaluator}, circuits, random, modes=modes)
+    found = table.set_index("mode")
+    assert found["value"].to_dict() == pytest.approx({"kept": 0.6, "ablated": 0.4, "heads": 0.6})
+    expected = {"kept": 0.55, "ablated": 0.45, "heads": 0.55}
+    assert found["random"].to_dict() == pytest.approx(expected)
+    # As much is kept by 3 and 5; as little is left without 3 and 5; without 3 and 4 heads.
+    assert found["p"].to_dict() == pytest.approx(dict.fromkeys(modes, 3 / 5))
+    drawn = rows.set_index(["mode", "draw"])["mean"]
+    assert drawn["kept"].tolist() == pytest.approx([0.2, 0.4, 0.6, 1.0])
+    assert drawn["heads"].tolist() == pytest.approx([0.8, 0.8, 0.4, 0.2])
+    worse = {"any": {"own": [heads(5), heads(5), heads(*range(20))]}}
+    _, table = transfer.against_random({"t": evaluator}, circuits, worse)
+    assert table["mode"].tolist() == ["kept", "heads"]
+    assert table["p"].tolist() == [2 / 4, 2 / 4]
+
+
 def test_random_circuits_are_compared_in_the_right_direction(gpt2, evaluators):
     everything = components(gpt2)
     circuits = {"all": set(everything), "none": set()}
@@ -213,6 +271,27 @@ def test_expected_agreement_is_the_permutations_mean():
     a, b = roles_of("x", "x", "y", "z"), roles_of("x", "y", "y", "none")
     found = role_agreement.role_agreement({"a": a, "b": b}, list(a), draws=4000)
     assert found.same == 2 and found.expected == pytest.approx((2 * 1 + 1 * 2) / 4, abs=0.05)
+
+
+def test_a_p_value_of_agreement_by_counting_orders():
+    """Three roles dealt out anew: of six orders one agrees in all, three in one, two in none."""
+    a = roles_of("x", "y", "z")
+    full = role_agreement.role_agreement({"a": a, "b": a}, list(a))
+    assert (full.same, full.pairs) == (3, 3)
+    assert full.p == pytest.approx(1 / 6, abs=0.015) and full.expected == pytest.approx(1, abs=0.04)
+    assert full.p * 10_000 == pytest.approx(round(full.p * 10_000))  # 9999 draws and the true one
+    turned = dict(zip(a, "yxz", strict=True))
+    one = role_agreement.role_agreement({"a": a, "b": turned}, list(a))
+    assert one.same == 1 and one.p == pytest.approx(4 / 6, abs=0.015)
+    # A role that is none agrees with nothing: two heads are left, which change places.
+    b = roles_of("x", "y", "none")
+    some = role_agreement.role_agreement({"a": b, "b": b}, list(b))
+    assert some.same == 2 and some.p == pytest.approx(1 / 6, abs=0.015)
+    assert some.expected == pytest.approx(2 / 3, abs=0.03)
+    other = role_agreement.role_agreement({"a": a, "b": turned}, list(a), seed=1)
+    assert one != other and one == role_agreement.role_agreement(
+        {"a": a, "b": turned}, list(a), seed=0
+    )
 
 
 def test_role_table_tells_shared_from_analogous():

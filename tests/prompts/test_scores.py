@@ -42,6 +42,29 @@ def test_the_papers_filter_asks_for_the_top_and_more_than_twice_the_last_member(
     assert scores_module.passes_paper_filter(scores).tolist() == [True, False, False, False]
 
 
+def test_divergence_is_from_the_reference_in_nats():
+    logits, whole = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.5, 0.25]])
+    found = scores_module.Scores.read(logits + 3, prompts([0], [1]), whole.log())
+    assert found.kl.item() == pytest.approx(0.25 * math.log(0.5) + 0.5 * math.log(2), abs=1e-6)
+    assert scores_module.Scores.read(logits, prompts([0], [1])).kl.item() == 0
+    both = scores_module.Scores.read(logits.expand(2, 1, 3), prompts([0], [1]), logits)
+    assert both.kl.shape == (2, 1) and both.kl.abs().max() < 1e-6 and (both.kl >= 0).all()
+
+
+def test_batches_of_a_plain_run_do_not_matter(gpt2, sets):
+    whole = scores_module.score(gpt2, sets.evaluation)
+    with torch.no_grad():
+        logits = gpt2.bridge(sets.evaluation.tokens)[:, -1]
+    plain = scores_module.Scores.read(logits, sets.evaluation)
+    for found in (whole, scores_module.score(gpt2, sets.evaluation, batch=4)):
+        torch.testing.assert_close(found.logit_diff, plain.logit_diff, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.answer_prob, plain.answer_prob, atol=1e-6, rtol=1e-5)
+    kept = scores_module.paper_filter(gpt2)(sets.evaluation)
+    assert torch.equal(kept, plain.correct & (plain.answer_prob > 2 * plain.last_prob))
+    rows = whole[[2, 0]]
+    assert rows.logit_diff.tolist() == whole.logit_diff[[2, 0]].tolist()
+
+
 def test_nan_logits_are_refused():
     with pytest.raises(UserError, match="NaN"):
         scores_module.Scores.read(torch.tensor([[0.0, math.nan]]), prompts([0], [1]))
