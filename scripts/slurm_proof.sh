@@ -125,7 +125,7 @@ while read -r file; do
   compared=$((compared + 1))
   cmp -s "$local/$file" "$remote/$file" || differ+=("$file")
 done < <(for where in "$local" "$remote"; do
-  (cd "$where" && find . -name '*.csv' -o -name '*.npz' -o -name 'circuit*.json')
+  (cd "$where" && find . -name '*.csv' -o -name '*.npz' -o -name '*.circuit*.json')
 done | sort -u)
 [ "$compared" -gt 0 ] || failed "there are no tables and circuits in $local."
 [ ${#differ[@]} = 0 ] || failed "of $compared files these differ: ${differ[*]}"

@@ -53,7 +53,7 @@ def finished(plan):
     run = notebook.Run(STAGE, check(STAGE, plan.parameters(STAGE, "months")))
     store.write_csv(run.path("csv"), pd.DataFrame({"component": ["1.2"], "effect": [0.5]}))
     store.write_npz(run.path("npz"), {"effects": np.eye(3)})
-    store.write_json(run.directory / "circuit.json", {"heads": [[1, 2]]})
+    store.write_json(run.path("circuit.json"), {"heads": [[1, 2]]})
     run.finish()
     nbformat.write(nbformat.v4.new_notebook(), job.notebook)
     return job
@@ -69,7 +69,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-DATA = [f"{STAGE}.csv", f"{STAGE}.npz", "circuit.json"]
+DATA = [f"{STAGE}.csv", f"{STAGE}.npz", f"{STAGE}.circuit.json"]
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_damaged_result_is_made_anew(project, damage, name):
 
 def test_a_damaged_input_is_made_anew_before_it_is_read(project, monkeypatch):
     plan, made = planned(project), []
-    job = finished(plan)
+    finished(plan)
     monkeypatch.setattr(execution, "execute", lambda *_: made.append(finished(plan)))
     later = "04_circuit_discovery"
     run = notebook.Run(later, check(later, plan.parameters(later, "months")))
     assert run.input(STAGE, "csv").is_file() and not made
-    flip(job.record.parent / "circuit.json")
+    flip(run.input(STAGE, "circuit.json"))
     run.input(STAGE, "csv")
     assert len(made) == 1
 

@@ -69,7 +69,7 @@ class Evidence:
 
     def path(self, name: str, task: str | None = None) -> Path:
         """The path of a result file, which exists."""
-        stage = "04_circuit_discovery" if name.startswith("circuit.") else name.split(".")[0]
+        stage = name.split(".")[0]
         where = self.directory / task if task else self.directory
         for key in ((stage, task), (stage, None)):
             if key in self.problems:
@@ -102,7 +102,8 @@ class Evidence:
 
     def circuit(self, task: str, published: bool = False) -> Circuit:
         """A task's circuit, of the ranked search or of the published sweep."""
-        return Circuit.load(self.path(f"circuit{'.published' if published else ''}.json", task))
+        suffix = "circuit.published.json" if published else "circuit.json"
+        return Circuit.load(self.path(f"04_circuit_discovery.{suffix}", task))
 
     def heads(self, task: str, published: bool = False) -> set[Component]:
         """The heads of a task's circuit."""

@@ -80,7 +80,11 @@ def _b5(e: Evidence) -> str:
     )
 
 
-@_effect("B6", "circuit.json, circuit.published.json, 04_circuit_discovery.csv")
+@_effect(
+    "B6",
+    "04_circuit_discovery.circuit.json, 04_circuit_discovery.circuit.published.json, "
+    "04_circuit_discovery.csv",
+)
 def _b6(e: Evidence) -> str:
     alike, again = [], []
     for t in TASKS:
@@ -130,7 +134,7 @@ for _name in ("B12", "B13"):
     _effect(_name, "04_circuit_discovery.faults.csv")(partial(_misjudged, fault=_name))
 
 
-@_effect("B15", "circuit.json")
+@_effect("B15", "04_circuit_discovery.circuit.json")
 def _b15(e: Evidence) -> str:
     counts = [len(e.circuit(t).edges) for t in TASKS]
     if not all(counts):
@@ -199,7 +203,7 @@ def _b20(e: Evidence) -> str:
     return f"{text}; across one MLP and in the whole vocabulary {_row(mlp, '{:.0%}')}"
 
 
-@_effect("B25", "circuit.json")
+@_effect("B25", "04_circuit_discovery.circuit.json")
 def _b25(e: Evidence) -> str:
     found = [e.circuit(t) for t in TASKS]
     width = [100 * (c.faithfulness["high"] - c.faithfulness["low"]) for c in found]
@@ -209,7 +213,7 @@ def _b25(e: Evidence) -> str:
     )
 
 
-@_effect("B26", "04_circuit_discovery.sweep.json, circuit.published.json")
+@_effect("B26", "04_circuit_discovery.sweep.json, 04_circuit_discovery.circuit.published.json")
 def _b26(e: Evidence) -> str:
     ends, again = [], []
     for t in TASKS:

@@ -31,7 +31,7 @@ def circuits(plans: Sequence[Plan]) -> tuple[pd.DataFrame, dict[tuple, Circuit]]
     for plan in plans:
         for job in (job for job in plan.jobs() if job.stage == DISCOVERY):
             row = {"model": plan.model, "task": job.task, "seed": plan.seed, "done": False}
-            file = job.record.parent / "circuit.json"
+            file = job.record.with_name(f"{DISCOVERY}.circuit.json")
             if file.is_file() and job.is_current():
                 record, circuit = store.read_json(job.record), Circuit.load(file)
                 found[plan.model, job.task, plan.seed] = circuit

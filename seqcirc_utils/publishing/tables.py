@@ -63,7 +63,6 @@ def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) 
         if file.is_file():
             taken = pd.read_csv(file, sep="\t", na_values="-").iloc[0]
             files = [*file.parent.glob(f"{job.stage}.*")]
-            files += file.parent.glob("circuit*.json") if job.stage == DISCOVERY else []
             # All tasks together: as if the time grew with their number only.
             more = 1 if job.task else n_tasks / len(plan.tasks)
             row = {"stage": job.stage, "minutes": taken["s"] / 60, "memory": taken["max_rss"] / 1e3}

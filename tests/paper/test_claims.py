@@ -106,7 +106,8 @@ class World:
             ],
         }
         for name in ("circuit", "circuit.published"):
-            store.write_json(self.path(f"{name}.json", t), circuit | {"method": name})
+            place = self.path(f"04_circuit_discovery.{name}.json", t)
+            store.write_json(place, circuit | {"method": name})
         rows = [
             {"component": h, "change": costs.get(h, -0.3), "p": 0, "q": 0.01, "inclusion": 0.75}
             for h in self.circuits[t]
@@ -220,7 +221,7 @@ class World:
 
     def circuit(self, change, task=None, name="circuit.json"):
         for t in [task] if task else TASKS:
-            self.edit_json(name, t, change)
+            self.edit_json(f"04_circuit_discovery.{name}", t, change)
 
     @property
     def evidence(self):

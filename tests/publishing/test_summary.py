@@ -41,7 +41,7 @@ def found(plan, task, heads):
     store.write_json(job.record, record)
     scores = {"mean": 0.5 + len(heads) / 10, "low": 0.0, "high": 2.0}
     circuit = Circuit(plan.model, task, "x", "mean", 0.8, 3, plan.seed, heads, [1], scores)
-    circuit.save(job.record.parent / "circuit.json")
+    circuit.save(job.record.with_name(f"{job.stage}.circuit.json"))
     return job
 
 
