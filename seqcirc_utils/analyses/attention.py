@@ -4,8 +4,6 @@ import torch
 
 from seqcirc_utils.prompts.prompts import Prompts
 
-# --- Where heads look ----------------------------------------------------------------------------
-
 
 def query_groups(prompts: Prompts) -> dict[str, torch.Tensor]:
     """Where attention is read from: name to boolean mask ``[n, pos]``.
@@ -79,12 +77,11 @@ def group_attention(
     Returns:
         ``[head, n, query group, key group]``; zero for a query group without a token.
     """
-    weights = queries / queries.sum(-1, keepdim=True).clamp(min=1)
+    weights = queries / queries.sum(-1, keepdim=True).clamp(min=1)  # [query group, n, query]
+    # What each query pays to each group of keys: [n, head, query, key group].
     summed = torch.stack([(pattern * mask[:, None]).sum(-1) for mask in keys.float()], -1)
     return torch.einsum("nhqk,gnq->hngk", summed, weights.to(summed))
 
-
-# --- Roles ---------------------------------------------------------------------------------------
 
 ATTENTION_EVIDENCE = {
     "end_to_members": ("end", "earlier members", "newest member"),
@@ -98,3 +95,9 @@ ATTENTION_EVIDENCE = {
     "end_to_first": ("end", "first token"),
 }
 """Evidence column to query group and key groups. The first three decide; the others tell."""
+SIZE_EVIDENCE = {
+    "end_to_members": "end",
+    "in_to_copies": "in",
+    "members_to_members": "later members",
+}
+"""Where a head that looks there writes; the column is ``<column>_size``, a norm."""

@@ -5,10 +5,8 @@ import torch
 from seqcirc_utils.models.capabilities import head_values, require, shares
 from seqcirc_utils.models.loading import Model
 
-_SO = "what a single head writes cannot be told: roles do not apply. Ablation does."
-
-
-# --- What heads write ----------------------------------------------------------------------------
+UNTOLD = "what a single head writes cannot be told: roles do not apply. Ablation does."
+"""What follows for a model whose weights do not say what a head writes."""
 
 
 def head_writes(model: Model, layer: int, z: torch.Tensor) -> torch.Tensor:
@@ -28,7 +26,7 @@ def head_writes(model: Model, layer: int, z: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: for a model whose heads' writes cannot be told apart.
     """
-    block, factor = model.bridge.blocks[layer], require(model, "shares", _SO).attention[layer]
+    block, factor = model.bridge.blocks[layer], require(model, "shares", UNTOLD).attention[layer]
     writes = torch.einsum("rhd,hde->rhe", z, block.attn.W_O)
     return shares(block, writes if factor == 1 else writes * factor)
 
@@ -47,5 +45,5 @@ def ov_writes(model: Model, layer: int, stream: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: for a model whose heads' values or writes are not told by weights.
     """
-    require(model, "values", _SO)
+    require(model, "values", UNTOLD)
     return head_writes(model, layer, head_values(model, layer, stream))

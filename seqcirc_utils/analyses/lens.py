@@ -10,8 +10,6 @@ from seqcirc_utils.models.capabilities import require
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 
-# --- What MLPs do --------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Lens:
@@ -50,9 +48,10 @@ def lens(model: Model, observation: Observation, prompts: Prompts) -> Lens:
     """Read the stream at the end, everywhere, through the final norm and the unembedding.
 
     Raises:
-        UserError: for a model whose logits are made in another way.
+        UserError: for a model whose logits are made in another way, or whose layers do not add
+            what attention and MLP write.
     """
-    require(model, "readout", "a logit lens does not apply.")
+    require(model, "readout between", "a logit lens does not apply.")
     kept = {}
     for name, ids in (("next", prompts.answer_ids), ("last", prompts.last_ids)):
         read = logit_readout(

@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from seqcirc_utils.analyses.attention import (
     ATTENTION_EVIDENCE,
+    SIZE_EVIDENCE,
     group_attention,
     key_groups,
     query_groups,
 )
-from seqcirc_utils.analyses.heads import _SO, head_writes
+from seqcirc_utils.analyses.heads import head_writes
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.models.capabilities import require, wiring
+from seqcirc_utils.models.capabilities import wiring
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.statistics import intervals
@@ -38,10 +39,10 @@ class Observation:
         embedded: The same after block 0, the paper's shortcut ``[n, member, d_model]``.
         end: Residual stream at the end, before each attention and each MLP in turn and after the
             last block ``[2 * layer + 1, n, d_model]``. Where a layer's MLP runs beside its
-            attention, its write is added last.
+            attention, its write is added last. NaN before MLPs where that cannot be told.
         z: Heads at the end before the output projection ``[layer, n, head, d_head]``.
         sizes: Norm of what each head writes, averaged over a query group's positions
-            ``[layer, head, n, query group]``.
+            ``[layer, head, n, query group]``; NaN where it cannot be told.
     """
 
     queries: list[str]
@@ -59,6 +60,14 @@ class Observation:
         columns = [self.keys.index(key) for key in keys]
         return self.attention[:, :, :, self.queries.index(query), columns].sum(-1)
 
+    def evidence(self) -> dict[str, torch.Tensor]:
+        """Evidence of roles that this pass shows: column to ``[layer, head, n]``."""
+        looks = {name: self.attended(*groups) for name, groups in ATTENTION_EVIDENCE.items()}
+        return looks | {
+            f"{name}_size": self.sizes[..., self.queries.index(query)]
+            for name, query in SIZE_EVIDENCE.items()
+        }
+
     def spreads(self) -> dict[str, float]:
         """What evenly spread attention would give in each column of attention evidence."""
         return {name: self.spread(*groups) for name, groups in ATTENTION_EVIDENCE.items()}
@@ -69,86 +78,92 @@ class Observation:
         return self.uniform[self.queries.index(query), columns].sum().item()
 
 
-def _sizes(model: Model, layer: int, z: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    share = queries / queries.sum(-1, keepdim=True).clamp(min=1)
-    if "heads" in wiring(model).lacks:
-        sizes = head_writes(model, layer, z.flatten(0, 1)).norm(dim=-1).unflatten(0, z.shape[:2])
-        return torch.einsum("nph,gnp->hng", sizes.cpu(), share)
-    weights = model.bridge.blocks[layer].attn.W_O * wiring(model).attention[layer]
-    squared = torch.einsum("nphd,hde,hfe,nphf->hnp", z, weights, weights, z)
-    return torch.einsum("hnp,gnp->hng", squared.clamp(min=0).sqrt().cpu(), share)
-
-
 @torch.no_grad()
 def observe(model: Model, prompts: Prompts, batch: int = 32) -> Observation:
-    """Run the model once and keep what roles are read from.
+    """Run the model once and keep what roles are read from."""
+    parts = [
+        _observe(model, prompts[rows.tolist()])
+        for rows in tqdm(torch.arange(len(prompts)).split(batch), desc="Observing", unit="batch")
+    ]
+    prompt_axis = {"attention": 2, "sizes": 2, "embedded": 0, "members": 1, "end": 1, "z": 1}
+    whole = {name: torch.cat([p[name] for p in parts], axis) for name, axis in prompt_axis.items()}
+    queries, keys = query_groups(prompts), key_groups(prompts)
+    even = torch.ones(prompts.tokens.shape[1:] * 2).tril()  # [query, key]: all that is visible
+    even = (even / even.sum(-1, keepdim=True)).expand(len(prompts), 1, -1, -1)
+    uniform = group_attention(even, _stacked(queries), _stacked(keys))[0].mean(0)
+    return Observation(queries=list(queries), keys=list(keys), uniform=uniform, **whole)
 
-    Raises:
-        UserError: for a model whose heads' writes cannot be told apart.
-    """
-    between = require(model, "shares between", _SO).between
-    layers = range(model.n_layers)
-    middle = ["hook_resid_mid" if known else "hook_mlp_out" for known in between]
-    parts = []
-    for rows in tqdm(torch.arange(len(prompts)).split(batch), desc="Observing", unit="batch"):
-        part = prompts[rows.tolist()]
-        queries = torch.stack(list(query_groups(part).values()))
-        keys = torch.stack(list(key_groups(part).values()))
-        attend = partial(group_attention, queries=queries, keys=keys)
-        n = torch.arange(len(part))[:, None]
-        where = part.member_positions
-        small = {
-            ("attn.hook_pattern", "groups"): lambda v, layer, f=attend: f(v.cpu()),
-            ("attn.hook_z", "end"): lambda v, layer: v[:, -1].clone(),
-            ("attn.hook_z", "sizes"): lambda v, layer, q=queries: _sizes(model, layer, v, q),
-            ("hook_in", "end"): lambda v, layer: v[:, -1].clone(),
-            ("hook_in", "members"): lambda v, layer, n=n, where=where: v[n, where],
-            ("middle", "end"): lambda v, layer: v[:, -1].clone(),
-            ("hook_out", "end"): lambda v, layer: v[:, -1].clone(),
-            ("hook_out", "members"): lambda v, layer, n=n, where=where: v[n, where],
-        }
-        seen: dict[tuple, torch.Tensor] = {}
 
-        def keep(value: torch.Tensor, hook: Any, at: tuple, seen: dict, reduce: Callable) -> None:
-            seen[at] = reduce(value, at[0])
+def _stacked(groups: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(groups.values()))  # [group, …]
 
-        hooks = [
-            (
-                f"blocks.{i}.{middle[i] if at[0] == 'middle' else at[0]}",
-                partial(keep, at=(i, *at), seen=seen, reduce=reduce),
-            )
-            for i in layers
-            for at, reduce in small.items()
-        ]
-        model.bridge.run_with_hooks(part.tokens.to(model.device), return_type=None, fwd_hooks=hooks)
-        for i in layers:
-            if not between[i]:
-                seen[i, "middle", "end"] = seen[i, "hook_out", "end"] - seen[i, "middle", "end"]
-        ends = [seen[i, name, "end"] for i in layers for name in ("hook_in", "middle")]
-        even = torch.ones(keys.shape[-2:]).tril()
-        even = (even / even.sum(-1, keepdim=True)).expand(len(part), 1, -1, -1)
-        parts.append(
-            {
-                "attention": torch.stack([seen[i, "attn.hook_pattern", "groups"] for i in layers]),
-                "uniform": attend(even),
-                "members": torch.stack([seen[i, "hook_in", "members"] for i in layers]),
-                "embedded": seen[0, "hook_out", "members"][None],
-                "end": torch.stack([*ends, seen[layers[-1], "hook_out", "end"]]),
-                "z": torch.stack([seen[i, "attn.hook_z", "end"] for i in layers]),
-                "sizes": torch.stack([seen[i, "attn.hook_z", "sizes"] for i in layers]),
-            }
-        )
-    prompt_axis = dict.fromkeys(parts[0], 1) | {"attention": 2, "sizes": 2}
-    whole = {k: torch.cat([p[k] for p in parts], axis) for k, axis in prompt_axis.items()}
-    whole["uniform"] = whole["uniform"][0].mean(0)
-    whole["embedded"] = whole["embedded"][0]
-    return Observation(queries=list(query_groups(part)), keys=list(key_groups(part)), **whole)
+
+def _observe(model: Model, prompts: Prompts) -> dict[str, torch.Tensor]:
+    """One pass: the tensors of :class:`Observation`."""
+    queries, keys = _stacked(query_groups(prompts)), _stacked(key_groups(prompts))
+    row, where = torch.arange(len(prompts))[:, None], prompts.member_positions  # [n, member]
+    between, layers = wiring(model).between, range(model.n_layers)
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+    hooks: list[tuple[str, Callable]] = []
+
+    def keep(name: str, layer: int, at: str, reduce: Callable) -> None:
+        def act(value: torch.Tensor, hook: Any) -> None:
+            seen[name, layer] = reduce(value)
+
+        hooks.append((f"blocks.{layer}.{at}", act))
+
+    def at_end(value: torch.Tensor) -> torch.Tensor:
+        return value[:, -1].clone()
+
+    def at_members(value: torch.Tensor) -> torch.Tensor:
+        return value[row, where]
+
+    def attended(pattern: torch.Tensor) -> torch.Tensor:
+        return group_attention(pattern.cpu(), queries, keys)
+
+    for i in layers:
+        keep("attention", i, "attn.hook_pattern", attended)
+        keep("z", i, "attn.hook_z", at_end)
+        keep("sizes", i, "attn.hook_z", partial(_sizes, model, i, queries))
+        keep("members", i, "hook_in", at_members)
+        keep("before", i, "hook_in", at_end)
+        keep("middle", i, "hook_resid_mid" if between[i] else "hook_mlp_out", at_end)
+        keep("after", i, "hook_out", at_end)
+    keep("embedded", 0, "hook_out", at_members)
+    model.bridge.run_with_hooks(prompts.tokens.to(model.device), return_type=None, fwd_hooks=hooks)
+    for i in layers:
+        if "between" in wiring(model).lacks:
+            seen["middle", i].fill_(torch.nan)
+        elif not between[i]:
+            seen["middle", i] = seen["after", i] - seen["middle", i]
+    ends = [seen[name, i] for i in layers for name in ("before", "middle")]
+    found = {
+        name: torch.stack([seen[name, i] for i in layers])
+        for name in ("attention", "members", "z", "sizes")
+    }
+    end = torch.stack([*ends, seen["after", layers[-1]]])
+    return found | {"end": end, "embedded": seen["embedded", 0]}
+
+
+def _sizes(model: Model, layer: int, queries: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Norm of what heads write for ``z`` ``[n, pos, head, d_head]``: ``[head, n, group]``."""
+    share = queries / queries.sum(-1, keepdim=True).clamp(min=1)  # [group, n, pos]
+    if "shares" in wiring(model).lacks:
+        return torch.full((z.shape[2], z.shape[0], len(queries)), torch.nan)
+    if "heads" in wiring(model).lacks:
+        writes = head_writes(model, layer, z.flatten(0, 1))  # [n * pos, head, d_model]
+        norms = writes.norm(dim=-1).unflatten(0, z.shape[:2]).permute(2, 0, 1)  # [head, n, pos]
+    else:  # |z W|² = z W Wᵀ zᵀ, which needs no [n, pos, head, d_model]
+        weights = model.bridge.blocks[layer].attn.W_O * wiring(model).attention[layer]
+        squared = torch.einsum("nphd,hde,hfe,nphf->hnp", z, weights, weights, z)
+        norms = squared.clamp(min=0).sqrt()  # [head, n, pos]
+    return torch.einsum("hnp,gnp->hng", norms.cpu(), share)
 
 
 def attention_table(
     model: Model, observation: Observation, heads: Sequence[str], seed: int
 ) -> pd.DataFrame:
-    """Attention between all groups, with 95% intervals over prompts for some heads.
+    """Attention between all groups, with 95% intervals over prompts, for some heads (one or more).
 
     Returns:
         Columns ``component``, ``query``, ``key``, ``mean``, ``low``, ``high``, ``spread`` (what
@@ -174,23 +189,20 @@ def attention_table(
                 }
             )
         )
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    return pd.concat(rows, ignore_index=True)
 
 
 @torch.no_grad()
 def patterns(model: Model, prompt: Prompts, heads: Sequence[str]) -> dict[str, torch.Tensor]:
     """Whole attention patterns of some heads on one prompt: name to ``[query, key]``."""
     found = {}
-    wanted = [Component.parse(name) for name in heads]
 
-    def keep(value: torch.Tensor, hook: Any, layer: int) -> None:
-        for c in wanted:
-            if c.layer == layer:
-                found[str(c)] = value[0, c.head].cpu()
+    def keep(value: torch.Tensor, hook: Any, c: Component) -> None:
+        found[str(c)] = value[0, c.head].cpu()
 
     hooks = [
-        (f"blocks.{layer}.attn.hook_pattern", lambda v, hook, i=layer: keep(v, hook, i))
-        for layer in {c.layer for c in wanted}
+        (f"blocks.{c.layer}.attn.hook_pattern", partial(keep, c=c))
+        for c in map(Component.parse, heads)
     ]
     model.bridge.run_with_hooks(
         prompt.tokens[:1].to(model.device), return_type=None, fwd_hooks=hooks

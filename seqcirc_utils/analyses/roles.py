@@ -13,10 +13,8 @@ import pandas as pd
 import torch
 from transformer_lens.utilities.statistics import derive_generator
 
-from seqcirc_utils.analyses.attention import ATTENTION_EVIDENCE
-from seqcirc_utils.analyses.lens import Lens
-from seqcirc_utils.analyses.observation import Observation
-from seqcirc_utils.analyses.writes import TOP_K, word_hits
+from seqcirc_utils.analyses.attention import ATTENTION_EVIDENCE, SIZE_EVIDENCE
+from seqcirc_utils.analyses.writes import TOP_K
 from seqcirc_utils.components import components
 from seqcirc_utils.models.loading import Model
 
@@ -44,11 +42,43 @@ HEAD_ROLES = (
 MLP_ROLES = ("promotes next member", "copies last member")
 NONE = "none"
 
+HEAD_EVIDENCE = (
+    *ATTENTION_EVIDENCE,
+    "ov_next",
+    "ov_copy",
+    *(f"{name}_size" for name in SIZE_EVIDENCE),
+    "direct_next",
+    "direct_last",
+)
+MLP_EVIDENCE = ("lens_next", "lens_last", "lens_overtakes", "lens_switches")
+DECIDING = (
+    *SIZE_EVIDENCE,
+    "ov_next",
+    "ov_copy",
+    "direct_last",
+    "lens_next",
+    "lens_last",
+)
+"""Evidence columns that the rules read, beside the sizes."""
+EVIDENCE_COLUMNS = tuple(
+    f"{name}{end}"
+    for name in (*HEAD_EVIDENCE, *MLP_EVIDENCE)
+    for end in (("", "_low", "_high") if name in DECIDING else ("",))
+)
+"""The columns of evidence in the table of roles: means, and 95% intervals of what decides."""
+
 
 def thresholds() -> dict[str, float]:
     """The thresholds of the rules, by name."""
-    names = ("ATTENTION", "LIFT", "TOP_K", "OV_SHARE", "OV_P", "DIRECT", "LENS_STEP")
-    return {name.lower(): globals()[name] for name in names}
+    return {
+        "attention": ATTENTION,
+        "lift": LIFT,
+        "top_k": TOP_K,
+        "ov_share": OV_SHARE,
+        "ov_p": OV_P,
+        "direct": DIRECT,
+        "lens_step": LENS_STEP,
+    }
 
 
 def rules() -> pd.DataFrame:
@@ -72,44 +102,38 @@ def rules() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["role", "of", "A: where it looks", "what it writes"])
 
 
-SIZE_EVIDENCE = {
-    "end_to_members": "end",
-    "in_to_copies": "in",
-    "members_to_members": "later members",
-}
-"""Where a head that looks there writes; the column is ``<column>_size``, a norm."""
-
-
 def evidence(
-    observation: Observation,
-    ranks: torch.Tensor,
-    shown: torch.Tensor,
-    direct: Mapping[str, torch.Tensor],
-    lens: Lens,
+    by_head: Mapping[str, torch.Tensor], by_mlp: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """All evidence, per component and prompt.
 
+    Args:
+        by_head: Columns of :data:`HEAD_EVIDENCE` ``[layer, head, n]``, those that can be told: one
+            at least.
+        by_mlp: Columns of :data:`MLP_EVIDENCE` ``[layer, n]``, likewise.
+
     Returns:
         Column to ``[component, n]`` in the order of :func:`seqcirc_utils.components.components`;
-        NaN where a column does not apply (MLPs have no attention).
+        NaN where a column does not apply (MLPs have no attention) or cannot be told.
     """
-    by_head = {k: observation.attended(*v) for k, v in ATTENTION_EVIDENCE.items()}
-    for name, step in (("ov_next", 1), ("ov_copy", 0)):
-        by_head[name] = word_hits(ranks, shown, step).float().mean(-1)
-    for name, query in SIZE_EVIDENCE.items():
-        by_head[f"{name}_size"] = observation.sizes[..., observation.queries.index(query)]
-    by_head |= {f"direct_{name}": value for name, value in direct.items()}
-    by_mlp = {f"lens_{name}": value for name, value in lens.steps("mlp").items()}
-    layers, heads, n = observation.attention.shape[:3]
+    layers, n_heads, n = next(iter(by_head.values())).shape
     found = {}
-    for name, value in (by_head | by_mlp).items():
-        whole = torch.full((layers, heads + 1, n), torch.nan)
+    for name in (*HEAD_EVIDENCE, *MLP_EVIDENCE):
+        whole = torch.full((layers, n_heads + 1, n), torch.nan)  # [layer, head … then MLP, n]
         if name in by_head:
-            whole[:, :-1] = value
-        else:
-            whole[:, -1] = value
-        found[name] = whole.flatten(0, 1)
+            whole[:, :-1] = by_head[name]
+        elif name in by_mlp:
+            whole[:, -1] = by_mlp[name]
+        found[name] = whole.flatten(0, 1)  # [component, n]
     return found
+
+
+def told(means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether all that decides a component's role is there: boolean, of the columns' shape."""
+    of_mlps = {"lens_next", "lens_last"}
+    of_heads = {*DECIDING, *(f"{k}_size" for k in SIZE_EVIDENCE), "p_next", "p_copy"} - of_mlps
+    heads, mlps = (~np.isnan([means[k] for k in ks]).any(0) for ks in (of_heads, of_mlps))
+    return np.logical_or(heads, mlps)
 
 
 def assign(means: Mapping[str, np.ndarray], spread: Mapping[str, float]) -> np.ndarray:
@@ -123,10 +147,11 @@ def assign(means: Mapping[str, np.ndarray], spread: Mapping[str, float]) -> np.n
     Returns:
         Names of :data:`HEAD_ROLES`, :data:`MLP_ROLES` or ``none``, of the same shape.
     """
+    # [place, …] for each of the three places of column A; the one moves most counts.
     enough = np.stack([means[k] >= max(ATTENTION, LIFT * spread[k]) for k in SIZE_EVIDENCE])
     moved = np.stack([means[k] * means[f"{k}_size"] for k in SIZE_EVIDENCE])
     moved = np.where(enough, moved, -1)
-    end, copies, members = enough & (moved == moved.max(0))
+    end, copies, members = enough & (moved == moved.max(0))  # […] each
     next_ = (means["ov_next"] >= OV_SHARE) & (means["p_next"] <= OV_P)
     copy = (means["ov_copy"] >= OV_SHARE) & (means["p_copy"] <= OV_P)
     conditions = {
@@ -143,7 +168,7 @@ def assign(means: Mapping[str, np.ndarray], spread: Mapping[str, float]) -> np.n
     return np.select(list(conditions.values()), list(conditions), default=NONE)
 
 
-def role_table(
+def component_roles(
     model: Model,
     found: Mapping[str, torch.Tensor],
     p_values: Mapping[str, np.ndarray],
@@ -157,6 +182,7 @@ def role_table(
         model: The model.
         found: As :func:`evidence` gives.
         p_values: ``p_next`` and ``p_copy`` of every head, layer by layer; held fixed in resampling.
+            Empty where they cannot be told.
         spread: As :meth:`Observation.spreads` gives.
         seed: Draws the resamples of prompts.
         draws: How many.
@@ -165,48 +191,43 @@ def role_table(
         A row per component: ``component``, ``layer``, ``head``, ``role``, ``confidence`` (share of
         the resamples of prompts in which the same role comes out), ``rival`` (the most frequent
         other role, with ``rival_share``), then the means of the evidence, with 95% intervals
-        (``…_low``, ``…_high``) of the columns that decide, and the p-values.
+        (``…_low``, ``…_high``) of the columns that decide, and the p-values. Where something that
+        decides cannot be told, the role is empty and the shares are NaN.
     """
     everything = components(model)
     n = next(iter(found.values())).shape[1]
     p: dict[str, np.ndarray] = {}
-    for name, values in p_values.items():
-        p[name] = np.full((model.n_layers, model.n_heads + 1), np.nan)
-        p[name][:, :-1] = values.reshape(model.n_layers, model.n_heads)
-        p[name] = p[name].ravel()
+    for name in ("p_next", "p_copy"):
+        grid = np.full((model.n_layers, model.n_heads + 1), np.nan)  # [layer, head … then MLP]
+        if name in p_values:
+            grid[:, :-1] = p_values[name].reshape(model.n_layers, model.n_heads)
+        p[name] = grid.ravel()  # [component]
     means = {name: value.double().mean(-1).numpy() for name, value in found.items()}
-    role = assign(means | p, spread)
+    role = assign(means | p, spread)  # [component]
+    # A resample of n prompts is how often each is in it: [draw, n] @ [n, component].
     picked = torch.randint(0, n, (draws, n), generator=derive_generator(seed, "prompts"))
     weights = torch.stack([row.bincount(minlength=n) for row in picked]).double() / n
     resampled = {k: (weights @ v.double().T).numpy() for k, v in found.items()}
     wide = {name: np.broadcast_to(value, (draws, len(everything))) for name, value in p.items()}
-    drawn = assign(resampled | wide, spread)
+    drawn = assign(resampled | wide, spread)  # [draw, component]
+    rivals = [pd.Series(drawn[:, i][drawn[:, i] != r]).value_counts() for i, r in enumerate(role)]
+    known = told(means | p)
     table = pd.DataFrame(
         {
             "component": list(map(str, everything)),
             "layer": [c.layer for c in everything],
             "head": pd.array([c.head for c in everything], dtype="Int64"),
-            "role": role,
-            "confidence": (drawn == role).mean(0),
+            "role": np.where(known, role, ""),
+            "confidence": np.where(known, (drawn == role).mean(0), np.nan),
+            "rival": np.where(known, [r.index[0] if len(r) else "" for r in rivals], ""),
+            "rival_share": np.where(
+                known, [r.iloc[0] / draws if len(r) else 0.0 for r in rivals], np.nan
+            ),
         }
     )
-    rivals = [pd.Series(drawn[:, i][drawn[:, i] != r]).value_counts() for i, r in enumerate(role)]
-    table["rival"] = [r.index[0] if len(r) else "" for r in rivals]
-    table["rival_share"] = [r.iloc[0] / draws if len(r) else 0.0 for r in rivals]
     for name in found:
         table[name] = means[name]
         if name in DECIDING:
             bounds = np.quantile(resampled[name], (0.025, 0.975), axis=0)
             table[f"{name}_low"], table[f"{name}_high"] = bounds
     return table.assign(**p)
-
-
-DECIDING = (
-    *SIZE_EVIDENCE,
-    "ov_next",
-    "ov_copy",
-    "direct_last",
-    "lens_next",
-    "lens_last",
-)
-"""Evidence columns that the rules read."""

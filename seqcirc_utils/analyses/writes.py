@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformer_lens.utilities.statistics import derive_generator
 
-from seqcirc_utils.analyses.heads import _SO, head_writes, ov_writes
+from seqcirc_utils.analyses.heads import UNTOLD, head_writes, ov_writes
 from seqcirc_utils.analyses.observation import Observation
 from seqcirc_utils.components import components
 from seqcirc_utils.models.capabilities import logits, require
@@ -101,7 +101,7 @@ def ov_ranks(
     Raises:
         UserError: for a model whose heads' values, writes, or logits are not told by weights.
     """
-    require(model, "readout values shares", _SO)
+    require(model, "readout values shares", UNTOLD)
     forms = spellings(model.tokenizer, words)
     ids = sorted({i for form in forms for i in form})
     n, members = streams.shape[1:3]
@@ -271,7 +271,7 @@ def direct_writes(
     Raises:
         UserError: for a model whose heads' writes or logits are not told by weights.
     """
-    require(model, "readout", _SO)
+    require(model, "readout", UNTOLD)
     bridge, final = model.bridge, observation.end[-1]
     ids = torch.tensor([i for i in vocabulary.ids if i is not None])
 

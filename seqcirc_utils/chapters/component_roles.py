@@ -1,0 +1,298 @@
+"""What each component does: where heads look, what they write, what MLPs add, and the roles."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from seqcirc_utils.analyses import roles
+from seqcirc_utils.analyses.attention import ATTENTION_EVIDENCE
+from seqcirc_utils.analyses.lens import Lens, lens
+from seqcirc_utils.analyses.observation import Observation, attention_table, observe, patterns
+from seqcirc_utils.analyses.roles import EVIDENCE_COLUMNS
+from seqcirc_utils.analyses.writes import (
+    ORDINALS,
+    bare_sequences,
+    direct_writes,
+    member_indices,
+    ov_ranks,
+    ov_table,
+    p_values,
+    spellings,
+    word_hits,
+)
+from seqcirc_utils.chapters.findings import Findings, array, table
+from seqcirc_utils.chapters.patching import Patching
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.circuits.circuit import Circuit
+from seqcirc_utils.components import Component
+from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.models.loading import Model
+from seqcirc_utils.prompts.prompts import Prompts
+from seqcirc_utils.prompts.scores import score
+from seqcirc_utils.prompts.vocabulary import Vocabulary, vocabulary
+from seqcirc_utils.statistics import intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRoles(Findings):
+    """What each head and MLP does on clean prompts, and the role that follows by the rules.
+
+    Attention is a share of what a token pays in all; probabilities and OV scores are shares.
+
+    Attributes:
+        components: A row per component: its role (empty where it cannot be told, see ``missing``),
+            the share of resamples of the prompts in which it comes out (``confidence``), the most
+            frequent other role (``rival``), whether it is ``in_circuit``, the evidence with 95%
+            intervals where it decides, attention from members to members in random order, and
+            what mean ablation changes (chapter 03). Evidence is empty where it does not apply.
+        ov: A row per head, score, input and list of words: the share of members whose own
+            (``copy``) or following (``next``) word is among the highest 1, 5 or 10 logits of what
+            the head writes, the 95% interval of ``top5``, its p-value against shuffled successors,
+            and ``top5`` by the member's place in the prompt.
+        lens: A row per layer and part: the change of the lens probability of the answer and of
+            the last member, with 95% intervals, and shares of prompts.
+        attention: Mean attention between all groups of tokens, of heads that are in the circuit or
+            have a role, and what evenly spread attention would give (``spread``).
+        patterns: Attention of the example heads on one prompt ``[head, query, key]``.
+        thresholds: The cut-offs of the rules.
+        spread: What evenly spread attention would give in each column of attention.
+        roles: How many components have each role.
+        circuit_roles: The same in the circuit.
+        absent_head_roles: Roles that no head of the circuit has.
+        examples: The heads of ``patterns``: the most important of each role, then others.
+        tokens: The tokens of that prompt.
+        marked: Positions there of each "in", each member, and the end.
+        templates: How many prompts each template got.
+        missing: What does not apply to the model (``ov``, ``direct``, ``lens``), and why.
+    """
+
+    stage = "05_component_roles"
+
+    components: pd.DataFrame = table(
+        "csv",
+        {
+            "component": str,
+            "layer": int,
+            "head": "Int64",
+            "role": str,
+            "confidence": float,
+            "in_circuit": bool,
+            "rival": str,
+            "rival_share": float,
+        }
+        | dict.fromkeys(EVIDENCE_COLUMNS, float)
+        | {"p_next": float, "p_copy": float, "members_to_members_random": float}
+        | {"ablation": float},
+    )
+    ov: pd.DataFrame = table(
+        "ov.csv",
+        {"component": str, "score": str}
+        | dict.fromkeys(("top1", "top5", "top10", "low", "high", "p"), float)
+        | dict.fromkeys(("place 1", "place 2", "place 3", "place 4"), float),
+        input=str,
+        words=str,
+    )
+    lens: pd.DataFrame = table(
+        "lens.csv",
+        part=str,
+        layer=int,
+        next=float,
+        next_low=float,
+        next_high=float,
+        last=float,
+        last_low=float,
+        last_high=float,
+        overtakes=float,
+        switches=float,
+    )
+    attention: pd.DataFrame = table(
+        "attention.csv",
+        component=str,
+        query=str,
+        key=str,
+        mean=float,
+        low=float,
+        high=float,
+        spread=float,
+    )
+    patterns: np.ndarray = array()
+    thresholds: dict[str, float]
+    spread: dict[str, float]
+    roles: dict[str, int]
+    circuit_roles: dict[str, int]
+    absent_head_roles: list[str]
+    examples: list[str]
+    tokens: list[str]
+    marked: list[int]
+    templates: str
+    missing: dict[str, str]
+
+    def by_component(self) -> dict[Component, str]:
+        """The role of every component (``none``: it fits no rule).
+
+        Raises:
+            UserError: where the roles of heads or of MLPs cannot be told for this model.
+        """
+        if (self.components["role"] == "").any():
+            raise UserError(f"not all roles can be told: {' '.join(self.missing.values())}")
+        names = map(Component.parse, self.components["component"])
+        return dict(zip(names, self.components["role"], strict=True))
+
+    @classmethod
+    def measure(cls, at: Setting) -> Self:
+        """Observe the model on clean prompts and apply the rules; see the class."""
+        lm, seed, prompts = at.model, at["seed"], at.sets().evaluation
+        words = vocabulary(at["task"], lm.tokenizer)
+        ablation = at.read(Patching).effects.set_index("component")["ablation"]
+        circuit = at.read(_Circuit)
+        seen = observe(lm, prompts)
+        by_head = seen.evidence()  # column to [layer, head, n]
+        by_mlp, p, missing = {}, {}, {}
+        ov, steps = cls.empty("ov"), cls.empty("lens")
+        with _section(missing, "ov"):
+            ov, hits, p = _ov(lm, seen, prompts, words, seed)
+            by_head |= hits
+        with _section(missing, "direct"):
+            direct = direct_writes(lm, seen, prompts, words)
+            by_head |= {f"direct_{name}": values for name, values in direct.items()}
+        with _section(missing, "lens"):
+            read = lens(lm, seen, prompts)
+            end = score(lm, prompts).answer_prob
+            assert (read.next[-1] - end).abs().max() < 1e-3  # the lens ends in the model
+            by_mlp = {f"lens_{name}": values for name, values in read.steps("mlp").items()}
+            steps = _steps(read, seed)
+
+        spread = seen.spreads()
+        found = roles.component_roles(lm, roles.evidence(by_head, by_mlp), p, spread, seed)
+        name, head = found["component"], found["head"].notna()
+        found.insert(5, "in_circuit", name.isin(map(str, circuit)))
+        found.loc[head, "members_to_members_random"] = _in_random_order(lm, at.sets().corrupted)
+        found["ablation"] = ablation[name].to_numpy()
+        has_role = ~found["role"].isin([roles.NONE, ""])
+        inside = found[found["in_circuit"]]
+        wanted = name[head & (found["in_circuit"] | has_role)].to_list()
+        examples = _examples(found[head], at["n_examples"])
+        tokens, marked = _example_tokens(lm, prompts)
+        return cls(
+            components=found,
+            ov=ov,
+            lens=steps,
+            attention=attention_table(lm, seen, wanted, seed) if wanted else cls.empty("attention"),
+            patterns=np.stack([v.numpy() for v in patterns(lm, prompts, examples).values()]),
+            thresholds=roles.thresholds(),
+            spread=spread,
+            roles=_counts(found),
+            circuit_roles=_counts(inside),
+            absent_head_roles=[r for r in roles.HEAD_ROLES if r not in set(inside["role"])],
+            examples=examples,
+            tokens=tokens,
+            marked=marked,
+            templates=at.tally(),
+            missing=missing,
+        )
+
+
+class _Circuit:  # until chapter 04 has findings
+    stage = "04_circuit_discovery"
+
+    @classmethod
+    def load(cls, directory: Path) -> set[Component]:
+        file = directory / "circuit.json"
+        return Circuit.load(file).components if file.is_file() else set()
+
+
+@contextlib.contextmanager
+def _section(missing: dict[str, str], name: str) -> Iterator[None]:
+    """What the model refuses ends this section only."""
+    try:
+        yield
+    except CannotDo:
+        raise
+    except UserError as error:
+        missing[name] = str(error)
+
+
+def _ov(
+    lm: Model, seen: Observation, prompts: Prompts, words: Vocabulary, seed: int
+) -> tuple[pd.DataFrame, dict[str, torch.Tensor], dict[str, np.ndarray]]:
+    """OV scores on three inputs, against members and (where they reach) ordinals.
+
+    Returns:
+        The table; the evidence ``ov_next`` and ``ov_copy`` on own inputs ``[layer, head, n]``; and
+        the p-values of these, ``p_next`` and ``p_copy``, of every head.
+    """
+    shown = member_indices(prompts, words)  # [n, member]
+    bare, bare_shown = bare_sequences(lm, words)
+    lists = {"members": words.members}
+    if len(words.members) <= len(ORDINALS):
+        lists["ordinals"] = ORDINALS
+    inputs = {  # streams [layer (or 1), n, member, d_model], and what stands there
+        "own": (seen.members, shown),
+        "after block 0": (seen.embedded[None], shown),
+        "bare sequence": (bare[None], bare_shown),
+    }
+    sizes, tables = [len(words) for words in lists.values()], []
+    hits: dict[str, torch.Tensor] = {}
+    p: dict[str, np.ndarray] = {}
+    for name, (streams, standing) in inputs.items():
+        # [layer, head, n, member, word], for all lists at once
+        ranks = ov_ranks(lm, streams, [word for words in lists.values() for word in words])
+        for (label, listed), part in zip(lists.items(), ranks.split(sizes, -1), strict=True):
+            known = [i for i, form in enumerate(spellings(lm.tokenizer, listed)) if form]
+            scores = ov_table(lm, part, standing, known, seed)
+            tables.append(scores.assign(input=name, words=label))
+            if (name, label) == ("own", "members"):
+                p = p_values(scores)
+                hits = {
+                    f"ov_{score}": word_hits(part, shown, step).float().mean(-1)
+                    for score, step in (("next", 1), ("copy", 0))
+                }
+    return pd.concat(tables, ignore_index=True), hits, p
+
+
+def _steps(read: Lens, seed: int) -> pd.DataFrame:
+    """Change of the lens across each attention layer, each MLP and each block."""
+    tables = []
+    for part in ("attention", "mlp", "block"):
+        steps = read.steps(part)  # [layer, n] each
+        table: dict[str, Any] = {"part": part, "layer": range(len(steps["next"]))}
+        for name in ("next", "last"):
+            bounds = intervals(steps[name], seed)
+            table |= dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True))
+        table |= {name: steps[name].mean(1) for name in ("overtakes", "switches")}
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _in_random_order(lm: Model, corrupted: Prompts) -> np.ndarray:
+    """Mean attention ``[head of all layers]`` from members to members that stand at random."""
+    groups = ATTENTION_EVIDENCE["members_to_members"]
+    return observe(lm, corrupted).attended(*groups).mean(-1).flatten().numpy()
+
+
+def _examples(heads: pd.DataFrame, n: int) -> list[str]:
+    """The circuit's most important head of each role, then others by importance, then any."""
+    ranked = heads.sort_values("ablation", kind="stable")  # most negative: most important
+    inside = ranked[ranked["in_circuit"]]
+    with_role = inside[~inside["role"].isin([roles.NONE, ""])]
+    leaders = with_role.drop_duplicates("role")
+    order = pd.concat([leaders, with_role, inside, ranked])["component"].drop_duplicates()
+    return sorted(order[:n], key=Component.parse)
+
+
+def _example_tokens(lm: Model, prompts: Prompts) -> tuple[list[str], list[int]]:
+    """The first prompt's tokens, and where its "in", its members and its end stand."""
+    tokens = prompts.tokens[0].tolist()
+    marked = {*prompts.member_positions[0].tolist(), *prompts.in_positions[0].tolist()}
+    return [lm.tokenizer.decode([i]) for i in tokens], sorted({*marked, len(tokens) - 1})
+
+
+def _counts(table: pd.DataFrame) -> dict[str, int]:
+    """How many components have each role, where it can be told."""
+    return table.loc[table["role"] != "", "role"].value_counts().to_dict()
