@@ -80,13 +80,13 @@ serve: ## Show the built book at http://127.0.0.1:8000 (PORT=n for another port)
 	@"$(PYTHON)" -m http.server --bind 127.0.0.1 --directory _build/html "$(PORT)"
 
 pdf: setup ## Print the built book into _build/book.pdf (needs Chromium)
-	@$(PY) -m seqcirc_utils.publishing.pdf
+	@$(PY) -m seqcirc_utils pdf
 
 notebooks: setup ## Run the committed notebooks again at their default parameters, in place
 	@$(PY) -m seqcirc_utils notebooks
 
 test: setup ## Run the unit tests, then check the committed notebooks' outputs
-	@$(PY) -m seqcirc_utils.models.fetching fetch smollm2-135m-instruct
+	@$(PY) -m seqcirc_utils fetch smollm2-135m-instruct
 	@OMP_NUM_THREADS=1 $(TEST_PY) -m pytest -n "$(TEST_JOBS)" --dist loadscope tests
 	@$(TEST_PY) -m seqcirc_utils run --params params/default.yml \
 	  --until 01_task_construction 02_logit_attribution 05_component_roles

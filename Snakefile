@@ -8,9 +8,8 @@ import os
 import sys
 
 from seqcirc_utils import store as _store
-from seqcirc_utils.models import devices as _devices
-from seqcirc_utils.workflow import parameters as _parameters
 from seqcirc_utils.workflow import planning as _plan
+from seqcirc_utils.workflow import snakemake as _snakemake
 from seqcirc_utils.workflow import stages as _stages
 
 _plans = _plan.from_config(config, workflow.config_settings.config_args or [])
@@ -37,13 +36,6 @@ def _of(stage, fact):
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
 # Two jobs side by side do more than one with two threads; with many cores, there is a job too few.
 _THREADS = max(1, min(4, os.cpu_count() // 3))
-
-
-# On one machine `make book` lets one job at a time have the GPU (by hand: --resources gpu=1): two would
-# fight for its memory. `set-resources` with `gpu: 0` lets them.
-def _gpus(job):
-    values = _parameters.check(job.stage, job.plan.parameters(job.stage, job.task))
-    return int(_devices.wants_gpu(values.get("device", "cpu")))
 
 
 def _more(amount):
@@ -82,7 +74,9 @@ for _stage in _stages.STAGES.values():
         resources:
             mem_mb=_more(4000),
             runtime=_more(_MINUTES.get(_stage.name, 60)),
-            gpu=_of(_stage.name, _gpus),
+            # On one machine `make book` lets one job at a time have the GPU (by hand: --resources gpu=1):
+            # two would fight for its memory. `set-resources` with `gpu: 0` lets them.
+            gpu=_of(_stage.name, _snakemake.gpus),
         message:
             f"{_stage.name}, {{wildcards.where}} (progress in {{log}})"
         shell:

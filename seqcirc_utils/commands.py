@@ -1,24 +1,25 @@
-"""The command line behind ``make``: run the stages over all tasks and build the book."""
+"""The one door: run the stages over all tasks, build and print the book, fetch a model."""
 
 import argparse
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models import fetching, loading, zoo
-from seqcirc_utils.publishing import building, pages
-from seqcirc_utils.workflow import execution, parameters, progress, records, stages
+from seqcirc_utils.models import fetching, zoo
+from seqcirc_utils.publishing import building, pages, pdf
+from seqcirc_utils.workflow import execution, parameters, progress, records, snakemake, stages
 from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
-from seqcirc_utils.workflow.snakemake import _profile, _run_snakemake
 
 
 def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
@@ -49,7 +50,7 @@ def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile
     """
     jobs = _ready([plan], cores, until, profile)
     with progress.Watch(jobs):
-        _run_snakemake([plan], cores, until, profile)
+        snakemake.run([plan], cores, until, profile)
     for job in jobs:
         if reason := records.skipped(job.record):
             print(f"skipped: {job.name}: {reason}", file=sys.stderr)
@@ -112,12 +113,12 @@ def sweep(plans: Sequence[Plan], cores: int | None = None, profile: str = "") ->
     Raises:
         UserError: as :func:`run` does.
     """
-    from seqcirc_utils.publishing import summary
+    from seqcirc_utils.publishing import summary  # with torch
 
     jobs = _ready(plans, cores, (), profile)
     try:
         with progress.Watch(jobs):
-            _run_snakemake(plans, cores, (), profile, "--keep-going")
+            snakemake.run(plans, cores, (), profile, "--keep-going")
     finally:
         page = summary.write(plans)
         print(f"The summary is in {page}")
@@ -130,7 +131,7 @@ def _ready(
     """Check everything, fetch the models and return the jobs, those that are outdated undone."""
     if cores is not None and cores < 1:
         raise UserError(f"--cores must be at least 1, not {cores}.")
-    _profile(profile)
+    snakemake.read_profile(profile)
     wanted = with_needs(until or stages.STAGES)
     jobs = [job for plan in plans for job in plan.jobs() if job.stage in wanted]
     for job in jobs:
@@ -141,6 +142,8 @@ def _ready(
             raise UserError(f"{model} is in {Path.cwd()}: give its whole path, {here}.")
         directory, prepend = fetching.fetch(model), plans[0].values.get("prepend", "auto")
         if prepend != "auto":
+            from seqcirc_utils.models import loading  # with torch
+
             loading.front(model, directory, prepend)
     for job in jobs:
         job.forget_if_stale()
@@ -201,18 +204,68 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--cores", type=int, default=None, help="default: all")
     where.add_argument("--profile", default="", help="where jobs run (default: profiles/local)")
     both = [common, where]
-    commands.add_parser("book", parents=both, help="run everything, build the book")
-    part = commands.add_parser("run", parents=both, help="run stages, build no book")
+
+    def add(name: str, do: Callable, *parents: _Parser, alone: bool = True, **said: str) -> _Parser:
+        command = commands.add_parser(name, parents=parents, **said)
+        command.set_defaults(do=do, alone=alone)
+        return command
+
+    add("book", _book, *both, help="run everything, build the book")
+    part = add("run", _run, *both, help="run stages, build no book")
     part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
-    commands.add_parser("sweep", parents=both, help="run a file of models, tasks and seeds")
-    commands.add_parser("notebooks", help="run the committed notebooks again, in place")
-    one = commands.add_parser("stage", parents=[common], help="run one stage")
+    add("sweep", _sweep, *both, help="run a file of models, tasks and seeds")
+    add("notebooks", lambda given: notebooks(), help="run the committed notebooks again, in place")
+    one = add("stage", _stage, common, alone=False, help="run one stage")
     one.add_argument("name")
     one.add_argument("--task")
     one.add_argument("--seed", type=int, help="of a sweep, one of its seeds")
     one.add_argument("--output", required=True)
-    commands.add_parser("publish", parents=[common], help="copy the results into the book")
+    add(
+        "publish", lambda given: pages.publish(_plan(given)), common, help="put results in the book"
+    )
+    paper = add("pdf", _pdf, alone=False, help="print the built book")
+    paper.add_argument("file", nargs="?", type=Path, default=store.ROOT / "_build" / "book.pdf")
+    wanted = add("fetch", _fetch, alone=False, help="get a model's files, to be without a network")
+    wanted.add_argument("name")
+    add("list", _list, alone=False, help="what is known of the models that have short names")
     return parser
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    file = given.params or store.ROOT / "params" / "laptop.yml"
+    return read_plan(file, given.model, getattr(given, "seed", None))
+
+
+def _book(given: argparse.Namespace) -> None:
+    book(_plan(given), given.cores, given.profile)
+
+
+def _run(given: argparse.Namespace) -> None:
+    run(_plan(given), given.cores, given.until, given.profile)
+
+
+def _sweep(given: argparse.Namespace) -> None:
+    file = given.params or store.ROOT / "params" / "sweep.yml"
+    plans = read_plans(file, given.model)
+    if plans[0].seed is None:
+        raise UserError(f"{file} is no sweep: it lists none of {', '.join(SWEEP)}.")
+    sweep(plans, given.cores, given.profile)
+
+
+def _stage(given: argparse.Namespace) -> None:
+    run_stage(_plan(given), given.name, given.task, given.output)
+
+
+def _pdf(given: argparse.Namespace) -> None:
+    print(f"The book is in {pdf.write(given.file)}")
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    print(f"{given.name} is ready in {fetching.fetch(given.name)}")
+
+
+def _list(given: argparse.Namespace) -> None:
+    print(json.dumps({name: asdict(entry) for name, entry in zoo.ZOO.items()}, indent=1))
 
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
@@ -226,29 +279,11 @@ def main(arguments: list[str]) -> int:
         for empty in (a for a in arguments if re.fullmatch(r"(--\w+=)?\s*", a)):
             raise UserError(f"{empty!r} holds nothing: leave it out, or say what it is.")
         given = _parser().parse_args(arguments)
-        if given.command != "stage":
+        if given.alone:
             held.enter_context(alone())
+        if given.command != "stage":
             _home()
-        if given.command == "notebooks":
-            notebooks()
-            return 0
-        name = "sweep.yml" if given.command == "sweep" else "laptop.yml"
-        file = given.params or store.ROOT / "params" / name
-        if given.command == "sweep":
-            plans = read_plans(file, given.model)
-            if plans[0].seed is None:
-                raise UserError(f"{file} is no sweep: it lists none of {', '.join(SWEEP)}.")
-            sweep(plans, given.cores, given.profile)
-            return 0
-        plan = read_plan(file, given.model, getattr(given, "seed", None))
-        if given.command == "book":
-            book(plan, given.cores, given.profile)
-        elif given.command == "run":
-            run(plan, given.cores, given.until, given.profile)
-        elif given.command == "stage":
-            run_stage(plan, given.name, given.task, given.output)
-        else:
-            pages.publish(plan)
+        given.do(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

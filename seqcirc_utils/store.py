@@ -13,12 +13,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from seqcirc_utils.errors import UserError
+
+if TYPE_CHECKING:  # names and paths are asked for much more often than tables
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: notebooks, parameters and results are found from here, whatever the caller's
@@ -93,20 +95,24 @@ def read_json(path: Path | str) -> Any:
     return _read(Path(path), lambda p: json.loads(p.read_text(encoding="utf-8")))
 
 
-def write_csv(path: Path | str, frame: pd.DataFrame) -> Path:
+def write_csv(path: Path | str, frame: "pd.DataFrame") -> Path:
     """Write a table without its index."""
     with writing(path) as temporary:
         frame.to_csv(temporary, index=False)
     return Path(path)
 
 
-def read_csv(path: Path | str) -> pd.DataFrame:
+def read_csv(path: Path | str) -> "pd.DataFrame":
     """Read a table; component names such as ``4.10`` stay text."""
+    import pandas as pd
+
     return _read(Path(path), lambda p: pd.read_csv(p, dtype={"component": str, "head": "Int64"}))
 
 
-def read_text_csv(path: Path | str) -> pd.DataFrame:
+def read_text_csv(path: Path | str) -> "pd.DataFrame":
     """Read a table whose every cell stays the text that it is in the file."""
+    import pandas as pd
+
     return _read(Path(path), lambda p: pd.read_csv(p, dtype=str, keep_default_na=False))
 
 

@@ -20,13 +20,6 @@ def _not_used(device: str, why: Iterable[str]) -> None:
     print(f"The GPU is not used, the CPU is: {why}.", file=sys.stderr)
 
 
-def wants_gpu(device: str) -> bool:
-    """Whether a ``device`` means a GPU: one that is named, or one that ``auto`` would find here."""
-    return device in GPUS or (
-        device == "auto" and any(getattr(torch, kind).is_available() for kind in GPUS)
-    )
-
-
 def _working(device: str) -> str:
     """The kind of device that is meant, after a tiny computation on it."""
     faults = []

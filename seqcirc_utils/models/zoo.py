@@ -108,7 +108,7 @@ def resolve(name: str) -> Entry | Path:
         return ZOO[name]
     path = Path(str(name)).expanduser()
     if path.is_dir():
-        return _checked_directory(path.resolve())
+        return checked_directory(path.resolve())
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         return Entry(title=name.split("/")[1], source="hub", where=name, licence="see the hub")
     if str(name).startswith((".", "/", "~")):
@@ -125,7 +125,12 @@ def slug(name: str) -> str:
     return name.replace("/", "--")
 
 
-def _checked_directory(path: Path) -> Path:
+def checked_directory(path: Path) -> Path:
+    """The directory, which holds a model in the Hugging Face format.
+
+    Raises:
+        UserError: for what it lacks.
+    """
     wanted = {
         "config.json": ["config.json"],
         "weights (*.safetensors)": ["*.safetensors"],

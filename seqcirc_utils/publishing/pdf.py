@@ -75,11 +75,3 @@ def write(target: Path) -> Path:
                 raise UserError(f"Chromium did not print: {error}") from None
         chromium.close()
     return target
-
-
-if __name__ == "__main__":
-    wanted = Path(sys.argv[1]) if len(sys.argv) > 1 else store.ROOT / "_build" / "book.pdf"
-    try:
-        print(f"The book is in {write(wanted)}")
-    except UserError as refusal:
-        sys.exit(f"error: {refusal}")

@@ -10,14 +10,35 @@ from pathlib import Path
 
 import yaml
 
-from seqcirc_utils import (
-    store,
-)
+from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.workflow.planning import Plan, to_config
+from seqcirc_utils.models.zoo import GPUS
+from seqcirc_utils.workflow.parameters import check
+from seqcirc_utils.workflow.planning import Job, Plan, to_config
+
+_DEV = Path("/dev")
+_DRIVERS = ("nvidia*", "nvhost*", "dxg", "kfd")
+"""Devices of CUDA (also on Jetson, on Windows' Linux) and of ROCm."""
 
 
-def _profile(name: str) -> tuple[Path, str]:
+def gpus(job: Job) -> int:
+    """How many GPUs a job wants: one if its ``device`` names one, or ``auto`` would find one."""
+    device = check(job.stage, job.plan.parameters(job.stage, job.task)).get("device", "cpu")
+    if device != "auto":
+        return int(device in GPUS)
+    if not may_have_gpu():
+        return 0
+    import torch
+
+    return int(any(getattr(torch, kind).is_available() for kind in GPUS))
+
+
+def may_have_gpu() -> bool:
+    """Whether torch could find a GPU; to import it takes seconds, and to plan needs no more."""
+    return sys.platform != "linux" or any(any(_DEV.glob(name)) for name in _DRIVERS)
+
+
+def read_profile(name: str) -> tuple[Path, str]:
     """Return a profile's directory and executor, or say what is missing before anything is run."""
     path = Path(name) if name else store.ROOT / "profiles" / "local"
     try:
@@ -41,18 +62,30 @@ def _profile(name: str) -> tuple[Path, str]:
     return path, executor
 
 
-def _run_snakemake(
+def run(
     plans: Sequence[Plan],
     cores: int | None,
     until: Sequence[str] = (),
     profile: str = "",
     *more: str,
 ) -> None:
+    """Hand plans to Snakemake as one graph, and wait for it.
+
+    Args:
+        plans: From one parameters file.
+        cores: How many cores to use at most; as many as the profile says by default.
+        until: Only these stages and what they need.
+        profile: Directory of a Snakemake profile.
+        more: Further options of Snakemake.
+
+    Raises:
+        UserError: for a profile that cannot be used, or if a stage failed.
+    """
     names = {plan.model for plan in plans}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
     command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
-    where, executor = _profile(profile)
+    where, executor = read_profile(profile)
     command += ["--workflow-profile", str(where.resolve())]
     if executor == "local":  # no more jobs at once than the memory holds, and one on a GPU
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6

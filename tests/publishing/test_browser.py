@@ -287,7 +287,7 @@ def test_a_chapter_gives_its_data_and_its_notebook(opened, name):
 def test_the_book_prints_as_one_pdf(tmp_path):
     file = tmp_path / "book.pdf"
     # In a process of its own: one has only one Playwright, and the other tests hold theirs.
-    subprocess.run([sys.executable, "-m", "seqcirc_utils.publishing.pdf", str(file)], check=True)
+    subprocess.run([sys.executable, "-m", "seqcirc_utils", "pdf", str(file)], check=True)
     book = file.read_bytes()
     assert book.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", book)) > len(PAGES)

@@ -93,7 +93,7 @@ def test_bad_files_are_one_line_and_nothing_runs(project, capsys, values, said):
 def test_a_token_that_the_model_lacks_is_refused_before_anything_runs(
     project, capsys, monkeypatch, tiny_directories
 ):
-    monkeypatch.setattr(snakemake, "_run_snakemake", lambda *_: pytest.fail("it runs"))
+    monkeypatch.setattr(snakemake, "run", lambda *_: pytest.fail("it runs"))
     file = str(parameters(project, model=str(tiny_directories["gpt2"]), prepend="<eso>"))
     assert commands.main(["run", "--params", file]) == 2
     error = capsys.readouterr().err
@@ -319,7 +319,7 @@ def test_a_model_named_from_elsewhere_is_refused(project, capsys, monkeypatch, t
     shutil.copytree(tiny_directories["gpt2"], project / "run")
     shutil.copytree(tiny_directories["gpt2"], project / "elsewhere" / "run")
     command = ["run", "--params", str(parameters(project)), "--model", "./run"]
-    monkeypatch.setattr(snakemake, "_run_snakemake", lambda *_: None)
+    monkeypatch.setattr(snakemake, "run", lambda *_: None)
     monkeypatch.chdir(project)
     assert commands.main(command) == 0
     monkeypatch.chdir(project / "elsewhere")
@@ -443,7 +443,7 @@ def test_snakemake_runs_exactly_what_changed(project):
 @pytest.mark.slow
 def test_snakemake_runs_the_stages(project):
     plan = planning.read_plan(parameters(project, n_prompts=3))
-    snakemake._run_snakemake([plan], 1)
+    snakemake.run([plan], 1)
     record = json.loads(planning.Job(plan, "06_cross_task", None).record.read_text())
     assert record["inputs"] and record["parameters"]["n_prompts"] == 3
     assert all(job.notebook.is_file() for job in plan.jobs())
@@ -457,7 +457,7 @@ def test_one_job_at_a_time_has_the_gpu(project):
     more = "device: str = 'cuda'  # where"
     write_notebook(project, "01_task_construction", work=work, more=more)
     plan = planning.read_plan(parameters(project, tasks=["months", "digits"]))
-    snakemake._run_snakemake([plan], 2, ["01_task_construction"])
+    snakemake.run([plan], 2, ["01_task_construction"])
 
 
 @pytest.mark.slow
