@@ -1,19 +1,31 @@
 """A head, an MLP, an edge between them: names, order and kinds; no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from seqcirc_utils.errors import UserError
 
 
 class Component(NamedTuple):
-    """A head (``4.10``: layer 4, head 10) or, with ``head=None``, an MLP (``mlp9``)."""
+    """A head (``4.10``: layer 4, head 10) or, with ``head=None``, an MLP (``mlp9``).
+
+    Components sort in the order of computation: by layer, heads before the MLP.
+    """
 
     layer: int
     head: int | None
 
     def __str__(self) -> str:
         return f"mlp{self.layer}" if self.head is None else f"{self.layer}.{self.head}"
+
+    def _place(self) -> tuple[int, float]:
+        return self.layer, float("inf") if self.head is None else self.head
+
+    def __lt__(self, other: "Component") -> bool:
+        return self._place() < other._place()
+
+    def __gt__(self, other: "Component") -> bool:
+        return self._place() > other._place()
 
     @classmethod
     def parse(cls, name: str) -> "Component":
@@ -47,10 +59,17 @@ def components(model: Shape) -> list[Component]:
     return [Component(layer, head) for layer in range(model.n_layers) for head in heads]
 
 
-def split(components: Sequence[Component]) -> tuple[list[list[int]], list[int]]:
+def by_kind(circuit: Iterable[Component]) -> dict[str, set[Component]]:
+    """A circuit's heads and MLPs apart."""
+    circuit = set(circuit)
+    heads = {c for c in circuit if c.head is not None}
+    return {"heads": heads, "MLPs": circuit - heads}
+
+
+def split(circuit: Iterable[Component]) -> tuple[list[list[int]], list[int]]:
     """Components as sorted heads ``[[layer, head], …]`` and MLPs ``[layer, …]``."""
-    heads = sorted([c.layer, c.head] for c in components if c.head is not None)
-    return heads, sorted(c.layer for c in components if c.head is None)
+    heads, mlps = (sorted(part) for part in by_kind(circuit).values())
+    return [list(c) for c in heads], [c.layer for c in mlps]
 
 
 SOURCES = ("q", "k", "v")
@@ -95,13 +114,8 @@ class Edge(NamedTuple):
             ) from None
 
 
-def _order(component: Component) -> tuple[int, float]:
-    """Where a component is computed: by layer, heads before the MLP."""
-    return component.layer, float("inf") if component.head is None else component.head
-
-
-def _sources(node: Component) -> tuple[str, ...]:
-    """The inputs of a component."""
+def sources(node: Component) -> tuple[str, ...]:
+    """The inputs of a component: q, k and v of a head; an MLP has one, without a name."""
     return ("",) if node.head is None else SOURCES
 
 
@@ -116,14 +130,6 @@ def edges_of(nodes: Iterable[Component]) -> list[Edge]:
 
     From each head and MLP into the q, k and v of each later head, each later MLP, and the logits.
     """
-    ordered = sorted(set(nodes), key=_order)
-    inner = [Edge(n, r, s) for r in ordered for s in _sources(r) for n in ordered if _feeds(n, r)]
+    ordered = sorted(set(nodes))
+    inner = [Edge(n, r, s) for r in ordered for s in sources(r) for n in ordered if _feeds(n, r)]
     return inner + [Edge(n, None) for n in ordered]
-
-
-def by_kind(circuit: set[Component]) -> dict[str, set[Component]]:
-    """A circuit's heads and MLPs apart."""
-    return {
-        "heads": {c for c in circuit if c.head is not None},
-        "MLPs": {c for c in circuit if c.head is None},
-    }

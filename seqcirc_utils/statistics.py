@@ -7,7 +7,18 @@ import numpy as np
 import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
 
-from seqcirc_utils.errors import CannotDo
+from seqcirc_utils.errors import CannotDo, UserError
+
+
+def finite(values: torch.Tensor) -> torch.Tensor:
+    """Logits, or differences of them, when all are numbers.
+
+    Raises:
+        UserError: for NaN or infinity.
+    """
+    if not torch.isfinite(values).all():
+        raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
+    return values
 
 
 def percentile_p(value: float, null: Sequence[float] | np.ndarray) -> float:

@@ -9,29 +9,59 @@ from seqcirc_utils.components import components
 from seqcirc_utils.prompts import scores as scores_module
 
 
-def plain_logits(model, prompts, names, replacement, positions=None):
-    """The slow, obvious way: one whole pass with a hook per component; logits ``[n, vocab]``."""
-    n, pos = prompts.tokens.shape
-    where = torch.ones(n, pos, dtype=torch.bool) if positions is None else positions
+def plain_hooks(names, replacement, positions=None):
+    """A hook per component, for whole passes: replaced at all positions, or at ``[n, pos]``."""
+
+    def where(new, old):
+        if positions is None:
+            return new.expand_as(old)
+        return torch.where(positions.reshape(*positions.shape, *[1] * (old.ndim - 2)), new, old)
+
     hooks = []
     for name in names:
         if name.head is None:
 
             def swap(value, hook, layer=name.layer):
-                return torch.where(where[..., None], replacement.mlp[layer], value)
+                return where(replacement.mlp[layer], value)
 
             hooks.append((f"blocks.{name.layer}.hook_mlp_out", swap))
         else:
 
             def swap(value, hook, layer=name.layer, head=name.head):
                 value = value.clone()
-                new = replacement.z[layer][:, :, head]
-                value[:, :, head] = torch.where(where[..., None], new, value[:, :, head])
+                value[:, :, head] = where(replacement.z[layer][:, :, head], value[:, :, head])
                 return value
 
             hooks.append((f"blocks.{name.layer}.attn.hook_z", swap))
+    return hooks
+
+
+def plain_edit(edit):
+    """A hook that multiplies what a component writes."""
+    layer, head = edit.component
+
+    def scale(value, hook):
+        if head is None:
+            return value * edit.factor
+        value = value.clone()
+        value[:, :, head] *= edit.factor
+        return value
+
+    return f"blocks.{layer}.{'hook_mlp_out' if head is None else 'attn.hook_z'}", scale
+
+
+def plain_logits(model, prompts, *arguments):
+    """The slow, obvious way: one whole pass with a hook per component; logits ``[n, vocab]``."""
+    hooks = plain_hooks(*arguments)
     with torch.no_grad():
         return model.bridge.run_with_hooks(prompts.tokens, fwd_hooks=hooks)[:, -1]
+
+
+def plain_loss(model, tokens, hooks=()):
+    """Mean next-token loss of each row under any hooks ``[n]``, in nats per token."""
+    with torch.no_grad():
+        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=list(hooks))[:, :-1]
+    return -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].mean(1)
 
 
 def plainly(model, prompts, *arguments):

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 import torch
 
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import Activations, _hook
-from seqcirc_utils.components import Component
+from seqcirc_utils.ablation.replay import Activations, Run, hook_name
+from seqcirc_utils.components import SOURCES, Component
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.capabilities import require
 from seqcirc_utils.prompts.scores import Scores
 
 
 def _during_block(
-    evaluator: Evaluator,
+    run: Run,
     layer: int,
     stream: torch.Tensor,
     kind: str,
@@ -22,11 +22,10 @@ def _during_block(
     """The value at one hook of a block run on ``stream``, with other hooks' values given."""
     seen: list[torch.Tensor] = []
     hooks: list[tuple[str, Callable]] = [
-        (_hook(layer, k), lambda v, hook, new=new: new) for k, new in (instead or {}).items()
+        (hook_name(layer, k), lambda v, hook, new=new: new) for k, new in (instead or {}).items()
     ]
-    hooks.append((_hook(layer, kind), lambda v, hook: seen.append(v)))
-    with evaluator.model.bridge.hooks(fwd_hooks=hooks):
-        evaluator.block(layer, stream)
+    hooks.append((hook_name(layer, kind), lambda v, hook: seen.append(v)))
+    run.block(layer, stream, hooks)
     return seen[0]
 
 
@@ -53,8 +52,8 @@ def path_effects(
     Raises:
         UserError: for an MLP, a receiver not above the sender, or another input than q, k, v.
     """
-    if source not in ("q", "k", "v"):
-        raise unknown("input", source, ("q", "k", "v"))
+    if source not in SOURCES:
+        raise unknown("input", source, SOURCES)
     for receiver in receivers:
         if sender.head is None or receiver.head is None or receiver.layer <= sender.layer:
             raise UserError(f"no path from {sender} into the {source} of {receiver}.")
@@ -68,12 +67,11 @@ def path_effects(
     weights = evaluator.model.bridge.blocks[sender.layer].attn.W_O[sender.head]
     old = run.activations.z[sender.layer][:, :, sender.head]
     new = evaluator.replacement.z[sender.layer][:, :, sender.head]
-    change = (new - old) @ (weights * found.attention[sender.layer])
+    change = (new - old) @ (weights * found.attention[sender.layer])  # [n, pos, d_model]
     z = run.activations.z.clone()
     for layer in sorted({receiver.layer for receiver in receivers}):
         stream = run.residual[layer]
-        read = _during_block(evaluator, layer, stream + change, source)
-        z[layer] = _during_block(evaluator, layer, stream, "z", instead={source: read})
-    patched = object.__new__(Evaluator)
-    patched.__dict__.update(vars(evaluator), replacement=Activations(z, run.activations.mlp))
+        read = _during_block(run, layer, stream + change, source)
+        z[layer] = _during_block(run, layer, stream, "z", instead={source: read})
+    patched = evaluator.with_(replacement=Activations(z, run.activations.mlp))
     return patched.replaced([[receiver] for receiver in receivers])

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import torch
 
+from seqcirc_utils.ablation.engine import Trace
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import _hook
+from seqcirc_utils.ablation.replay import hook_name
 from seqcirc_utils.components import Component
-from seqcirc_utils.errors import UserError
 
 
 class Pruning:
@@ -33,18 +33,20 @@ class Pruning:
 
     @torch.no_grad()
     def try_without(self, components: Iterable[Component]) -> torch.Tensor:
-        """Logit differences ``[n]`` without these components too."""
+        """Logit differences ``[n]`` without these components too.
+
+        Raises:
+            UserError: for one that is not finite.
+        """
         gone = frozenset(components)
         changed = gone or self.removed
         start = min(c.layer for c in changed)
         masks = self.evaluator.masks(self.removed | gone)
-        trace: dict[str, torch.Tensor] = {}
+        trace: Trace = {}
         final = self.evaluator.replay([masks], self._streams[start], start, trace=trace)
         score = self.evaluator.difference(final)[0].cpu()
-        if not torch.isfinite(score).all():
-            raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
         layers = range(start + 1, self.evaluator.model.n_layers)
-        streams = [trace[_hook(layer, "in")] for layer in layers]
+        streams = [trace[hook_name(layer, "in")] for layer in layers]
         self._pending = gone, [*self._streams[: start + 1], *streams, final[0]], score
         return score
 

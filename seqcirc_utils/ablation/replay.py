@@ -1,12 +1,12 @@
-"""Running the model once, and keeping what a replay with parts replaced needs."""
+"""Running the model once, and keeping what is needed to run parts of it again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
-from seqcirc_utils.models.capabilities import wiring
+from seqcirc_utils.models.capabilities import added, before, first, wiring
 from seqcirc_utils.models.loading import Model
 
 
@@ -30,25 +30,44 @@ class Activations:
         """Nothing at every position: zero ablation."""
         return Activations(torch.zeros_like(self.z[:, :1]), torch.zeros_like(self.mlp[:, :1]))
 
+    def __mul__(self, factor: float) -> "Activations":
+        """Every write times a factor."""
+        return Activations(self.z * factor, self.mlp * factor)
+
+    def __getitem__(self, rows: Sequence[int]) -> "Activations":
+        """Those of some prompts; a mean is that of any."""
+        if self.z.shape[1] == 1:
+            return self
+        return Activations(self.z[:, list(rows)], self.mlp[:, list(rows)])
+
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the model kept for replay.
+    """A run of the model, and the parts of its blocks to run again.
 
     Attributes:
+        model: The model.
         residual: The stream that enters each block, and the last one's output
             ``[layer + 1, n, pos, d_model]``.
         activations: What the components wrote.
         block_arguments: What else the model hands to each block (masks may differ by layer).
         attention_arguments: What else each block hands to its attention.
         row_axes: Arguments that hold something for each prompt, and along which axis.
+        by_parts: Whether attention and then the MLP, each by itself, make these very streams.
     """
 
+    model: Model
     residual: torch.Tensor
     activations: Activations
     block_arguments: list[dict[str, Any]]
     attention_arguments: list[dict[str, Any]]
     row_axes: dict[str, int]
+    by_parts: bool = False
+
+    def __getitem__(self, rows: Sequence[int]) -> "Run":
+        """The run of some of its prompts."""
+        residual, activations = self.residual[:, list(rows)], self.activations[rows]
+        return replace(self, residual=residual, activations=activations)
 
     def for_rows(self, arguments: dict[str, Any], rows: int) -> dict[str, Any]:
         """Some block's arguments, recorded on one prompt, for so many."""
@@ -63,17 +82,67 @@ class Run:
                 found[name] = torch.cat([value] * rows, axis)
         return found
 
+    def block(self, layer: int, stream: torch.Tensor, hooks: Sequence[Any] = ()) -> torch.Tensor:
+        """A whole block's output on a stream ``[rows, pos, d_model]``, under the model's hooks."""
+        more = self.for_rows(self.block_arguments[layer], len(stream))
+        with self.model.bridge.hooks(fwd_hooks=list(hooks)):
+            return first(self.model.bridge.blocks[layer](stream, **more))
 
-def _hook(layer: int, kind: str) -> str:
-    return {
-        "in": f"blocks.{layer}.hook_in",
-        "out": f"blocks.{layer}.hook_out",
-        "z": f"blocks.{layer}.attn.hook_z",
-        "mlp": f"blocks.{layer}.hook_mlp_out",
-        "q": f"blocks.{layer}.attn.hook_q",
-        "k": f"blocks.{layer}.attn.hook_k",
-        "v": f"blocks.{layer}.attn.hook_v",
-    }[kind]
+    def heads(self, layer: int, z: torch.Tensor) -> torch.Tensor:
+        """What attention adds ``[…, d_model]`` when its heads hold ``z`` ``[…, head, d_head]``."""
+        block = self.model.bridge.blocks[layer]
+        return self._after(layer, block.attn.o(z.flatten(-2)))
+
+    def _after(self, layer: int, out: torch.Tensor) -> torch.Tensor:
+        factor = wiring(self.model).attention[layer]
+        return added(self.model.bridge.blocks[layer], "ln1_post", factor, out)
+
+    def attention(
+        self, layer: int, stream: torch.Tensor, act: Callable | None = None
+    ) -> torch.Tensor:
+        """What attention adds to a stream ``[rows, pos, d_model]``.
+
+        Args:
+            layer: The layer.
+            stream: What enters the block.
+            act: What the heads hold instead, from what they hold ``[rows, pos, head, d_head]``.
+        """
+        block, shape = self.model.bridge.blocks[layer], self.activations.z.shape[-2:]
+
+        def change(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            z = inputs[0].reshape(*stream.shape[:2], *shape)
+            return ((act(z) if act else z).reshape(inputs[0].shape),)
+
+        more = self.for_rows(self.attention_arguments[layer], len(stream))
+        # Torch's own hook: TransformerLens' context manager costs more than a short attention.
+        handle = block.attn.o.register_forward_pre_hook(change)
+        try:
+            out = block.attn(hidden_states=before(block, "ln1", stream), **more)
+        finally:
+            handle.remove()
+        return self._after(layer, first(out))
+
+    def mlp(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
+        """What the MLP adds to a stream ``[rows, pos, d_model]`` at each of its positions."""
+        block, factor = self.model.bridge.blocks[layer], wiring(self.model).mlp[layer]
+        return added(block, "ln2_post", factor, first(block.mlp(before(block, "ln2", stream))))
+
+    def parts_add_up(self) -> bool:
+        """Whether attention and then the MLP, each by itself, make the first prompt's streams."""
+        if "in_turn" in wiring(self.model).lacks:
+            return False
+        for layer, (stream, out) in enumerate(zip(self.residual, self.residual[1:], strict=False)):
+            middle = stream[:1] + self.attention(layer, stream[:1])
+            if not torch.allclose(middle + self.mlp(layer, middle), out[:1], 1e-4, 1e-3):
+                return False
+        return True
+
+
+def hook_name(layer: int, kind: str) -> str:
+    """The model's name of a block's hook: its ``in``, ``out``, ``mlp``, or heads' ``z q k v``."""
+    if kind in ("z", "q", "k", "v"):
+        return f"blocks.{layer}.attn.hook_{kind}"
+    return f"blocks.{layer}.hook_{'mlp_out' if kind == 'mlp' else kind}"
 
 
 class Tokens(Protocol):
@@ -89,8 +158,8 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     """Run the model once and keep what replay and replacement need."""
     wiring(model)  # refuses a model without heads and an MLP in every layer
     bridge, last = model.bridge, model.n_layers - 1
-    names = {_hook(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
-    names.add(_hook(last, "out"))
+    names = {hook_name(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
+    names.add(hook_name(last, "out"))
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def keep(value: torch.Tensor, hook: Any, name: str) -> None:
@@ -108,12 +177,16 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     whole = {name: torch.cat(parts) for name, parts in kept.items()}
 
     def stack(kind: str) -> torch.Tensor:
-        return torch.stack([whole[_hook(layer, kind)] for layer in range(last + 1)])
+        return torch.stack([whole[hook_name(layer, kind)] for layer in range(last + 1)])
 
-    residual = torch.cat([stack("in"), whole[_hook(last, "out")][None]])
+    residual = torch.cat([stack("in"), whole[hook_name(last, "out")][None]])
     activations = Activations(stack("z"), stack("mlp"))
-    axes = _row_axes(arguments, two)
-    return Run(residual, activations, arguments[: last + 1], arguments[last + 1 :], axes)
+    axes, (blocks, attentions) = (
+        _row_axes(arguments, two),
+        (arguments[: last + 1], arguments[last + 1 :]),
+    )
+    run = Run(model, residual, activations, blocks, attentions, axes)
+    return replace(run, by_parts=run.parts_add_up())
 
 
 def _row_axes(one: Sequence[dict[str, Any]], two: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -1,40 +1,51 @@
-"""Next-token loss on plain text with components ablated."""
+"""Next-token loss on plain text with components replaced."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from seqcirc_utils.ablation.replay import Activations, record
-from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import unknown
+from seqcirc_utils.ablation.engine import Replay
+from seqcirc_utils.ablation.readout import continuations
+from seqcirc_utils.ablation.replay import Activations, Run, record
+from seqcirc_utils.components import Component
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.plain_text import text_chunks
 
 
-@torch.no_grad()
-def next_token_loss(
-    model: Model, tokens: torch.Tensor, hooks: Sequence[tuple[str, Any]] = (), batch: int = 32
+def record_text(model: Model, tokens: torch.Tensor) -> Run:
+    """Run the model on text ``[n, pos]``."""
+    return record(model, SimpleNamespace(tokens=tokens))  # all that recording reads of prompts
+
+
+def losses(
+    run: Run,
+    tokens: torch.Tensor,
+    ablated: Sequence[Iterable[Component]],
+    replacement: Activations,
+    progress: str | None = None,
 ) -> torch.Tensor:
-    """Mean next-token loss of each row, in nats per token, under any TransformerLens hooks.
+    """Mean next-token loss of each row of text with each set of components replaced.
 
     Args:
-        model: The model.
-        tokens: Token ids ``[n, pos]``.
-        hooks: As ``run_with_hooks`` takes them; they see rows in batches.
-        batch: Rows of one pass.
+        run: The run of the text.
+        tokens: Its token ids ``[n, pos]``.
+        ablated: Sets of components; each is replaced together, an empty one is the whole model.
+        replacement: What replaced components write.
+        progress: Label of a progress bar.
 
     Returns:
-        Losses ``[n]``.
+        Losses in nats per token ``[set, n]``.
+
+    Raises:
+        UserError: for an unknown component, or logits that are not finite.
     """
-    parts = []
-    for rows in tokens.to(model.device).split(batch):
-        logits = model.bridge.run_with_hooks(rows, fwd_hooks=list(hooks))[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.mT, rows[:, 1:], reduction="none")
-        parts.append(loss.mean(1).cpu())
-    return torch.cat(parts)
+    replay = Replay(run, replacement, last=tokens.shape[1])
+
+    def read(stream: torch.Tensor) -> tuple[torch.Tensor]:
+        return (-continuations(run.model, stream, tokens[:, 1:])[1].mean(-1),)
+
+    return replay.each(ablated, read, progress=progress)[0]
 
 
 def text_loss(
@@ -42,64 +53,24 @@ def text_loss(
     ablated: Sequence[Iterable[Component]],
     *,
     length: int = 24,
-    replacement: Activations | None = None,
     progress: str | None = None,
 ) -> torch.Tensor:
     """Next-token loss on the plain text with each set of components mean-ablated.
+
+    Replaced components write the mean over the other pieces of the text, position by position.
 
     Args:
         model: The model.
         ablated: Sets of components; each is replaced together, an empty one is the whole model.
         length: Tokens of a piece of text.
-        replacement: What replaced components write; the mean over the other pieces of the text,
-            position by position, when ``None``.
         progress: Label of a progress bar.
 
     Returns:
         Losses in nats per token ``[set, chunk]``.
 
     Raises:
-        UserError: as :func:`text_chunks`, or for an unknown component.
+        UserError: as :func:`text_chunks` and :func:`losses`.
     """
     tokens, others = text_chunks(model, length)
-    if replacement is None:
-        only_tokens = SimpleNamespace(tokens=others)  # all that recording reads of prompts
-        replacement = record(model, only_tokens).activations.mean()
-    found = []
-    for names in tqdm(list(ablated), desc=progress, unit="set", disable=progress is None):
-        found.append(next_token_loss(model, tokens, ablation_hooks(model, names, replacement)))
-    return torch.stack(found)
-
-
-def ablation_hooks(
-    model: Model, names: Iterable[Component], replacement: Activations
-) -> list[tuple[str, Callable]]:
-    """Hooks that replace components at all positions by a mean (``n = 1`` in ``replacement``).
-
-    Raises:
-        UserError: for an unknown component.
-    """
-    known = set(components(model))
-    heads: dict[int, list[int]] = {}
-    hooks: list[tuple[str, Callable]] = []
-    for component in names:
-        layer, head = component
-        if component not in known:
-            raise unknown("component", str(component), map(str, known))
-        if head is None:
-            new = replacement.mlp[layer]
-            name = f"blocks.{layer}.hook_mlp_out"
-            hooks.append((name, lambda v, hook, r=new: r.to(v).expand_as(v)))
-        else:
-            heads.setdefault(layer, []).append(head)
-
-    def swap(value: torch.Tensor, hook: Any, which: list[int], new: torch.Tensor) -> torch.Tensor:
-        value = value.clone()
-        value[:, :, which] = new[:, :, which].to(value)
-        return value
-
-    for layer, which in heads.items():
-        new = replacement.z[layer]
-        name = f"blocks.{layer}.attn.hook_z"
-        hooks.append((name, lambda v, hook, w=which, r=new: swap(v, hook, w, r)))
-    return hooks
+    means = record_text(model, others).activations.mean()
+    return losses(record_text(model, tokens), tokens, ablated, means, progress)

@@ -1,4 +1,4 @@
-"""Edits of one component, what they are meant to do, and what else they break. (Issue 4.4)
+"""Edits of one component, what they are meant to do, and what else they break.
 
 An edit multiplies what a component writes by a factor, at every position and on any text: 0
 removes it, 0.5 damps it, 2 doubles it. It could be made in the weights as well (a head's rows of
@@ -6,7 +6,6 @@ the output projection), so it needs no prompts to take means from.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +17,11 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations, record
-from seqcirc_utils.ablation.text import next_token_loss
-from seqcirc_utils.components import Component
+from seqcirc_utils.ablation.text import losses, record_text
+from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
-from seqcirc_utils.prompts.scores import Scores
 from seqcirc_utils.statistics import interval, percentile_p
 
 SHARED, OWN, MLP, UPPER = "shared head", "own head", "MLP", "upper MLP"
@@ -83,8 +81,7 @@ def picks(
     """
     found = []
     for task, circuit in circuits.items():
-        heads = sorted(c for c in circuit if c.head is not None)
-        mlps = sorted(c for c in circuit if c.head is None)
+        heads, mlps = (sorted(part) for part in by_kind(circuit).values())
         parts = {
             SHARED: [c for c in heads if group(c, circuits) == SHARED],
             OWN: [c for c in heads if group(c, circuits) == OWN],
@@ -118,45 +115,30 @@ def matched(
     return found
 
 
-def scores(evaluator: Evaluator, edits: Sequence[Edit], progress: str | None = None) -> Scores:
-    """Scores ``[edit, n]`` of the evaluator's prompts under each edit by itself.
+def under(
+    own: Activations,
+    edits: Sequence[Edit],
+    ablated: Callable[[Activations, list[list[Component]]], Sequence[Any]],
+    progress: str | None = None,
+) -> dict[Edit, Any]:
+    """What is found under each edit by itself.
 
     Nothing upstream of an edited component changes, so its new write is a multiple of the old one:
-    a replacement, of which the evaluator reruns only the layers above.
+    a replacement, of which only the layers above are run again.
+
+    Args:
+        own: What the components write.
+        edits: The edits.
+        ablated: From a replacement and sets of components to what is found for each set.
+        progress: Label of a progress bar.
     """
-    own = evaluator.run.activations
-    found: dict[Edit, Scores] = {}
-    for factor in tqdm(
-        sorted({edit.factor for edit in edits}), progress, unit="factor", disable=progress is None
-    ):
+    factors = sorted({edit.factor for edit in edits})
+    found = {}
+    for factor in tqdm(factors, progress, unit="factor", disable=progress is None):
         same = [edit for edit in dict.fromkeys(edits) if edit.factor == factor]
-        part = copy(evaluator)
-        part.replacement = Activations(own.z * factor, own.mlp * factor)
-        result = part.replaced([[edit.component] for edit in same])
-        found |= {edit: result[i : i + 1] for i, edit in enumerate(same)}
-    return Scores.concatenate([found[edit] for edit in edits])
-
-
-def hooks(edit: Edit) -> list[tuple[str, Callable]]:
-    """The edit as TransformerLens hooks, for any text."""
-    layer, head = edit.component
-    if head is None:
-        return [(f"blocks.{layer}.hook_mlp_out", lambda value, hook: value * edit.factor)]
-
-    def scale(value: torch.Tensor, hook: Any) -> torch.Tensor:
-        value = value.clone()
-        value[:, :, head] *= edit.factor
-        return value
-
-    return [(f"blocks.{layer}.attn.hook_z", scale)]
-
-
-def losses(
-    model: Model, tokens: torch.Tensor, edits: Sequence[Edit], progress: str | None = None
-) -> torch.Tensor:
-    """Next-token loss of each piece of text ``[edit, n]`` (nats per token) under each edit."""
-    bar = tqdm(edits, progress, unit="edit", disable=progress is None)
-    return torch.stack([next_token_loss(model, tokens, hooks(edit)) for edit in bar])
+        values = ablated(own * factor, [[edit.component] for edit in same])
+        found |= {edit: values[i] for i, edit in enumerate(same)}
+    return found
 
 
 class Measured(NamedTuple):
@@ -179,27 +161,34 @@ class Measured(NamedTuple):
         cls, model: Model, prompts: Prompts, edits: Iterable[Edit], progress: str | None = None
     ) -> "Measured":
         """Measure prompts."""
-        edits = list(dict.fromkeys(edits))
         # Edits make replacements of their own; the prompts' own activations only fill the place.
-        evaluator = Evaluator(model, prompts, record(model, prompts).activations)
-        found = scores(evaluator, edits, progress)
-        return cls(
-            evaluator.intact.logit_diff,
-            dict(zip(edits, found.logit_diff, strict=True)),
-            evaluator.intact.correct,
-            dict(zip(edits, found.correct, strict=True)),
+        run = record(model, prompts)
+        evaluator = Evaluator(model, prompts, run.activations, run=run)
+        found = under(
+            run.activations,
+            list(edits),
+            lambda new, sets: evaluator.with_(replacement=new).replaced(sets),
+            progress,
         )
+        intact = evaluator.intact
+        after = {edit: value.logit_diff for edit, value in found.items()}
+        right = {edit: value.correct for edit, value in found.items()}
+        return cls(intact.logit_diff, after, intact.correct, right)
 
     @classmethod
     def text(
         cls, model: Model, tokens: torch.Tensor, edits: Iterable[Edit], progress: str | None = None
     ) -> "Measured":
         """Measure the loss on text ``[n, pos]``."""
-        edits = list(dict.fromkeys(edits))
-        found = losses(model, tokens, edits, progress)
-        empty = torch.empty(0)
-        before = next_token_loss(model, tokens)
-        return cls(before, dict(zip(edits, found, strict=True)), empty, {})
+        run = record_text(model, tokens)
+        (before,) = losses(run, tokens, [[]], run.activations)
+        found = under(
+            run.activations,
+            list(edits),
+            lambda new, sets: losses(run, tokens, sets, new),
+            progress,
+        )
+        return cls(before, found, torch.empty(0), {})
 
     def with_random(self, random: "Measured") -> "Measured":
         """Add matched edits measured on the first prompts; edits known already stay as they are."""
@@ -317,7 +306,7 @@ def selectivity(
     rows = []
     for task, circuit in circuits.items():
         others = [tables[t]["ablation"] for t in circuits if t != task]
-        for component in sorted(c for c in circuit if c.head is not None):
+        for component in sorted(by_kind(circuit)["heads"]):
             name = str(component)
             if not others or not -tables[task].loc[name, "ablation_high"] > floor:
                 continue

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from seqcirc_utils.ablation.answers import Answers, Bench, _plain
+from seqcirc_utils.ablation.answers import Answers, Bench, answered
 from seqcirc_utils.circuits.chance import matched
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
@@ -53,7 +53,7 @@ def ability(model: Model, probe: Probe, n: int) -> tuple[dict[str, Any], Fitted 
         fitted = fit(model, probe, n)
     except UserError as error:
         return row | {"used": False, "reason": str(error)}, None
-    right, wrong = _plain(model, fitted.right), _plain(model, fitted.wrong)
+    right, wrong = answered(model, fitted.right), answered(model, fitted.wrong)
     share = rate(right.correct[0])
     difference = (right.log_prob - wrong.log_prob).mean().item()
     row |= {"example": f"{fitted.questions[0].context} … {fitted.questions[0].answer.strip()}"}

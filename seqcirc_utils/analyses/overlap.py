@@ -45,7 +45,7 @@ def _law(sizes: Sequence[int], total: int) -> np.ndarray:
 
 def _against(law: np.ndarray, shared: set, total: int) -> Overlap:
     p = float(min(1.0, law[len(shared) :].sum()))
-    return Overlap(sorted(shared, key=_order), float(law @ np.arange(len(law))), p, total)
+    return Overlap(_sorted(shared), float(law @ np.arange(len(law))), p, total)
 
 
 def overlap(sets: Sequence[set], total: int) -> Overlap:
@@ -98,10 +98,8 @@ def edge_overlap(edges: Mapping[str, Iterable[str]]) -> tuple[list[Edge], Overla
     return sorted(set.intersection(*sets.values()), key=str), inside
 
 
-def _order(thing: Any) -> tuple:
-    if isinstance(thing, Edge):
-        return (str(thing),)
-    return thing.layer, 1 << 30 if thing.head is None else thing.head
+def _sorted(things: set[Any]) -> list[Any]:
+    return sorted(things, key=str if any(isinstance(t, Edge) for t in things) else None)
 
 
 def overlap_table(

@@ -1,4 +1,4 @@
-"""Does a circuit alone say what the whole model says, also where the model is wrong? (Issue 4.4)
+"""Does a circuit alone say what the whole model says, also where the model is wrong?
 
 The prompts are a pool of several sentence templates and sequence lengths, so that the model makes
 mistakes. A circuit is run with everything else mean-ablated; the baseline is random circuits with
@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from scipy.stats import bootstrap
 from tqdm import tqdm
-from transformer_lens.tools.analysis import logit_readout
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations, record
@@ -25,7 +24,7 @@ from seqcirc_utils.prompts.drawing import clean_prompts, prompt_sets
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.sequences import TEMPLATES
 from seqcirc_utils.prompts.vocabulary import vocabulary
-from seqcirc_utils.statistics import percentile_p, rate
+from seqcirc_utils.statistics import finite, percentile_p, rate
 
 LONGEST = 4
 """Members of the corrupted prompts behind the means; no prompt of a pool may show more."""
@@ -113,7 +112,6 @@ class Said:
         return cls(*(torch.cat([getattr(p, f) for p in parts], -1) for f in cls.__annotations__))
 
 
-@torch.no_grad()
 def said(evaluator: Evaluator, circuits: Iterable[Iterable[Component]], members: list[int]) -> Said:
     """What circuits say, everything outside each being replaced.
 
@@ -124,29 +122,19 @@ def said(evaluator: Evaluator, circuits: Iterable[Iterable[Component]], members:
 
     Returns:
         Answers ``[circuit, n]``.
+
+    Raises:
+        UserError: for an unknown component, or logits that are not finite.
     """
-    model, prompts = evaluator.model, evaluator.prompts
-    everything = set(components(model))
-    outside = [everything - set(circuit) for circuit in circuits]
-    starts = [min((c.layer for c in out), default=model.n_layers) for out in outside]
-    ids = torch.tensor(members)
-    found: dict[int, Said] = {}
-    step = max(1, evaluator.max_rows // len(prompts))
-    for start in sorted(set(starts)):
-        rows = [i for i, s in enumerate(starts) if s == start]
-        for chunk in (rows[i : i + step] for i in range(0, len(rows), step)):
-            masks = [evaluator.masks(outside[i]) for i in chunk]
-            stream = evaluator.replay(masks, evaluator.run.residual[start], start)
-            logits = logit_readout(model.bridge, stream[:, :, -1]).values.float().cpu()
-            if not torch.isfinite(logits).all():
-                raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
-            each = torch.arange(len(prompts))
-            answer, last = (logits[:, each, i] for i in (prompts.answer_ids, prompts.last_ids))
-            member = ids[logits[..., ids].argmax(-1)]
-            for row, *values in zip(chunk, logits.argmax(-1), member, answer - last, strict=True):
-                found[row] = Said(*(value[None] for value in values))
-    parts = [found[i] for i in range(len(outside))]
-    return Said(*(torch.cat([getattr(p, f) for p in parts]) for f in Said.__annotations__))
+    prompts, ids = evaluator.prompts, torch.tensor(members)
+    each = torch.arange(len(prompts))
+
+    def read(stream: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = finite(evaluator.logits(stream).float().cpu())  # [circuit, n, vocab]
+        answer, last = (logits[:, each, i] for i in (prompts.answer_ids, prompts.last_ids))
+        return logits.argmax(-1), ids[logits[..., ids].argmax(-1)], answer - last
+
+    return Said(*evaluator.each(evaluator.outside(circuits), read))
 
 
 def predict(

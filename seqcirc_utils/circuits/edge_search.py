@@ -10,9 +10,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from seqcirc_utils import store
 from seqcirc_utils.ablation.edges import EdgeEvaluator, EdgePruning
-from seqcirc_utils.circuits.search import _fingerprint, _Search, remove_in_groups
+from seqcirc_utils.circuits.search import Log, Search, remove_in_groups
 from seqcirc_utils.components import Edge
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.statistics import positive_baseline
@@ -69,12 +68,8 @@ def single_effects(
     wide = {e for e, cut in cuts.items() if len({c[1:] for c in cut}) > 1}
     exact = [e for e in cuts if e in wide or abs(estimates[e]) >= screen]
     names = [f"{e}:{' '.join(sorted(map(str, cut)))}" for e, cut in cuts.items()]
-    key = _fingerprint(circuit.evaluator, "single", [str(n) for n in circuit.nodes], names)
-    try:
-        saved = store.read_json(checkpoint) if checkpoint else {}
-    except UserError:  # none yet, or damaged: begin anew
-        saved = {}
-    scores = saved["scores"] if saved.get("key") == key else {}
+    log = Log(checkpoint, circuit.evaluator, "single", [str(n) for n in circuit.nodes], names)
+    scores = log.read().get("scores", {})
     bar = tqdm(total=len(exact), desc=progress, unit="edge", disable=progress is None)
     with bar:
         for reader in dict.fromkeys(e[1:] for e in exact):
@@ -82,8 +77,8 @@ def single_effects(
             left = [e for e in group if str(e) not in scores]
             found = circuit.without([cuts[e] for e in left]).mean(1) / whole if left else []
             scores |= {str(e): float(score) for e, score in zip(left, found, strict=True)}
-            if left and checkpoint:
-                store.write_json(checkpoint, {"key": key, "scores": scores})
+            if left:
+                log.write(scores=scores)
             bar.update(len(group))
     rows = [
         {
@@ -170,7 +165,7 @@ def published(
     return EdgeCircuit(kept, score, table)
 
 
-class _EdgeSearch(_Search):
+class _EdgeSearch(Search):
     """A search over edges: same log, same threshold."""
 
     def __init__(
@@ -190,7 +185,7 @@ class _EdgeSearch(_Search):
         # A circuit that starts lower, on these prompts, must not get worse.
         self.least = min(self.least, self.score)
 
-    def _begin(self) -> EdgePruning:
+    def begin(self) -> EdgePruning:
         return EdgePruning(self.circuit, self.out)
 
     def left(self) -> list[Edge]:
@@ -210,8 +205,8 @@ def ranked(
 ) -> EdgeCircuit:
     """Cut groups of edges by an estimate of what that does; at the end, one by one.
 
-    As ``search.ranked``, for edges: at the end each remaining edge was cut
-    alone, in the final circuit, and found to be needed.
+    As ``search.ranked``, for edges: at the end each remaining edge was cut alone,
+    in the final circuit, and found to be needed.
 
     Args:
         circuit: The evaluator of edge circuits.
@@ -229,7 +224,6 @@ def ranked(
             positive, or logits that are not finite.
     """
     search = _EdgeSearch(circuit, "ranked edges", threshold, checkpoint, progress)
-
     minimal = remove_in_groups(
         search, lambda: circuit.estimate(search.left(), rows), share, one_by_one=one_by_one
     )

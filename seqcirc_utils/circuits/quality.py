@@ -69,7 +69,7 @@ def minimality(
     Raises:
         CannotDo: for an empty circuit.
     """
-    circuit = sorted(set(circuit), key=components(evaluator.model).index)
+    circuit = sorted(set(circuit))
     if not circuit:
         raise CannotDo(
             "The circuit is empty: the model keeps its score with everything ablated, so no "

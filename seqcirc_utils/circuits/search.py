@@ -50,10 +50,22 @@ class Discovery:
         return pd.DataFrame(self.steps)
 
 
-class _Search:
+class Search:
     """A pruning with a threshold, a log that survives interruption, and a progress bar.
 
     The log holds every trial's outcome; a continued search replays it without computing.
+
+    Args:
+        evaluator: Discovery prompts, and what replaces a removed component.
+        kind: Name of the search.
+        threshold: Share of the whole model's mean logit difference to keep, in (0, 1].
+        two_sided: Also refuse removals that overshoot ``2 - threshold``.
+        checkpoint: File of the log.
+        progress: Label of the progress bar.
+
+    Raises:
+        UserError: for a threshold outside (0, 1], or a whole model whose mean logit difference is
+            not positive.
     """
 
     def __init__(
@@ -70,23 +82,15 @@ class _Search:
         self.evaluator = evaluator
         self.whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
         self.least, self.most = threshold, 2 - threshold if two_sided else float("inf")
-        self.checkpoint = checkpoint
-        self.key = _fingerprint(evaluator, kind, threshold, two_sided)
-        self.known = self._read()
+        self.log = Log(checkpoint, evaluator, kind, threshold, two_sided)
+        self.known: list[dict[str, Any]] = self.log.read().get("steps", [])
         self.steps: list[dict[str, Any]] = []
         self.out: set[Any] = set()  # components; a search over edges: edges
         self.score = 1.0
         self._pruning: Any = None
         self.bar = tqdm(desc=progress, unit="trial", disable=progress is None)
 
-    def _read(self) -> list[dict[str, Any]]:
-        try:
-            saved = store.read_json(self.checkpoint) if self.checkpoint else {}
-        except UserError:  # none yet, or damaged: begin anew
-            return []
-        return saved["steps"] if saved.get("key") == self.key else []
-
-    def _begin(self) -> Any:
+    def begin(self) -> Any:
         """The pruning that tries and accepts removals."""
         return Pruning(self.evaluator, self.out)
 
@@ -105,7 +109,7 @@ class _Search:
                 return self.remove(names, phase)
         else:
             if self._pruning is None:
-                self._pruning = self._begin()
+                self._pruning = self.begin()
             score = self._pruning.try_without(names).mean().item() / self.whole
             gone = self.least <= score <= self.most
             if gone:
@@ -116,13 +120,14 @@ class _Search:
         if step["removed"]:
             self.out |= set(names)
             self.score = step["score"]
-        if len(self.steps) > len(self.known) and self.checkpoint:
-            store.write_json(self.checkpoint, {"key": self.key, "steps": self.steps})
+        if len(self.steps) > len(self.known):
+            self.log.write(steps=self.steps)
         self.bar.set_postfix_str(f"{phase}: {len(self.left())} left, {self.score:.0%}", False)
         self.bar.update()
         return step["removed"]
 
     def found(self) -> Discovery:
+        """What is left; ends the search."""
         self.bar.close()
         return Discovery(set(self.left()), self.score, self.steps)
 
@@ -137,31 +142,49 @@ _CODE = hashlib.sha256(
 ).hexdigest()
 
 
-def _fingerprint(evaluator: Evaluator, *settings: Any) -> str:
-    """What a checkpoint belongs to: code, model, prompts, replacement and settings."""
-    digest = hashlib.sha256(json.dumps([_CODE, evaluator.model.facts.sha256, *settings]).encode())
-    for tensor in (
-        evaluator.prompts.tokens,
-        evaluator.answers.answer_ids,
-        evaluator.answers.last_ids,
-        evaluator.replacement.mlp,
-        evaluator.replacement.z,
-    ):
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
+class Log:
+    """A file that an interrupted search continues from.
+
+    It belongs to code, model, prompts, replacement and settings: with others it begins anew.
+
+    Args:
+        path: The file; ``None``: nothing is kept.
+        evaluator: Model, prompts and replacement.
+        settings: What else the results depend on.
+    """
+
+    def __init__(self, path: Path | None, evaluator: Evaluator, *settings: Any) -> None:
+        self.path = path
+        start = json.dumps([_CODE, evaluator.model.facts.sha256, *settings])
+        digest = hashlib.sha256(start.encode())
+        for tensor in (
+            evaluator.prompts.tokens,
+            evaluator.answers.answer_ids,
+            evaluator.answers.last_ids,
+            evaluator.replacement.mlp,
+            evaluator.replacement.z,
+        ):
+            digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+        self.key = digest.hexdigest()
+
+    def read(self) -> dict[str, Any]:
+        """What was written; nothing for a file of another search, a damaged one, or none."""
+        try:
+            saved = store.read_json(self.path) if self.path else {}
+        except UserError:
+            return {}
+        return saved if saved.get("key") == self.key else {}
+
+    def write(self, **found: Any) -> None:
+        """Write what was found so far."""
+        if self.path:
+            store.write_json(self.path, {"key": self.key} | found)
 
 
 def published_orders(model: Model) -> Iterator[tuple[str, list[Component]]]:
     """The published sweeps, on and on: backward (MLP, then heads), forward (heads, then MLP)."""
-    forward = components(model)
-    layers = range(model.n_layers)
-    backward = [
-        c
-        for layer in reversed(layers)
-        for c in sorted(
-            (c for c in forward if c.layer == layer), key=lambda c: -1 if c.head is None else c.head
-        )
-    ]
+    forward, heads = components(model), [None, *range(model.n_heads)]
+    backward = [Component(layer, h) for layer in reversed(range(model.n_layers)) for h in heads]
     while True:
         yield "backward sweep", backward
         yield "forward sweep", forward
@@ -202,7 +225,7 @@ def sweep(
         UserError: for a threshold outside (0, 1], a whole model whose mean logit difference is not
             positive, or logits that are not finite.
     """
-    search = _Search(evaluator, "sweep", threshold, two_sided, checkpoint, progress)
+    search = Search(evaluator, "sweep", threshold, two_sided, checkpoint, progress)
     for phase, order in orders(evaluator.model):
         before = len(search.out)
         for component in order:
@@ -244,14 +267,13 @@ def ranked(
     Raises:
         UserError: as :func:`sweep` does.
     """
-    search = _Search(evaluator, "ranked", threshold, two_sided, checkpoint, progress)
-
+    search = Search(evaluator, "ranked", threshold, two_sided, checkpoint, progress)
     remove_in_groups(search, lambda: evaluator.estimate(search.out, rows), share, two_sided)
     return search.found()
 
 
 def remove_in_groups(
-    search: _Search,
+    search: Search,
     estimate: Callable[[], Mapping[Any, float]],
     share: float,
     two_sided: bool = False,

@@ -6,7 +6,6 @@ attention and MLP side by side (GPT-NeoX) or cap the logits (Gemma 2). Two short
 model, one of them with silent MLPs, show what holds; names of architectures are never asked for.
 """
 
-import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -59,20 +58,16 @@ class Wiring:
     lacks: frozenset[str]
 
 
-_KNOWN: weakref.WeakKeyDictionary[Any, dict[bool, Wiring]] = weakref.WeakKeyDictionary()
-
-
 def wiring(model: Model) -> Wiring:
-    """Measure a model, once.
+    """What holds of a model; measured once, and kept by the model.
 
     Raises:
         UserError: for a model with a layer that has no heads or no MLP.
     """
     processed = bool(getattr(model.bridge, "compatibility_mode", False))
-    known = _KNOWN.setdefault(model.bridge, {})
-    if processed not in known:
-        known[processed] = _measure(model)
-    return known[processed]
+    if processed not in model.measured:
+        model.measured[processed] = _measure(model)
+    return model.measured[processed]
 
 
 def require(model: Model, needs: str, so: str) -> Wiring:

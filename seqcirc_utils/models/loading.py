@@ -8,7 +8,7 @@ Run ``python -m seqcirc_utils fetch NAME`` to fetch and convert ahead of time.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,22 @@ class Facts:
 
 @dataclass
 class Model:
-    """A loaded model: the bridge in evaluation mode, its tokenizer, and its facts."""
+    """A loaded model: the bridge in evaluation mode, its tokenizer, and its facts.
+
+    ``measured`` holds what ``capabilities.wiring`` measured, with weights as they are (``False``)
+    and processed (``True``).
+    """
 
     bridge: Any
     tokenizer: Any
     facts: Facts
     prepend_id: int | None
+    measured: dict[bool, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def in_front(self) -> list[int]:
+        """Token ids in front of every prompt: one, or none."""
+        return [] if self.prepend_id is None else [self.prepend_id]
 
     @property
     def n_layers(self) -> int:

@@ -147,7 +147,7 @@ _DRAW = {"ioi": _ioi, "greater_than": _greater_than}
 
 
 def _write(model: Model, task: str, texts: Sequence[str], pairs: Sequence[_Pair]) -> Prompts:
-    prefix = [] if model.prepend_id is None else [model.prepend_id]
+    prefix = model.in_front
     rows, marked = [], []
     for text, pair in zip(texts, pairs, strict=True):
         found = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -108,7 +108,7 @@ class _Writer:
     def write(self, drafts: Sequence[_Draft]) -> Prompts:
         """Write drafts as text and tokens, and find the position of every part."""
         vocab, tokenizer = self.vocabulary, self.model.tokenizer
-        prefix = [] if self.model.prepend_id is None else [self.model.prepend_id]
+        prefix = self.model.in_front
         rows, texts, member_at, in_at = [], [], [], []
         for draft in drafts:
             verb = TEMPLATES[draft.template].verb

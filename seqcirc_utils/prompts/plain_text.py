@@ -35,8 +35,6 @@ def text_chunks(model: Model, length: int = 24) -> tuple[torch.Tensor, torch.Ten
             f"length must be from 2 to {len(ids) // 4} tokens (the text makes four pieces), got "
             f"{length}."
         )
-    pieces = torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
-    if model.prepend_id is not None:
-        front = torch.full((len(pieces), 1), model.prepend_id)
-        pieces = torch.cat([front, pieces], 1)
+    whole = range(0, len(ids) - length + 1, length)
+    pieces = torch.tensor([model.in_front + ids[i : i + length] for i in whole])
     return pieces[::2], pieces[1::2]

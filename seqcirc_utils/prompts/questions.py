@@ -35,7 +35,8 @@ class Batch:
     rows: tuple[int, ...]
 
 
-def _batches(encoded: Sequence[Encoded]) -> list[Batch]:
+def batches_of(encoded: Sequence[Encoded]) -> list[Batch]:
+    """Questions in batches of one length, and of one length of the answer."""
     lengths = defaultdict(list)
     for row, (ids, n_answer) in enumerate(encoded):
         lengths[len(ids), n_answer].append(row)
@@ -88,8 +89,7 @@ def _encode(model: Model, context: str, answer: str) -> Encoded | None:
         return None
     if model.tokenizer.unk_token_id in whole:
         return None
-    prefix = [] if model.prepend_id is None else [model.prepend_id]
-    return (*prefix, *whole), len(whole) - len(head)
+    return (*model.in_front, *whole), len(whole) - len(head)
 
 
 def fit(model: Model, probe: Probe, n: int, n_references: int = 16) -> Fitted:

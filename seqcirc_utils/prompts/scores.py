@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
+from seqcirc_utils.statistics import finite
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Scores:
         Raises:
             UserError: for logits that are not finite.
         """
-        if not torch.isfinite(logits).all():
-            raise UserError("the model's logits hold NaN or infinity: try dtype float32.")
-        logits = logits.float()
+        logits = finite(logits).float()
         shape = logits.shape[:-1] + (1,)
         answer_ids = prompts.answer_ids.to(logits.device)[:, None].expand(shape)
         last_ids = prompts.last_ids.to(logits.device)[:, None].expand(shape)

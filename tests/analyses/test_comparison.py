@@ -168,8 +168,7 @@ def test_transfer_keeps_and_ablates_each_set_on_each_task(gpt2, evaluators):
 
 def test_transfer_refuses_a_task_that_the_model_fails(evaluators):
     evaluator = evaluators["months"]
-    turned = object.__new__(Evaluator)
-    turned.__dict__.update(vars(evaluator))
+    turned = evaluator.with_()
     turned.intact = replace(evaluator.intact, logit_diff=-evaluator.intact.logit_diff)
     with pytest.raises(UserError, match="the whole model on months"):
         transfer.transfer({"months": turned}, {"nothing": []})

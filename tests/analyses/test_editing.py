@@ -4,11 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from oracles import plain_edit, plain_loss
 from scipy.stats import mannwhitneyu
 
-from seqcirc_utils.ablation import replay
-from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.text import next_token_loss
 from seqcirc_utils.analyses import editing
 from seqcirc_utils.analyses.editing import Edit, Measured
 from seqcirc_utils.components import Component
@@ -26,44 +24,30 @@ EDITS = [
 
 def test_edits_equal_whole_passes(any_tiny, sets):
     prompts = sets.evaluation
-    replacement = replay.record(any_tiny, prompts).activations
-    found = editing.scores(Evaluator(any_tiny, prompts, replacement, max_rows=13), EDITS)
-    for i, edit in enumerate(EDITS):
+    found = Measured.prompts(any_tiny, prompts, EDITS)
+    for edit in EDITS:
         with torch.no_grad():
-            logits = any_tiny.bridge.run_with_hooks(prompts.tokens, fwd_hooks=editing.hooks(edit))
-        plain = scores.Scores.read(logits[:, -1], prompts)
-        torch.testing.assert_close(found.logit_diff[i], plain.logit_diff, atol=1e-4, rtol=1e-4)
-        assert found.correct[i].tolist() == plain.correct.tolist()
+            hooks = [plain_edit(edit)]
+            logits = any_tiny.bridge.run_with_hooks(prompts.tokens, fwd_hooks=hooks)[:, -1]
+        plain = scores.Scores.read(logits, prompts)
+        after = found.after[edit]
+        torch.testing.assert_close(after, plain.logit_diff, atol=1e-4, rtol=1e-4)
+        assert found.right_after[edit].tolist() == plain.correct.tolist()
     intact = scores.score(any_tiny, prompts).logit_diff
-    torch.testing.assert_close(found.logit_diff[2], intact, atol=1e-4, rtol=1e-4)  # factor 1
-    assert (found.logit_diff[0] - intact).abs().max() > 1e-3
+    torch.testing.assert_close(found.before, intact, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.after[EDITS[2]], intact, atol=1e-4, rtol=1e-4)  # factor 1
+    assert found.change(EDITS[0]).abs().max() > 1e-3
 
 
-def test_hook_scales_one_head_and_nothing_else(gpt2, sets):
-    seen = {}
-
-    def see(value, hook):
-        seen["z"] = value.clone()
-
-    name = "blocks.1.attn.hook_z"
-    with torch.no_grad():
-        gpt2.bridge.run_with_hooks(sets.evaluation.tokens, fwd_hooks=[(name, see)])
-        own = seen["z"]
-        hooks = [*editing.hooks(Edit(HEAD, 3.0)), (name, see)]
-        gpt2.bridge.run_with_hooks(sets.evaluation.tokens, fwd_hooks=hooks)
-    expected = own.clone()
-    expected[:, :, 2] *= 3
-    torch.testing.assert_close(seen["z"], expected)
-
-
-def test_edits_act_on_text_and_leave_no_hooks(gpt2, sets, hooks_left):
-    before = hooks_left(gpt2)
-    tokens = sets.evaluation.tokens
-    found = editing.losses(gpt2, tokens, [Edit(HEAD, 1.0), Edit(HEAD, 0.0), Edit(MLP, 2.0)])
-    intact = next_token_loss(gpt2, tokens)
-    torch.testing.assert_close(found[0], intact, atol=1e-5, rtol=1e-5)
-    assert ((found[1:] - intact).abs().max(1).values > 1e-4).all()
-    assert hooks_left(gpt2) == before
+def test_edits_act_on_text_and_leave_no_hooks(any_tiny, sets, hooks_left):
+    before, tokens = hooks_left(any_tiny), sets.evaluation.tokens
+    found = Measured.text(any_tiny, tokens, EDITS)
+    torch.testing.assert_close(found.before, plain_loss(any_tiny, tokens), atol=1e-5, rtol=1e-5)
+    for edit in EDITS:
+        plain = plain_loss(any_tiny, tokens, [plain_edit(edit)])
+        torch.testing.assert_close(found.after[edit], plain, atol=1e-5, rtol=1e-5)
+        assert (found.change(edit).abs().max() > 1e-4) == (edit.factor != 1)
+    assert hooks_left(any_tiny) == before
 
 
 def test_edit_names():

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tokenizers_made import character_tokenizer
 
 from seqcirc_utils.ablation import answers as answers_module
+from seqcirc_utils.ablation import readout
 from seqcirc_utils.analyses import generalisation
 from seqcirc_utils.circuits import chance
 from seqcirc_utils.components import Component
@@ -112,7 +113,7 @@ def test_the_seed_decides_and_names_are_checked():
 def test_batches_hold_the_questions_and_references_of_their_length(speller, numbers):
     fitted = questions.fit(speller, numbers, 30)
     assert len(fitted) == 30
-    batches = questions._batches(fitted.right)
+    batches = questions.batches_of(fitted.right)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(30))
     corrupted = {q.corrupted + q.answer for q in numbers.questions}
     for batch in batches:
@@ -191,7 +192,7 @@ def test_the_bench_agrees_with_plain_passes(speller, numbers, kind, hooks_left):
 @torch.no_grad()
 def test_an_answer_is_right_only_whole_and_ended(speller, numbers, monkeypatch):
     fitted = questions.fit(speller, numbers, 1)
-    batch = questions._batches(fitted.right)[0]
+    batch = questions.batches_of(fitted.right)[0]
     truth = batch.tokens[0, -batch.n_answer :].tolist()
     ids = speller.tokenizer.convert_tokens_to_ids
 
@@ -200,12 +201,12 @@ def test_an_answer_is_right_only_whole_and_ended(speller, numbers, monkeypatch):
         logits = torch.full((len(written), len(speller.tokenizer)), -50.0)
         logits[range(len(written)), written] = 50.0
         monkeypatch.setattr(
-            answers_module,
+            readout,
             "logit_readout",
             lambda *a, **k: type("Readout", (), {"values": logits}),
         )
         stream = torch.zeros(1, batch.tokens.shape[1], 4)
-        return answers_module._read(speller, batch, stream)[0].item()
+        return answers_module.read(speller, batch, stream[None])[0].item()
 
     assert correct([*truth, ids(",")]) and correct([*truth, ids(" ")])
     assert not correct([*truth, ids("0")])  # the answer is another, longer number

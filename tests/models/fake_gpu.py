@@ -9,7 +9,7 @@ because torch cannot forget a device.
 
 import contextlib
 import tempfile
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,19 +106,18 @@ def everything(model, reader, speller):
         yield f"{name} at the end", evaluator.replaced(some, positions=[None, where, where, None])
         yield f"{name} kept", evaluator.kept(some)
         yield f"{name} estimate", [*evaluator.estimate(some[2], 3).values()]
-        evaluator._two_tokens = False
-        yield f"{name} by all logits", evaluator.replaced(some)
-        evaluator._by_parts = False
+        run = evaluator.run
+        evaluator.run = replace(run, by_parts=False)
         yield f"{name} by blocks", evaluator.replaced(some)
-        evaluator._two_tokens = evaluator._by_parts = True
+        evaluator.run = run
     pruning = pruning_module.Pruning(evaluator, some[1])
     pruning.try_without(some[2])
     pruning.accept()
     yield "pruning", pruning.try_without(some[3])
-    search._fingerprint(evaluator)
+    search.Log(None, evaluator)
     yield "said", prediction.said(evaluator, some, [i for i in words.ids if i is not None])
     edits = [editing.Edit(Component(1, 0), 0.5), editing.Edit(Component(1, None), 0.0)]
-    yield "edits", editing.scores(evaluator, edits)
+    yield "edits", [*editing.Measured.prompts(model, prompts, edits).after.values()]
     if "ln1_post" not in model.bridge.blocks[0]._modules:
         path = Component(0, 1), [Component(1, 2), Component(2, 3)]
         for source in "qkv":
@@ -137,7 +136,8 @@ def everything(model, reader, speller):
     by_position = attribution.position_attribution(model, prompts[[0]], sets.corrupted[[0]])
     yield "by position", [*by_position.values()]
     yield "text", text.text_loss(reader, [[], [Component(1, 0), Component(1, None)]])
-    yield "edited text", editing.losses(reader, plain_text.text_chunks(reader)[0][:9], edits)
+    pieces = plain_text.text_chunks(reader)[0][:9]
+    yield "edited text", [*editing.Measured.text(reader, pieces, edits).after.values()]
     fitted = questions.fit(speller, probes.probes(["plus_2"])[0], 6)
     for kind in answers_module.KINDS:
         bench = answers_module.Bench(speller, fitted, kind, max_tokens=600)

@@ -1,10 +1,12 @@
 """Control tasks say what they should, and text losses agree with plain passes and the evaluator."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import save_tiny
+from oracles import plain_hooks, plain_loss, plainly
 from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation import text as text_module
@@ -80,46 +82,26 @@ def test_the_evaluator_scores_controls(model, task):
     kept = evaluator.kept([components(model), []]).logit_diff
     assert torch.allclose(kept[0], evaluator.intact.logit_diff, atol=1e-5)
     assert not torch.allclose(kept[1], kept[0], atol=1e-2)
-    # The text's hooks and the evaluator replace the same thing.
     some = [Component(0, 1), Component(0, 3), Component(1, None), Component(2, 2)]
-    hooks = text_module.ablation_hooks(model, some, means)
-    logits = model.bridge.run_with_hooks(sets.evaluation.tokens, fwd_hooks=hooks)[:, -1]
-    rows = torch.arange(4)
-    plain = logits[rows, sets.evaluation.answer_ids] - logits[rows, sets.evaluation.last_ids]
+    plain = plainly(model, sets.evaluation, some, means)
     assert torch.allclose(plain, evaluator.replaced([some]).logit_diff[0], atol=1e-5)
 
 
-def test_text_loss_of_the_whole_model_is_its_own_loss(model, hooks_left):
+def test_text_loss_equals_whole_passes(model, hooks_left):
     before = hooks_left(model)
     tokens, others = plain_text.text_chunks(model, 16)
     assert tokens.shape[1] == others.shape[1] == 17
     rows = {tuple(row) for row in tokens.tolist()}
     assert not rows & {tuple(row) for row in others.tolist()}
-    ablated = [[], [Component(0, None)], components(model)]
+    ablated = [[], [Component(0, None)], [Component(2, 1), Component(1, 3)], components(model)]
     losses = text_module.text_loss(model, ablated, length=16)
-    assert losses.shape == (3, len(tokens))
-    logits = model.bridge(tokens)
-    own = -logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].mean(1)
-    assert torch.allclose(losses[0], own, atol=1e-5)
-    assert (losses[1] - losses[0]).abs().max() > 1e-3
-    # With all components replaced the stream is the embedding of each token plus constants: what
-    # stood before it no longer matters.
-    swapped = tokens.clone()
-    swapped[:, 3] = tokens.roll(1, 0)[:, 3]
-    means = record(model, tasks_like(others)).activations.mean()
-    hooks = text_module.ablation_hooks(model, components(model), means)
-    a, b = (model.bridge.run_with_hooks(t, fwd_hooks=hooks)[:, 5] for t in (tokens, swapped))
-    assert torch.allclose(a, b, atol=1e-5)
+    assert losses.shape == (4, len(tokens))
+    means = record(model, SimpleNamespace(tokens=others)).activations.mean()
+    for loss, names in zip(losses, ablated, strict=True):
+        plain = plain_loss(model, tokens, plain_hooks(names, means))
+        assert torch.allclose(loss, plain, atol=1e-5)
+        assert not names or (loss - losses[0]).abs().max() > 1e-3
     assert hooks_left(model) == before
-
-
-def tasks_like(tokens):
-    class OnlyTokens:
-        pass
-
-    found = OnlyTokens()
-    found.tokens = tokens
-    return found
 
 
 def test_the_text_names_no_member_of_the_tasks():

@@ -8,6 +8,7 @@ import torch
 from conftest import word_tokenizer
 
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import drawing, sequences
 from seqcirc_utils.prompts import vocabulary as vocabulary_module
 
@@ -15,7 +16,7 @@ from seqcirc_utils.prompts import vocabulary as vocabulary_module
 def model_with(tokenizer, prepend_id=1):
     """All that writing prompts asks of a model."""
     facts = SimpleNamespace(title="Tiny")
-    return SimpleNamespace(tokenizer=tokenizer, prepend_id=prepend_id, facts=facts)
+    return loading.Model(None, tokenizer, facts, prepend_id)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def check_writing(model, task):
     members = sequences.TASKS[task].members
     vocabulary = vocabulary_module.vocabulary(task, tokenizer)
     in_id = tokenizer(" in", add_special_tokens=False)["input_ids"]
-    prefix = [] if model.prepend_id is None else [model.prepend_id]
+    prefix = [] if model.prepend_id is None else [1]
     lengths = set()
     for prompts in parts(sets).values():
         lengths.add(prompts.tokens.shape[1])

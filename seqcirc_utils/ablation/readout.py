@@ -1,0 +1,39 @@
+"""What a last stream says of tokens that are already written (teacher forcing)."""
+
+import torch
+from transformer_lens.tools.analysis import logit_readout
+
+from seqcirc_utils.models.loading import Model
+from seqcirc_utils.statistics import finite
+
+AT_ONCE = 1024
+"""Positions unembedded together: bounds the memory of their logits."""
+
+
+@torch.no_grad()
+def continuations(
+    model: Model, stream: torch.Tensor, truth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's top token at each position, and the log probability of the true ones.
+
+    Args:
+        model: The model.
+        stream: Last streams ``[candidate, n, p + 1, d_model]``.
+        truth: The tokens that follow the first ``p`` of these positions ``[n, p]``.
+
+    Returns:
+        Top tokens ``[candidate, n, p + 1]``, and log probabilities in nats ``[candidate, n, p]``.
+
+    Raises:
+        UserError: for logits that are not finite.
+    """
+    shape, rows = stream.shape[:3], max(1, AT_ONCE // stream.shape[2])
+    truth = truth.to(stream.device).expand(shape[0], *truth.shape).flatten(0, 1)
+    tops, log_probs = [], []
+    for part, true in zip(stream.flatten(0, 1).split(rows), truth.split(rows), strict=True):
+        read = logit_readout(model.bridge, part.flatten(0, 1), chunk_size=AT_ONCE).values
+        logits = finite(read.float()).unflatten(0, part.shape[:2])  # [rows, p + 1, vocab]
+        tops.append(logits.argmax(-1).cpu())
+        own = logits[:, :-1].gather(-1, true[..., None])[..., 0]  # [rows, p]
+        log_probs.append((own - logits[:, :-1].logsumexp(-1)).cpu())
+    return torch.cat(tops).reshape(shape), torch.cat(log_probs).reshape(*shape[:2], -1)
