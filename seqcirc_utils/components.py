@@ -1,7 +1,7 @@
 """A head, an MLP, an edge between them: names, order and kinds; no torch."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from seqcirc_utils.errors import UserError
 
@@ -18,14 +18,11 @@ class Component(NamedTuple):
     def __str__(self) -> str:
         return f"mlp{self.layer}" if self.head is None else f"{self.layer}.{self.head}"
 
-    def _place(self) -> tuple[int, float]:
-        return self.layer, float("inf") if self.head is None else self.head
+    def __lt__(self, other: tuple[Any, ...], /) -> bool:
+        return _place(*self) < _place(*other)
 
-    def __lt__(self, other: "Component") -> bool:
-        return self._place() < other._place()
-
-    def __gt__(self, other: "Component") -> bool:
-        return self._place() > other._place()
+    def __gt__(self, other: tuple[Any, ...], /) -> bool:
+        return _place(*self) > _place(*other)
 
     @classmethod
     def parse(cls, name: str) -> "Component":
@@ -39,6 +36,10 @@ class Component(NamedTuple):
             raise UserError(
                 f"unknown component {name!r}: heads are written like 4.10, MLPs like mlp9."
             ) from None
+
+
+def _place(layer: int, head: int | None) -> tuple[int, float]:
+    return layer, float("inf") if head is None else head
 
 
 class Shape(Protocol):
@@ -69,7 +70,7 @@ def by_kind(circuit: Iterable[Component]) -> dict[str, set[Component]]:
 def split(circuit: Iterable[Component]) -> tuple[list[list[int]], list[int]]:
     """Components as sorted heads ``[[layer, head], …]`` and MLPs ``[layer, …]``."""
     heads, mlps = (sorted(part) for part in by_kind(circuit).values())
-    return [list(c) for c in heads], [c.layer for c in mlps]
+    return [[c.layer, c.head] for c in heads if c.head is not None], [c.layer for c in mlps]
 
 
 SOURCES = ("q", "k", "v")

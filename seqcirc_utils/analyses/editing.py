@@ -118,7 +118,7 @@ def matched(
 def under(
     own: Activations,
     edits: Sequence[Edit],
-    ablated: Callable[[Activations, list[list[Component]]], Sequence[Any]],
+    ablated: Callable[[Activations, list[list[Component]]], Any],
     progress: str | None = None,
 ) -> dict[Edit, Any]:
     """What is found under each edit by itself.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models.weights import _alike, _first_line, _logits
+from seqcirc_utils.models.weights import _alike, _first_line, end_logits
 from seqcirc_utils.models.zoo import GPUS
 
 
@@ -49,9 +49,9 @@ def _working(device: str) -> str:
 
 def _moved(model: Any, kind: str) -> str:
     """Move a model to a GPU; returns why it must not stay there, or nothing."""
-    expected = _logits(model)
+    expected = end_logits(model)
     try:
-        found = _logits(model.to(kind))
+        found = end_logits(model.to(kind))
     except RuntimeError as error:
         return f"{kind} cannot run the model: {_first_line(error)}"
     return "" if _alike(found, expected, model.dtype) else f"{kind} computes other logits"

@@ -77,7 +77,7 @@ def _some(keys: list[str]) -> str:
 
 
 @torch.no_grad()
-def _logits(model: Any, last: int = 4) -> torch.Tensor:
+def end_logits(model: Any, last: int = 4) -> torch.Tensor:
     """What a model says of four tokens ``[pos, vocab]``."""
     tokens = torch.tensor([[1, 2, 3, last]], device=model.device)
     return model(tokens).logits[0].float().cpu()
@@ -90,7 +90,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _check_causal(name: str, model: Any) -> None:
-    here, there = (_logits(model, last)[:-1] for last in (4, 0))
+    here, there = (end_logits(model, last)[:-1] for last in (4, 0))
     if not _alike(here, there, model.dtype):
         raise UserError(
             f"{name} is no model that continues a text: what its {type(model).__name__} says of a "

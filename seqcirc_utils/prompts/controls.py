@@ -25,6 +25,7 @@ from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts, PromptSets
 from seqcirc_utils.prompts.sequences import TEMPLATES
+from seqcirc_utils.prompts.vocabulary import encode
 
 TITLES = {"ioi": "Indirect object", "greater_than": "Greater-than"}
 """The prompt tasks, and what headings call them."""
@@ -41,11 +42,8 @@ MIN_WORDS = {"names": 12, "places": 3, "gifts": 3, "events": 3}
 """A task needs this many words of each kind that are one token, or its prompts are all alike."""
 
 
-def _encode(model: Model, text: str) -> list[int]:
-    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _misfit(model: Model, what: str, why: str) -> UserError:
+def misfit(model: Model, what: str, why: str) -> UserError:
+    """The error for text that a model's tokenizer cannot hold."""
     return UserError(
         f"{what} does not fit the tokenizer of {model.facts.title}: {why}; skip it or choose "
         "another model."
@@ -66,11 +64,11 @@ class _Pair(NamedTuple):
 def _words(model: Model, task: str, kind: str, words: Iterable[str]) -> list[str]:
     """The words that are one token after a space."""
     unk = model.tokenizer.unk_token_id
-    found = [_encode(model, f" {word}") for word in words]
+    found = [encode(model.tokenizer, f" {word}") for word in words]
     kept = [w for w, ids in zip(words, found, strict=True) if len(ids) == 1 and ids[0] != unk]
     if len(kept) < MIN_WORDS[kind]:
         why = f"{len(kept)} {kind} are single tokens, {MIN_WORDS[kind]} are needed"
-        raise _misfit(model, f"control task {task!r}", why)
+        raise misfit(model, f"control task {task!r}", why)
     return kept
 
 
@@ -91,7 +89,7 @@ def _ioi(model: Model) -> Callable[[random.Random], _Pair]:
         pair = [giver, receiver]
         rng.shuffle(pair)
         clean, marks = text(pair[0], pair[1], giver)
-        answer, wrong = (_encode(model, f" {name}")[0] for name in (receiver, giver))
+        answer, wrong = (encode(model.tokenizer, f" {name}")[0] for name in (receiver, giver))
         return _Pair(clean, text(*others)[0], answer, wrong, (receiver, giver), marks)
 
     return draw
@@ -99,10 +97,10 @@ def _ioi(model: Model) -> Callable[[random.Random], _Pair]:
 
 def _year_ends(model: Model, century: str) -> dict[str, int]:
     """For each ``00`` … ``99`` the token that follows ``the year <century>`` when it comes next."""
-    start = _encode(model, f" to the year {century}")
+    start = encode(model.tokenizer, f" to the year {century}")
     found = {}
     for number in range(100):
-        ids = _encode(model, f" to the year {century}{number:02}")
+        ids = encode(model.tokenizer, f" to the year {century}{number:02}")
         if ids[: len(start)] == start and len(ids) > len(start):
             found[f"{number:02}"] = ids[len(start)]
     unk = model.tokenizer.unk_token_id
@@ -114,20 +112,20 @@ def _greater_than(model: Model) -> Callable[[random.Random], _Pair]:
     years = []  # (century, ending, right next tokens, wrong ones, length of the year in tokens)
     for century in _CENTURIES:
         ends = _year_ends(model, century)
-        reference = len(_encode(model, f" year {century}01"))
+        reference = len(encode(model.tokenizer, f" year {century}01"))
         for ending in ends:
             right = {t for e, t in ends.items() if e > ending}
             wrong = {t for e, t in ends.items() if e < ending}
             either = right & wrong | {ends[ending]}
             right, wrong = sorted(right - either), sorted(wrong - either)
-            length = len(_encode(model, f" year {century}{ending}"))
+            length = len(encode(model.tokenizer, f" year {century}{ending}"))
             if right and wrong and length == reference:
                 years.append((century, ending, right, wrong, length))
     usual = Counter(length for *_, length in years).most_common(1)
     years = [year for year in years if year[-1] == usual[0][0]]
     if len(years) < 20:
         why = f"it writes {len(years)} years so that an end can follow their first digits"
-        raise _misfit(model, "control task 'greater_than'", why)
+        raise misfit(model, "control task 'greater_than'", why)
 
     def draw(rng: random.Random) -> _Pair:
         century, ending, right, wrong, _ = rng.choice(years)
@@ -157,7 +155,7 @@ def _write(model: Model, task: str, texts: Sequence[str], pairs: Sequence[_Pair]
         marked.append([len(prefix) + i for i in at])
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1:
-        raise _misfit(model, f"control task {task!r}", f"its prompts have {lengths} tokens")
+        raise misfit(model, f"control task {task!r}", f"its prompts have {lengths} tokens")
     return Prompts(
         task=task,
         texts=list(texts),

@@ -11,7 +11,7 @@ from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts, PromptSets
 from seqcirc_utils.prompts.sequences import MIN_FILLERS, TEMPLATES
-from seqcirc_utils.prompts.vocabulary import _encode, vocabulary
+from seqcirc_utils.prompts.vocabulary import encode, vocabulary
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Writer:
         kept = tuple(
             filler
             for filler in TEMPLATES[name].fillers
-            if len(_encode(tokenizer, filler)) == len(_encode(tokenizer, f" {filler}")) == 1
+            if len(encode(tokenizer, filler)) == len(encode(tokenizer, f" {filler}")) == 1
         )
         if len(kept) < MIN_FILLERS:
             raise UserError(

@@ -6,7 +6,8 @@ import torch
 
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
-from seqcirc_utils.prompts.controls import _encode, _misfit
+from seqcirc_utils.prompts.controls import misfit
+from seqcirc_utils.prompts.vocabulary import encode
 
 _TEXT = Path(__file__).parent / "plain_text.txt"
 
@@ -26,10 +27,10 @@ def text_chunks(model: Model, length: int = 24) -> tuple[torch.Tensor, torch.Ten
             cannot write the text.
     """
     text = _TEXT.read_text(encoding="utf-8")
-    ids = _encode(model, text)
+    ids = encode(model.tokenizer, text)
     unk = model.tokenizer.unk_token_id
     if unk is not None and unk in ids:
-        raise _misfit(model, "the plain text", f"it cannot write {ids.count(unk)} of its words")
+        raise misfit(model, "the plain text", f"it cannot write {ids.count(unk)} of its words")
     if length < 2 or len(ids) < 4 * length:
         raise UserError(
             f"length must be from 2 to {len(ids) // 4} tokens (the text makes four pieces), got "

@@ -9,6 +9,7 @@ import torch
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.probes import Probe, Question
+from seqcirc_utils.prompts.vocabulary import encode
 
 MIN_QUESTIONS = 4
 """Fewer questions than this say nothing about an ability."""
@@ -81,10 +82,7 @@ def _encode(model: Model, context: str, answer: str) -> Encoded | None:
     That is so where its vocabulary lacks something, or the answer melts into the context.
     """
 
-    def ids(text: str) -> list[int]:
-        return model.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    head, whole = ids(context), ids(context + answer)
+    head, whole = (encode(model.tokenizer, text) for text in (context, context + answer))
     if whole[: len(head)] != head or len(whole) == len(head):
         return None
     if model.tokenizer.unk_token_id in whole:

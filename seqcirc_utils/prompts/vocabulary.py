@@ -28,7 +28,8 @@ class Vocabulary:
         return [s for s in range(last) if None not in self.ids[s : s + n_members + 1]]
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text, and nothing put in front of them."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -41,8 +42,8 @@ def vocabulary(task: str, tokenizer: Any) -> Vocabulary:
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     members = TASKS[task].members
-    spaced = [_encode(tokenizer, f" {member}") for member in members]
-    space = _encode(tokenizer, " ")
+    spaced = [encode(tokenizer, f" {member}") for member in members]
+    space = encode(tokenizer, " ")
     if any(len(ids) == 1 for ids in spaced):
         ids = tuple(i[0] if len(i) == 1 else None for i in spaced)
         return Vocabulary(members, ids, space_apart=False)

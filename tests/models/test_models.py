@@ -699,12 +699,12 @@ def test_no_gpu_is_no_fault(monkeypatch, capfd):
 
 def test_a_gpu_that_computes_something_else_is_not_used(tiny_directories, monkeypatch, capfd):
     """As MPS did with some releases of torch."""
-    logits = weights_module._logits
+    logits = weights_module.end_logits
     # The CPU under another name, so that this runs without a GPU; its second answer is wrong.
     monkeypatch.setattr(weights_module, "_check_causal", lambda *_: None)
     monkeypatch.setattr(loading, "_working", lambda device: "cpu:0")
     times = iter([1, 1.01] * 2)
-    monkeypatch.setattr(devices, "_logits", lambda model: logits(model) * next(times))
+    monkeypatch.setattr(devices, "end_logits", lambda model: logits(model) * next(times))
     assert loading.load(str(tiny_directories["gpt2"])).facts.device == "cpu"
     assert capfd.readouterr().err.endswith("the CPU is: cpu:0 computes other logits.\n")
     with pytest.raises(UserError, match="computes other logits: use 'cpu'"):
