@@ -81,27 +81,6 @@ def thresholds() -> dict[str, float]:
     }
 
 
-def rules() -> pd.DataFrame:
-    """The rules in words, with their thresholds, in the order in which they are tried.
-
-    A head may look to several places in A: the one counts where attention times the size of the
-    head's write is largest.
-    """
-    end = f"end to members ≥ {ATTENTION:g} and ≥ {LIFT:g} × even spread"
-    write = f"≥ {OV_SHARE:.0%} of members hit (top {TOP_K}), p ≤ {OV_P:g}"
-    rows = [
-        ("next member", "head", end, f"next: {write}, more than copy"),
-        ("copy", "head", end, f"copy: {write}"),
-        ("inhibition", "head", end, f"lowers the last member's logit by ≥ {DIRECT:g}"),
-        ("transport to the end", "head", end, "none of these"),
-        ("duplicate token", "head", '"in" to earlier "in", likewise', "anything"),
-        ("member detection", "head", "members to earlier members, likewise", "anything"),
-        ("promotes next member", "MLP", "", f"lens probability of the answer + {LENS_STEP:g}"),
-        ("copies last member", "MLP", "", f"lens probability of the last member + {LENS_STEP:g}"),
-    ]
-    return pd.DataFrame(rows, columns=["role", "of", "A: where it looks", "what it writes"])
-
-
 def evidence(
     by_head: Mapping[str, torch.Tensor], by_mlp: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:

@@ -203,8 +203,7 @@ class _Circuit:  # until chapter 04 has findings
 
     @classmethod
     def load(cls, directory: Path) -> set[Component]:
-        file = directory / "circuit.json"
-        return Circuit.load(file).components if file.is_file() else set()
+        return Circuit.load(directory / "circuit.json").components
 
 
 @contextlib.contextmanager

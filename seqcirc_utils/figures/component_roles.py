@@ -1,14 +1,17 @@
-"""Figures of the chapter on roles."""
-
-from collections.abc import Mapping, Sequence
+"""How the findings on roles look."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES, NONE
+from seqcirc_utils.chapters.component_roles import ComponentRoles
+from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, _close
+from seqcirc_utils.statistics import Interval
 
 # What writes a member is orange or pink, what moves one blue, what looks at one green.
 _ROLE_COLOURS = {
@@ -20,62 +23,107 @@ _ROLE_COLOURS = {
     "member detection": "#009E73",
     "promotes next member": "#D55E00",
     "copies last member": "#E69F00",
+    NONE: "#dddddd",
+    "": "white",
+}
+_LOOKS = {
+    "end →\nmembers": "end_to_members",
+    '"in" → earlier\n"in"': "in_to_copies",
+    "member → earlier\nmembers": "members_to_members",
+    "… in random\norder": "members_to_members_random",
+    "end → newest\nmember": "end_to_newest",
+    "filler → earlier\nfillers": "fillers_to_fillers",
+    "member →\nitself": "members_to_themselves",
+    "member → token\nbefore it": "members_to_previous",
+    "member →\nfirst token": "members_to_first",
 }
 
 
-def role_colours(roles: Sequence[str]) -> dict[str, str]:
-    """One colour per role, the same in every figure; roles without one are grey."""
-    return {role: _ROLE_COLOURS.get(role, "#dddddd") for role in roles}
+def _not_here(found: ComponentRoles, *sections: str) -> Markdown | None:
+    """The reasons why sections do not apply to the model; none where they do."""
+    reasons = dict.fromkeys(found.missing[name] for name in sections if name in found.missing)
+    return Markdown(f"Not here: {' '.join(reasons)}") if reasons else None
 
 
-def role_map(frame: pd.DataFrame) -> Figure:
-    """Role of every component as the colour of its cell; the circuit's components are framed.
+def _heads(found: ComponentRoles) -> pd.DataFrame:
+    """The rows of all heads, by component."""
+    return found.components[found.components["head"].notna()].set_index("component")
 
-    Args:
-        frame: Columns ``layer``, ``head`` (missing for MLPs), ``role``, ``in_circuit``.
+
+def rules_table(found: ComponentRoles) -> pd.DataFrame:
+    """The rules in words, with their thresholds, in the order in which they are tried.
+
+    A head may look to several places in A: the one counts where attention times the size of the
+    head's write is largest.
     """
-    n_layers, n_heads = int(frame["layer"].max()) + 1, int(frame["head"].max()) + 1
-    figure, axis = plt.subplots(
-        figsize=(min(0.6 * n_heads + 3.4, 9), 0.2 * n_layers + 1.2), layout="constrained"
+    t = found.thresholds
+    end = f"end to members ≥ {t['attention']:g} and ≥ {t['lift']:g} × even spread"
+    write = f"≥ {t['ov_share']:.0%} of members hit (top {t['top_k']}), p ≤ {t['ov_p']:g}"
+    rise = f"+ {t['lens_step']:g}"
+    rows = [
+        ("next member", "head", end, f"next: {write}, more than copy"),
+        ("copy", "head", end, f"copy: {write}"),
+        ("inhibition", "head", end, f"lowers the last member's logit by ≥ {t['direct']:g}"),
+        ("transport to the end", "head", end, "none of these"),
+        ("duplicate token", "head", '"in" to earlier "in", likewise', "anything"),
+        ("member detection", "head", "members to earlier members, likewise", "anything"),
+        ("promotes next member", "MLP", "", f"lens probability of the answer {rise}"),
+        ("copies last member", "MLP", "", f"lens probability of the last member {rise}"),
+    ]
+    columns = ["role", "of", "A: where it looks", "what it writes"]
+    return pd.DataFrame(rows, columns=columns).set_index("role")
+
+
+def attention_map(found: ComponentRoles) -> Figure:
+    """Mean attention between groups of tokens: the circuit's heads (8 to 24), by importance."""
+    heads = _heads(found).sort_values(["in_circuit", "ablation"], ascending=[False, True])
+    first = heads.head(max(8, min(24, heads["in_circuit"].sum())))
+    shown = 100 * first[list(_LOOKS.values())].set_axis(list(_LOOKS), axis=1)
+    shown = shown.rename_axis("head (most important first)")
+    return common.table_heatmap(shown, "mean attention (%)", ".0f", diverging=False, limit=100)
+
+
+def attention_told(found: ComponentRoles) -> Markdown:
+    """How many heads look where the rules ask for."""
+    heads, spread, t = _heads(found), found.spread, found.thresholds
+    end, copies, members = (
+        (heads[name] >= max(t["attention"], t["lift"] * spread[name])).sum()
+        for name in ("end_to_members", "in_to_copies", "members_to_members")
     )
-    colours = role_colours(frame["role"])
-    for row in frame.itertuples():
-        x = n_heads + 0.6 if pd.isna(row.head) else row.head
-        corner = (x + 0.06, row.layer + 0.1)
-        axis.add_patch(Rectangle(corner, 0.88, 0.8, fc=colours[row.role], ec="none"))
-        if row.in_circuit:
-            axis.add_patch(Rectangle(corner, 0.88, 0.8, fc="none", ec="black", lw=1.2))
-    axis.set(xlim=(-0.2, n_heads + 1.8), ylim=(-0.2, n_layers + 0.2))
-    axis.set(xlabel="head", ylabel="layer")
-    axis.set_xticks([*(h + 0.5 for h in range(n_heads)), n_heads + 1.1], [*range(n_heads), "MLP"])
-    step = 2 if n_layers > 8 else 1
-    axis.set_yticks(np.arange(0, n_layers, step) + 0.5, range(0, n_layers, step))
-    shown = [role for role in _ROLE_COLOURS if role in colours]
-    handles = [Patch(color=colours[role], label=role) for role in shown]
-    handles += [Patch(color="#dddddd", label="none"), Patch(fc="none", ec="black", label="circuit")]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-    return _close(figure)
-
-
-def ov_scatter(panels: Mapping[str, pd.DataFrame], threshold: float) -> Figure:
-    """OV copy score against next score of every head; the best are named.
-
-    Args:
-        panels: Title to a table with ``component``, ``copy``, ``next`` (shares) and ``in_circuit``.
-        threshold: Drawn as lines in both directions.
-    """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.1 * len(panels) + 0.3, 3.9), layout="constrained", squeeze=False
+    return Markdown(
+        f"Of all {len(heads)} heads, **{end}** look from the end to members by the rule's measure "
+        f"(evenly spread attention would give {spread['end_to_members']:.0%}), {copies} from "
+        f'"in" to earlier "in" ({spread["in_to_copies"]:.0%}), and {members} from members to '
+        f"earlier members ({spread['members_to_members']:.0%})."
     )
-    for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
-        colour = np.where(frame["in_circuit"], ANSWER, "#bbbbbb")
-        axis.scatter(100 * frame["copy"], 100 * frame["next"], s=18, c=colour, lw=0, alpha=0.8)
+
+
+def _scores(
+    found: ComponentRoles, read: str, words: str = "members", column: str = "top5"
+) -> pd.DataFrame:
+    """One column of OV scores of every head on one input: ``copy`` and ``next``, by component."""
+    rows = found.ov[(found.ov["input"] == read) & (found.ov["words"] == words)]
+    scores = rows.pivot(index="component", columns="score", values=column)
+    return scores.loc[_heads(found).index]
+
+
+def ov_scatter(found: ComponentRoles) -> Figure | Markdown:
+    """OV copy score against next score of every head, on two inputs; the best are named."""
+    if missing := _not_here(found, "ov"):
+        return missing
+    panels = {"own": "on the head's own input", "after block 0": "on the stream after block 0"}
+    threshold, in_circuit = found.thresholds["ov_share"], _heads(found)["in_circuit"]
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.9), layout="constrained")
+    for axis, (read, title) in zip(axes, panels.items(), strict=True):
+        scores = _scores(found, read)
+        colour = np.where(in_circuit, ANSWER, "#bbbbbb")
+        axis.scatter(100 * scores["copy"], 100 * scores["next"], s=18, c=colour, lw=0, alpha=0.8)
         for mark in (axis.axhline, axis.axvline):
             mark(100 * threshold, color=NEUTRAL, lw=0.8, ls="--")
-        best = frame[frame[["copy", "next"]].max(axis=1) >= threshold]
+        best = scores[scores[["copy", "next"]].max(axis=1) >= threshold]
         # Heads that share a place share a label.
         for _, near in best.groupby([best["copy"].round(1), best["next"].round(1)]):
-            names = [*near["component"][:3], *(["…"] if len(near) > 3 else [])]
+            names = [*near.index[:3], *(["…"] if len(near) > 3 else [])]
             x, y = near["copy"].mean(), near["next"].mean()
             axis.annotate(
                 ", ".join(names),
@@ -87,7 +135,7 @@ def ov_scatter(panels: Mapping[str, pd.DataFrame], threshold: float) -> Figure:
                 ha="right" if x > 0.7 and y >= threshold else "left",
             )
         axis.set(xlim=(-4, 106), ylim=(-4, 112), title=title, xlabel="copy score (% of members)")
-    axes[0, 0].set_ylabel("next score (% of members)")
+    axes[0].set_ylabel("next score (% of members)")
     handles = [
         Patch(color=ANSWER, label="head in the circuit"),
         Patch(color="#bbbbbb", label="head outside"),
@@ -96,13 +144,66 @@ def ov_scatter(panels: Mapping[str, pd.DataFrame], threshold: float) -> Figure:
     return _close(figure)
 
 
-def lens_steps(frame: pd.DataFrame) -> Figure:
-    """Change of the lens probability across each attention layer and each MLP.
+def ov_told(found: ComponentRoles, task: str) -> Markdown:
+    """The best heads by next score, and what the published shortcuts change."""
+    if missing := _not_here(found, "ov"):
+        return missing
+    own, p, t = _scores(found, "own"), _scores(found, "own", column="p"), found.thresholds
+    high = own >= t["ov_share"]  # columns copy and next
+    significant = p <= t["ov_p"]
+    both, chance = (high & significant).sum(), (high & ~significant).sum()
+    best = own["next"].idxmax()
+    rows = found.ov[found.ov["words"] == "members"].set_index(["input", "score", "component"])
+    places = [name for name in rows if name.startswith("place")]
+    by_place = ", ".join(f"{share:.0%}" for share in rows.loc[("own", "next", best), places])
+    bare = rows.loc[("bare sequence", "next"), places].max()
+    wrong = (high != (_scores(found, "after block 0") >= t["ov_share"])).sum()
+    text = (
+        f"The highest next score on own inputs is **{own.loc[best, 'next']:.0%}** (head {best}, "
+        f"copy score {own.loc[best, 'copy']:.0%}; by the member's place in the prompt: {by_place}"
+        f"); the mean over all {len(own)} heads is {own['next'].mean():.1%} (copy "
+        f"{own['copy'].mean():.1%}). Heads whose score is high enough and better than for shuffled "
+        f"successors: **{both['next']}** for next, {both['copy']} for copy. Next scores as high "
+        "that are as high for shuffled successors, too (such a head writes members, and no "
+        f"particular one): {chance['next']}. The p-value alone passes at most "
+        f"{t['ov_p'] * len(own):.1f} heads by chance; for next it passes "
+        f"{significant['next'].sum()}.\n\nHeads that the shortcut after block 0 puts on the other "
+        f"side of the threshold: {wrong['next']} for next, {wrong['copy']} for copy. The published "
+        "scores came from the bare sequence with nothing in front, where the first member sits "
+        f"where heads rest their attention: the best next score there is {bare['place 1']:.0%} at "
+        f"the first member and {bare['place 2']:.0%} at the second."
+    )
+    if (found.ov["words"] == "ordinals").any():
+        ordinal = _scores(found, "own", "ordinals")["next"]
+        text += (
+            '\n\nThe published code scored months against *ordinals* (is "third" on top after '
+            f"February?). Scored so, the best head for {task.replace('_', ' ')} has "
+            f"{ordinal.max():.0%} ({ordinal.idxmax()}), against {own.loc[best, 'next']:.0%} when "
+            "the members themselves are wanted: the two are different questions."
+        )
+    return Markdown(text)
 
-    Args:
-        frame: Columns ``part`` (``attention``, ``mlp``), ``layer``, ``next``, ``last`` and their
-            ``…_low`` and ``…_high``.
-    """
+
+def direct_told(found: ComponentRoles) -> Markdown:
+    """Which heads write most against the last member, and most for the answer."""
+    if missing := _not_here(found, "direct"):
+        return missing
+    heads = _heads(found)
+    low, top = heads.loc[heads["direct_last"].idxmin()], heads.loc[heads["direct_next"].idxmax()]
+    against = Interval(*low[["direct_last", "direct_last_low", "direct_last_high"]])
+    return Markdown(
+        f"Most against the last member writes **{low.name}** ({against} logits; it pays "
+        f"{low['end_to_members']:.0%} of its attention at the end to members). Most for the answer "
+        f"writes **{top.name}** ({top['direct_next']:+.2f} logits), which pays "
+        f"{top['end_to_members']:.0%} of its attention there to members."
+    )
+
+
+def lens_steps(found: ComponentRoles) -> Figure | Markdown:
+    """Change of the lens probability across each attention layer and each MLP."""
+    if missing := _not_here(found, "lens"):
+        return missing
+    frame = found.lens[found.lens["part"] != "block"]
     figure, axes = plt.subplots(2, 1, figsize=(7.5, 4.6), sharex=True, layout="constrained")
     for axis, (part, rows) in zip(axes, frame.groupby("part", sort=True), strict=True):
         for name, colour, shift in (("next", ANSWER, -0.2), ("last", LAST, 0.2)):
@@ -119,16 +220,113 @@ def lens_steps(frame: pd.DataFrame) -> Figure:
     return _close(figure)
 
 
-def attention_patterns(
-    patterns: Mapping[str, np.ndarray], tokens: Sequence[str], rows: Sequence[int]
-) -> Figure:
-    """Attention of a few heads on one prompt, from chosen tokens (rows) to all (columns).
+def lens_told(found: ComponentRoles) -> Markdown:
+    """Which MLPs add to the answer, and where it passes the last member."""
+    if missing := _not_here(found, "lens"):
+        return missing
+    by_part = found.lens.set_index(["part", "layer"])
+    added, overtakes = by_part.loc["mlp", "next"], by_part["overtakes"]
+    switches = by_part["switches"].groupby("part").max()
+    up, down = added.idxmax(), added.idxmin()
+    return Markdown(
+        f"**MLP {up}** adds most to the answer ({100 * added[up]:+.1f} points), MLP {down} takes "
+        f"most away ({100 * added[down]:+.1f}). The answer passes the last member for good across "
+        f"an attention layer in {overtakes['attention'].sum():.0%} of the prompts (most often "
+        f"layer {overtakes['attention'].idxmax()}) and across an MLP in "
+        f"{overtakes['mlp'].sum():.0%} (most often MLP {overtakes['mlp'].idxmax()}). The paper's "
+        "picture, the last member on top of the whole vocabulary before one block and the answer "
+        f"after it, occurs in at most {switches['block']:.0%} of the prompts for any block, and in "
+        f"at most {switches['mlp']:.0%} for any MLP."
+    )
 
-    Args:
-        patterns: Title to ``[query, key]``.
-        tokens: The prompt's tokens; those of ``rows`` are printed bold below, too.
-        rows: Positions of the queries that are shown.
-    """
+
+def role_map(found: ComponentRoles) -> Figure:
+    """Role of every component as the colour of its cell; the circuit's components are framed."""
+    frame = found.components
+    n_layers, n_heads = int(frame["layer"].max()) + 1, int(frame["head"].max()) + 1
+    figure, axis = plt.subplots(
+        figsize=(min(0.6 * n_heads + 3.4, 9), 0.2 * n_layers + 1.2), layout="constrained"
+    )
+    for row in frame.itertuples():
+        x = n_heads + 0.6 if pd.isna(row.head) else row.head
+        corner = (x + 0.06, row.layer + 0.1)
+        axis.add_patch(Rectangle(corner, 0.88, 0.8, fc=_ROLE_COLOURS[row.role], ec="none"))
+        if row.in_circuit:
+            axis.add_patch(Rectangle(corner, 0.88, 0.8, fc="none", ec="black", lw=1.2))
+    axis.set(xlim=(-0.2, n_heads + 1.8), ylim=(-0.2, n_layers + 0.2))
+    axis.set(xlabel="head", ylabel="layer")
+    axis.set_xticks([*(h + 0.5 for h in range(n_heads)), n_heads + 1.1], [*range(n_heads), "MLP"])
+    step = 2 if n_layers > 8 else 1
+    axis.set_yticks(np.arange(0, n_layers, step) + 0.5, range(0, n_layers, step))
+    taken = {*frame["role"], NONE}
+    handles = [
+        Patch(color=colour, label=role or "cannot be told (blank)")
+        for role, colour in _ROLE_COLOURS.items()
+        if role in taken
+    ]
+    handles.append(Patch(fc="none", ec="black", label="circuit"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    return _close(figure)
+
+
+def roles_table(found: ComponentRoles) -> pd.DataFrame:
+    """The circuit's components that have a role: how sure it is, and what their ablation costs."""
+    rows = found.components.set_index("component")
+    rows = rows[rows["in_circuit"] & ~rows["role"].isin([NONE, ""])]
+    return pd.DataFrame(
+        {
+            "role": rows["role"],
+            "sure": rows["confidence"].map("{:.0%}".format),
+            "otherwise": rows["rival"],
+            "cost of ablation": (-rows["ablation"]).map("{:.0%}".format),
+        }
+    )
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    """How many components have each role, in words."""
+    counts = rows["role"].value_counts()
+    order = [role for role in (*HEAD_ROLES, *MLP_ROLES, NONE, "") if role in counts]
+    return ", ".join(f"{counts[role]} {role or 'not told'}" for role in order) or "nothing"
+
+
+def numbers(found: ComponentRoles) -> dict[str, str]:
+    """What other pages quote."""
+    heads = _heads(found)
+    return {"head-roles": _counted(heads[heads["in_circuit"]])}
+
+
+def roles_told(found: ComponentRoles) -> Markdown:
+    """The roles of the circuit's components and of others, and how sure they are."""
+    if missing := _not_here(found, "ov", "direct", "lens"):
+        return missing
+    everything, heads = found.components, _heads(found)
+    inside = everything[everything["in_circuit"]]
+    mlps = inside[inside["head"].isna()]
+    outside = heads[~heads["in_circuit"] & (heads["role"] != NONE)]
+    heads = heads[heads["in_circuit"]]
+    detecting = heads[heads["role"] == "member detection"]
+    special = detecting["members_to_members"] >= 2 * detecting["fillers_to_fillers"]
+    return Markdown(
+        f"The circuit's {len(heads)} heads: **{_counted(heads)}**. Its {len(mlps)} MLPs: "
+        f"{_counted(mlps)}. No head of the circuit has the role "
+        f"{' or '.join(found.absent_head_roles) or '(each is taken)'}. {len(outside)} heads "
+        "outside the circuit have a role too: the rules say what a head does, the circuit whether "
+        f"it matters. {(inside['confidence'] < 0.9).sum()} of the circuit's components are less "
+        f"than 90% sure. Of the {len(detecting)} that detect members, {special.sum()} look from "
+        "member to member at least twice as much as from filler to filler; the others go by the "
+        "place in the sentence at least in part."
+    )
+
+
+def attention_patterns(found: ComponentRoles) -> Figure:
+    """Attention of a few heads on one prompt, from marked tokens (rows, bold) to all (columns)."""
+    tokens, rows = found.tokens, found.marked
+    roles = _heads(found)["role"]
+    patterns = {
+        f"{name}: {roles[name]}" if roles[name] else name: pattern
+        for name, pattern in zip(found.examples, found.patterns, strict=True)
+    }
     words = [token.replace(" ", "␣").replace("<|endoftext|>", "<start>") for token in tokens]
     height = (0.19 * len(rows) + 0.35) * len(patterns) + 1.1
     figure, axes = plt.subplots(
@@ -140,7 +338,7 @@ def attention_patterns(
         squeeze=False,
     )
     for axis, (title, pattern) in zip(axes[:, 0], patterns.items(), strict=True):
-        shown = np.asarray(pattern)[list(rows)]
+        shown = pattern[rows]
         future = np.arange(len(tokens)) > np.asarray(rows)[:, None]
         image = axis.imshow(
             np.ma.masked_array(100 * shown, future), cmap="Blues", vmin=0, vmax=100, aspect="auto"
