@@ -9,7 +9,7 @@ Questions of one token length make a batch; nothing is padded.
 Only heads are ablated here, at all positions, as published for Llama-2; every MLP stays.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,6 @@ from seqcirc_utils.prompts.probes import Probe
 from seqcirc_utils.prompts.questions import Fitted, fit
 from seqcirc_utils.statistics import rate
 
-EFFECT_COLUMNS = (
-    *("probe", "group", "kind", "set", "n_heads", "n", "accuracy_before", "accuracy_after"),
-    *("low", "high", "retained", "random_mean", "log_prob_change", "random_log_prob_change"),
-    *("n_draws", "p"),
-)
 MIN_ACCURACY = 0.25
 """With less than this there is too little to lose."""
 
@@ -92,9 +87,9 @@ def effects(
         seed: Draws the random sets; they are the same for every probe.
 
     Returns:
-        Rows of :data:`EFFECT_COLUMNS`. ``low``, ``high``: exact 95% interval of
-        ``accuracy_after``; ``retained``: of the questions right before, the share right after; log
-        probabilities of the answers in nats, mean over questions.
+        A row per set. ``low``, ``high``: exact 95% interval of ``accuracy_after``; ``retained``: of
+        the questions right before, the share right after; log probabilities of the answers in
+        nats, mean over questions.
     """
     before = Answers(bench.intact.correct[0], bench.intact.log_prob[0])
     rows = []
@@ -139,14 +134,10 @@ def _share(values: Any) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def corrected(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows of :func:`effects` as one table, with ``q``: p corrected for all of its tests.
+def corrected(p: pd.Series) -> pd.Series:
+    """P-values corrected for all tests, after Benjamini and Hochberg; NaN (no test) stays NaN.
 
-    Benjamini and Hochberg: of the rows with q below .05, one in twenty is expected to be chance.
+    Of the rows with a corrected value below .05, one in twenty is expected to be chance.
     """
-    table = pd.DataFrame(rows, columns=EFFECT_COLUMNS)
-    tested = table["p"].notna()
-    table["q"] = float("nan")
-    if tested.any():
-        table.loc[tested, "q"] = false_discovery_control(table.loc[tested, "p"].astype(float))
-    return table
+    tested = p.dropna()
+    return pd.Series(false_discovery_control(tested), tested.index).reindex(p.index)

@@ -1,21 +1,30 @@
-"""Figures of the chapter beyond the tasks."""
+"""How the findings beyond the tasks look."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
+from seqcirc_utils.chapters.generalisation import Generalisation
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, _close
 
+LEVEL = 0.05
+"""A corrected p-value below this gets a star."""
 
-def probe_accuracy(table: pd.DataFrame) -> Figure:
-    """The model's own accuracy on each probe with exact 95% intervals, by group of probes.
 
-    Args:
-        table: Columns ``title``, ``group``, ``accuracy``, ``low``, ``high``, ``chance``, ``used``,
-            ``reason``; a probe that the tokenizer cannot hold has no accuracy (NaN).
-    """
-    table = table.reset_index(drop=True)
+def numbers(found: Generalisation) -> dict[str, str]:
+    """The numbers that the book's prose quotes, by name."""
+    return {
+        "generalisation-probes": str(len(found.probes)),
+        "generalisation-used": str(found.probes["used"].sum()),
+    }
+
+
+def probe_accuracy(found: Generalisation) -> Figure:
+    """The model's own accuracy on each probe with exact 95% intervals, by group of probes."""
+    table = found.probes
     # A gap before each new group; the first group stands on top.
     y = -(np.arange(len(table)) + (table["group"] != table["group"].shift()).cumsum()).to_numpy()
     figure, axis = plt.subplots(figsize=(7, 0.22 * -y[-1] + 1.1), layout="constrained")
@@ -48,17 +57,36 @@ def probe_accuracy(table: pd.DataFrame) -> Figure:
     return _close(figure)
 
 
-def ablation_against_random(table: pd.DataFrame, level: float = 0.05) -> Figure:
-    """Accuracy lost by ablating each set of heads, beyond what matched random sets lose.
+def abilities_told(found: Generalisation) -> Markdown:
+    """How many probes the model can do, and why the others, and circuits, are left out."""
+    failed = found.probes[~found.probes["used"]]
+    lines = [f"- {r.title} ({r.group}): {r.reason}" for r in failed.itertuples()] or ["- none"]
+    lines += [f"- the circuit of {title}: {reason}" for title, reason in found.without.items()]
+    return Markdown(
+        f"{found.model} can do **{found.probes['used'].sum()} of {len(found.probes)}** probes by "
+        "this rule. Left out, and why:\n\n" + "\n".join(lines)
+    )
+
+
+def question_table(found: Generalisation) -> Styler:
+    """A question of each probe, and how the model answers."""
+    table = found.probes[["title", "example", "n", "accuracy", "logit_diff"]]
+    table = table.rename(columns={"logit_diff": "log p(answer) - log p(wrong)"})
+    look = table.style.set_uuid("questions").set_table_attributes('class="dataframe"')
+    look = look.hide(axis="index").format(precision=2, na_rep="")
+    return look.set_properties(**{"text-align": "left", "font-size": "85%"})
+
+
+def effect_map(found: Generalisation, kind: str) -> Figure | Markdown:
+    """Accuracy lost by one kind of ablation of each set, beyond what matched random sets lose.
 
     Each cell gives the accuracy after the ablation and, in brackets, the mean after ablating
-    random sets; its colour is the difference in percentage points; a star marks q below ``level``.
-
-    Args:
-        table: Rows of one kind of ablation: ``probe``, ``set``, ``n_heads``, ``accuracy_after``,
-            ``random_mean``, ``q``; where nothing random was drawn, the colour is the accuracy lost.
-        level: Of the corrected p-value.
+    random sets; its colour is the difference in percentage points; a star marks q below
+    :data:`LEVEL`. Where nothing random was drawn, the colour is the accuracy lost.
     """
+    if found.missing.get("effects"):
+        return Markdown(f"Not here: {found.missing['effects']}")
+    table = found.effects[found.effects["kind"] == kind]
     sets = {s: f"{s}\n({n})" for s, n in zip(table["set"], table["n_heads"], strict=True)}
     probes = list(dict.fromkeys(table["probe"]))
     random = table["random_mean"].fillna(table["accuracy_before"])
@@ -69,7 +97,7 @@ def ablation_against_random(table: pd.DataFrame, level: float = 0.05) -> Figure:
     )
     image = axis.imshow(grid, cmap=DIVERGING, vmin=-100, vmax=100, aspect="auto")
     for row in cells.itertuples():
-        text = f"{row.accuracy_after:.2f}{'*' if row.q < level else ''}"
+        text = f"{row.accuracy_after:.2f}{'*' if row.q < LEVEL else ''}"
         text += "" if np.isnan(row.random_mean) else f"\n({row.random_mean:.2f})"
         place = [*sets].index(row.set), probes.index(row.probe)
         colour = "white" if abs(row.beyond) > 65 else "black"
@@ -82,3 +110,52 @@ def ablation_against_random(table: pd.DataFrame, level: float = 0.05) -> Figure:
     bar.set_label("change of accuracy" if lost else "accuracy, minus random's", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return _close(figure)
+
+
+def effects_told(found: Generalisation) -> Markdown:
+    """What is left of the answers without each set of heads, and how many p-values stand out."""
+    if found.missing.get("effects"):
+        return Markdown(f"No probe could be tested: {found.missing['effects']}")
+    effects, used = found.effects, found.probes["used"].sum()
+    lines = [_set_told(name, rows) for name, rows in effects.groupby("set", sort=False)]
+    smallest = 1 / (found.n_draws + 1)
+    text = f"Averaged over the {used} probes that the model can do:\n\n" + "\n".join(lines)
+    text += f"\n\nWith {found.n_draws} draws no p-value can be below {smallest:.2g}"
+    text += ", so no star is possible here." if smallest > LEVEL else "."
+    if effects["p"].notna().any():
+        text += (
+            f" Corrected for all {effects['p'].notna().sum()} tests, the smallest q is "
+            f"{effects['q'].min():.2g}."
+        )
+    if found.headless:
+        text += f" Without heads, and so left out: {', '.join(found.headless)}."
+    return Markdown(text)
+
+
+def _set_told(name: str, rows: pd.DataFrame) -> str:
+    """What is left without one set of heads, by either ablation."""
+    mean, zero = (rows[rows["kind"] == kind] for kind in ("mean", "zero"))
+    size, tested = rows["n_heads"].iloc[0], mean[mean["p"].notna()]
+    beside = beyond = ""
+    if len(tested):
+        unmatched = np.isclose(tested["p"], 1 / (tested["n_draws"] + 1)).sum()
+        beside = f" (random sets {tested['random_mean'].mean():.0%})"
+        beyond = (
+            f"; worse than all random sets on {unmatched} of {len(tested)} probes, and on "
+            f"{(tested['q'] < LEVEL).sum()} after correction (q < .05)"
+        )
+    return (
+        f"- {name} ({size} head{'' if size == 1 else 's'}): {mean['accuracy_after'].mean():.0%} of "
+        f"answers survive mean ablation{beside}, {zero['accuracy_after'].mean():.0%} survive zero "
+        f"ablation{beyond}."
+    )
+
+
+def group_table(found: Generalisation) -> Styler | Markdown:
+    """What ablating the shared core and the key heads leaves of each group of probes."""
+    if found.missing.get("effects"):
+        return Markdown(f"Not here: {found.missing['effects']}")
+    rows = found.effects[found.effects["set"].isin(["shared core", "key heads"])]
+    means = rows.groupby(["group", "kind", "set"], sort=False)[["accuracy_after", "random_mean"]]
+    look = means.mean().style.set_uuid("groups").set_table_attributes('class="dataframe"')
+    return look.format(precision=2, na_rep="not drawn")

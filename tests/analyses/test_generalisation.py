@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -300,11 +301,9 @@ def test_without_draws_there_is_no_p_value():
 
 
 def test_p_values_are_corrected_for_all_tests():
-    plain = dict.fromkeys(generalisation.EFFECT_COLUMNS, 0)
-    table = generalisation.corrected([plain | {"p": p} for p in (0.01, 0.04, np.nan, 0.03)])
-    assert table["q"].to_numpy() == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
-    empty = generalisation.corrected([])
-    assert list(empty.columns) == [*generalisation.EFFECT_COLUMNS, "q"] and not len(empty)
+    found = generalisation.corrected(pd.Series([0.01, 0.04, np.nan, 0.03]))
+    assert found.to_numpy() == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
+    assert generalisation.corrected(pd.Series([np.nan])).isna().all()
 
 
 def test_figures_say_what_the_tables_say():
@@ -329,12 +328,13 @@ def test_figures_say_what_the_tables_say():
             "random_mean": [0.9, 0.9, 0.7, np.nan],
             "q": [0.01, 1.0, 0.2, np.nan],
         }
-    )
+    ).assign(kind="mean")
+    found = SimpleNamespace(probes=own, effects=effect, missing={})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         first, second = (
-            generalisation_module.probe_accuracy(own),
-            generalisation_module.ablation_against_random(effect),
+            generalisation_module.probe_accuracy(found),
+            generalisation_module.effect_map(found, "mean"),
         )
         first.canvas.draw(), second.canvas.draw()
     assert isinstance(first, Figure) and [t.get_text() for t in first.axes[0].texts][1:] == [
