@@ -1,21 +1,22 @@
 """How much the tasks' circuits share, against chance."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom, spearmanr
 
+from seqcirc_utils import store
 from seqcirc_utils.components import Component, Edge, by_kind, edges_of
 from seqcirc_utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Things of one kind (heads, MLPs, edges) that several circuits share.
+    """Components of one kind (heads or MLPs) that several circuits share.
 
     Attributes:
         shared: Those in all circuits.
@@ -24,7 +25,7 @@ class Overlap:
         total: How many there are in the model.
     """
 
-    shared: list[Any]
+    shared: list[Component]
     expected: float
     p: float
     total: int
@@ -43,21 +44,22 @@ def _law(sizes: Sequence[int], total: int) -> np.ndarray:
     return counts
 
 
-def _against(law: np.ndarray, shared: set, total: int) -> Overlap:
-    p = float(min(1.0, law[len(shared) :].sum()))
-    return Overlap(_sorted(shared), float(law @ np.arange(len(law))), p, total)
+def _against(law: np.ndarray, shared: int) -> tuple[float, float]:
+    """What a law expects, and its probability of at least so many."""
+    return float(law @ np.arange(len(law))), float(min(1.0, law[shared:].sum()))
 
 
-def overlap(sets: Sequence[set], total: int) -> Overlap:
+def overlap(sets: Sequence[set[Component]], total: int) -> Overlap:
     """Compare the size of the intersection with independent random sets of the same sizes.
 
     Two sets give the hypergeometric distribution; each further one is intersected in turn (exact).
 
     Args:
-        sets: Two or more sets of things of one kind (heads, MLPs, or edges).
-        total: How many things of that kind there are.
+        sets: Sets of components of one kind (heads or MLPs).
+        total: How many components of that kind there are.
     """
-    return _against(_law([len(s) for s in sets], total), reduce(set.intersection, sets), total)
+    shared = set.intersection(*sets)
+    return Overlap(sorted(shared), *_against(_law(list(map(len, sets)), total), len(shared)), total)
 
 
 def layer_overlap(sets: Sequence[set[Component]], n_layers: int, n_heads: int) -> Overlap:
@@ -70,10 +72,37 @@ def layer_overlap(sets: Sequence[set[Component]], n_layers: int, n_heads: int) -
     for layer in range(n_layers):
         sizes = [sum(c.layer == layer for c in s) for s in sets]
         law = np.convolve(law, _law(sizes, n_heads))
-    return _against(law, reduce(set.intersection, sets), n_layers * n_heads)
+    shared = set.intersection(*sets)
+    return Overlap(sorted(shared), *_against(law, len(shared)), n_layers * n_heads)
 
 
-def edge_overlap(edges: Mapping[str, Iterable[str]]) -> tuple[list[Edge], Overlap]:
+@dataclass(frozen=True)
+class EdgeOverlap:
+    """Edges that every circuit has; all ``None`` and empty where they are not compared.
+
+    Attributes:
+        shared: Their names, sorted.
+        possible: How many edges could join nodes of every circuit.
+        expected: How many chance gives.
+        p: Probability of at least so many by chance.
+    """
+
+    shared: list[str] = field(default_factory=list)
+    possible: int | None = None
+    expected: float | None = None
+    p: float | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        store.write_json(path, vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it."""
+        return cls(**store.read_json(path))
+
+
+def edge_overlap(edges: Mapping[str, Iterable[str]]) -> EdgeOverlap:
     """Edges in every circuit, against chance among the edges that the shared nodes allow.
 
     Circuits that share nodes share edges by necessity. So chance draws, for each circuit, as many
@@ -81,9 +110,6 @@ def edge_overlap(edges: Mapping[str, Iterable[str]]) -> tuple[list[Edge], Overla
 
     Args:
         edges: Task to its circuit's edges, written ``4.10->9.1.q``.
-
-    Returns:
-        All edges in every circuit, and the overlap among those that join nodes of every circuit.
 
     Raises:
         UserError: when a circuit has no edges.
@@ -94,12 +120,9 @@ def edge_overlap(edges: Mapping[str, Iterable[str]]) -> tuple[list[Edge], Overla
         raise UserError(f"no edges in the circuit of {', '.join(empty) or 'any task'}.")
     nodes = [{node for e in s for node in (e.sender, e.receiver) if node} for s in sets.values()]
     possible = set(edges_of(set.intersection(*nodes)))
-    inside = overlap([s & possible for s in sets.values()], len(possible))
-    return sorted(set.intersection(*sets.values()), key=str), inside
-
-
-def _sorted(things: set[Any]) -> list[Any]:
-    return sorted(things, key=str if any(isinstance(t, Edge) for t in things) else None)
+    law = _law([len(s & possible) for s in sets.values()], len(possible))
+    shared = set.intersection(*sets.values())
+    return EdgeOverlap(sorted(map(str, shared)), len(possible), *_against(law, len(shared)))
 
 
 def overlap_table(

@@ -76,7 +76,7 @@ def role_agreement(
     return Agreement(same, pairs, float(np.mean(null)), percentile_p(same, null))
 
 
-def role_table(
+def role_holders(
     roles: Mapping[str, Mapping[Component, str]], circuits: Mapping[str, set[Component]]
 ) -> pd.DataFrame:
     """Who has each role: shared heads, and each task's heads that are not in every circuit.

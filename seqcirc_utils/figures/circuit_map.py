@@ -1,4 +1,7 @@
-"""The circuit map as a page element: one HTML string with its own style and script.
+"""The interactive circuit map as a page element: one HTML string with its own style and script.
+
+The page stands in ``circuit_map.html``, ``.css`` and ``.js`` beside this module, with ``$name``
+where it is filled in.
 
 It asks no server for anything and needs no library. Without scripts it still shows the map and a
 table; with them tasks are switched on and off, and each component tells about itself when it is
@@ -8,11 +11,24 @@ pointed at, tapped, or reached with the arrow keys.
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from string import Template
 
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
 
+
+def _file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+# Colours of text and lines are the page's own (currentColor): right in light and in dark mode.
+# The table's class makes the book's theme leave the background alone in dark mode.
+_PAGE = Template(
+    Template(_file("circuit_map.html")).safe_substitute(
+        style=_file("circuit_map.css").rstrip(), script=_file("circuit_map.js").rstrip()
+    )
+)
 _CELL, _ROW, _LEFT, _TOP, _GAP = 34, 19, 40, 6, 16  # sizes in the drawing's own units
 
 
@@ -34,7 +50,7 @@ def ink(colour: str) -> str:
     return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
 
 
-def circuit_map(
+def interactive(
     circuits: Mapping[str, set[Component]],
     n_layers: int,
     n_heads: int,
@@ -202,132 +218,3 @@ def _axes(n_layers: int, n_heads: int) -> str:
     middle = _TOP + _ROW * n_layers / 2
     parts.append(f'<text transform="translate(10 {middle}) rotate(-90)">layer</text>')
     return f'<g class="a" aria-hidden="true">{"".join(parts)}</g>'
-
-
-# Colours of text and lines are the page's own (currentColor): right in light and in dark mode.
-# The table's class makes the book's theme leave the background alone in dark mode.
-_PAGE = Template("""\
-<div id="$id" class="seqcirc-map">
-<style>
-#$id{max-width:44rem;font-size:.9rem;color:inherit}
-#$id .bar{display:flex;flex-wrap:wrap;gap:.5rem;margin:.4rem 0}
-#$id button{font:inherit;color:inherit;background:transparent;border:1px solid currentColor;
-border-radius:.4rem;padding:.3rem .7rem;min-height:2.2rem;cursor:pointer}
-#$id button span{display:inline-block;width:.8em;height:.8em;margin-right:.45em;
-background:var(--task);border:1px solid var(--task)}
-#$id button[aria-pressed=false]{opacity:.65;text-decoration:line-through}
-#$id button[aria-pressed=false] span{background:transparent}
-#$id .m{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}
-#$id svg{display:block;flex:3 1 20rem;min-width:0;height:auto;background:none}
-#$id svg text{font:600 10px sans-serif;text-anchor:middle}
-#$id .a text{font-weight:400;font-size:11px;fill:currentColor}
-#$id .e{fill:#888;fill-opacity:.18}
-#$id .f{fill:none;stroke:currentColor;stroke-width:0}
-#$id .s .f{stroke-width:2}
-#$id .c{cursor:pointer;outline:none}
-#$id .c:hover .f,#$id .c:focus .f,#$id .p .f{stroke-width:2.5;stroke-dasharray:3 2}
-#$id .d{border:1px solid currentColor;border-radius:.4rem;padding:.4rem .7rem;min-height:10rem;
-flex:1 1 12rem;box-sizing:border-box;position:sticky;top:5rem;bottom:.5rem;
-background:var(--pst-color-background,var(--jp-layout-color1,Canvas));
-color:var(--pst-color-text-base,var(--jp-content-font-color1,CanvasText))}
-#$id .d ul{margin:.2rem 0 0;padding-left:1.1rem}
-#$id .d p,#$id p{margin:.3rem 0}
-#$id .w{overflow-x:auto}
-$hidden
-</style>
-<div class="bar" role="group" aria-label="Tasks shown">$buttons</div>
-<p class="n" aria-live="polite"></p>
-<div class="m">
-<svg viewBox="0 0 $width $height" role="group" aria-label="Map of the model: layers from bottom \
-to top, heads from left to right, the MLP apart. Arrow keys move.">$axes$cells</svg>
-<div class="d" aria-live="polite"><p>Point at a component, tap it, or move with the arrow keys, to \
-see what it does in each task. Framed: in every circuit shown.</p></div>
-</div>
-$key
-<details><summary>The circuits as a table</summary><div class="w"><table class="dataframe">
-<thead><tr><th>component</th>$heading</tr></thead><tbody>$rows</tbody></table></div>
-<p>Role in the task's circuit, – when outside it; in brackets the effect of ablating the component \
-on the logit difference.</p></details>
-<script type="application/json">$data</script>
-<script>
-(function () {
-  var root = document.getElementById("$id");
-  var data = JSON.parse(root.querySelector("script").textContent);
-  var panel = root.querySelector(".d"), count = root.querySelector(".n");
-  var buttons = Array.from(root.querySelectorAll("button"));
-  var cells = Array.from(root.querySelectorAll(".c"));
-  var pinned = null;
-  function shown() {
-    return buttons.map(function (b) { return b.getAttribute("aria-pressed") === "true"; });
-  }
-  function add(parent, tag, text) {
-    var node = document.createElement(tag);
-    node.textContent = text;
-    parent.appendChild(node);
-    return node;
-  }
-  function tell(cell) {
-    var name = cell.dataset.c, list;
-    panel.textContent = "";
-    add(panel, "strong", name.indexOf("mlp") ? "Head " + name : "MLP " + name.slice(3));
-    list = add(panel, "ul", "");
-    data.cells[name].forEach(function (entry, i) {
-      var text = data.tasks[i] + ": " + (entry[0] ? "in the circuit" : "not in the circuit");
-      if (entry[1]) text += ", role: " + entry[1];
-      if (entry[2] !== null) text += ", ablating it changes the logit difference by " +
-        (entry[2] > 0 ? "+" : "") + entry[2].toFixed(1) + "%";
-      var item = add(list, "li", text), link;
-      if (entry[0] && data.links[i]) {
-        item.appendChild(document.createTextNode(". "));
-        link = add(item, "a", "Evidence");
-        link.href = data.links[i];
-        link.setAttribute("aria-label", "Evidence for " + data.tasks[i]);
-      }
-    });
-  }
-  function frame() {
-    var on = shown(), heads = 0, mlps = 0, some = on.some(Boolean);
-    cells.forEach(function (cell) {
-      var shared = some && data.cells[cell.dataset.c].every(function (entry, i) {
-        return entry[0] || !on[i];
-      });
-      cell.classList.toggle("s", shared);
-      if (shared && cell.dataset.c.indexOf("mlp")) heads += 1;
-      else if (shared) mlps += 1;
-    });
-    on.forEach(function (yes, i) { root.classList.toggle("off" + i, !yes); });
-    count.textContent = some ? "In every circuit shown: " + heads + " heads, " + mlps + " MLPs."
-      : "No circuit is shown.";
-  }
-  function pin(cell) {
-    if (pinned) pinned.classList.remove("p");
-    pinned = cell;
-    if (cell) { cell.classList.add("p"); tell(cell); }
-  }
-  function move(cell) {
-    cells.forEach(function (other) { other.setAttribute("tabindex", other === cell ? 0 : -1); });
-    cell.focus({preventScroll: false});
-  }
-  buttons.forEach(function (button) {
-    button.addEventListener("click", function () {
-      button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
-      frame();
-    });
-  });
-  cells.forEach(function (cell, i) {
-    var columns = cells.length / $rows_of_cells;
-    cell.addEventListener("pointerenter", function () { if (!pinned) tell(cell); });
-    cell.addEventListener("focus", function () { tell(cell); });
-    cell.addEventListener("click", function () { pin(pinned === cell ? null : cell); });
-    cell.addEventListener("keydown", function (event) {
-      var step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns}[event.key];
-      if (step && cells[i + step]) { move(cells[i + step]); event.preventDefault(); }
-      else if (event.key === "Enter" || event.key === " ") { pin(cell); event.preventDefault(); }
-      else if (event.key === "Escape") pin(null);
-    });
-  });
-  frame();
-})();
-</script>
-</div>
-""")

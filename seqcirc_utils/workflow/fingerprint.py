@@ -24,7 +24,7 @@ from seqcirc_utils.models import zoo
 from seqcirc_utils.workflow.stages import notebook, stage_named
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SOURCES = (".py", ".csv", ".json", ".txt", ".yml")
+_DATA = (".css", ".csv", ".html", ".js", ".json", ".txt", ".yml")
 
 
 def sources(stage: str) -> list[Path]:
@@ -86,7 +86,7 @@ def _used(code: str, here: Path, origin: Path) -> set[Path]:
                 base = ".".join([*parts, *([base] if base else [])])
             found |= {_module(base)} | {_module(f"{base}.{alias.name}") for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if re.fullmatch(r"[\w./-]+\.(csv|json|txt|yml)", node.value):
+            if node.value.endswith(_DATA) and re.fullmatch(r"[\w./-]+", node.value):
                 found |= {p for p in (here / node.value, _PACKAGE / node.value) if p.is_file()}
     return {path for path in found if path is not None}
 
@@ -124,7 +124,7 @@ def drawing(stage: str) -> str:
 
 
 def _stamp(stage: str) -> tuple:
-    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in _SOURCES)
+    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in (".py", *_DATA))
     return store.stamp(notebook(stage), *package)
 
 

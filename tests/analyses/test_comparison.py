@@ -122,12 +122,12 @@ def test_table_gives_the_layer_matched_null_for_heads_alone():
 def test_edges_are_compared_among_shared_nodes():
     common = ["0.1->1.2.q", "mlp0->1.2.v", "1.2->logits"]
     edges = {"a": [*common, "0.1->mlp0"], "b": [*common, "0.3->1.2.q"]}
-    everywhere, inside = overlap.edge_overlap(edges)
-    assert list(map(str, everywhere)) == sorted(common)
+    found = overlap.edge_overlap(edges)
+    assert found.shared == sorted(common)
     # Nodes of both: 0.1, mlp0, 1.2. Possible: 0.1 into mlp0, both into q, k, v of 1.2, all three
     # into the logits. Of a's four edges all join them, of b's only three.
-    assert inside.total == 1 + 6 + 3 and len(inside.shared) == 3
-    assert inside.p == pytest.approx(hypergeom.sf(2, 10, 4, 3))
+    assert found.possible == 1 + 6 + 3
+    assert found.p == pytest.approx(hypergeom.sf(2, 10, 4, 3))
     with pytest.raises(UserError, match="no edges in the circuit of b"):
         overlap.edge_overlap({"a": common, "b": []})
 
@@ -293,9 +293,11 @@ def test_a_p_value_of_agreement_by_counting_orders():
     )
 
 
-def test_role_table_tells_shared_from_analogous():
+def test_role_holders_tell_shared_from_analogous():
     a, b = roles_of("x", "y", "x", "none"), roles_of("x", "x", "none", "x")
-    table = role_agreement.role_table({"a": a, "b": b}, {"a": heads(0, 1, 2), "b": heads(0, 1, 3)})
+    table = role_agreement.role_holders(
+        {"a": a, "b": b}, {"a": heads(0, 1, 2), "b": heads(0, 1, 3)}
+    )
     table = table.set_index("role")
     assert table.loc["x"].to_dict() == {"shared": "0.0", "changing": "0.1", "a": "0.2", "b": "0.3"}
     assert table.loc["y"].to_dict() == {"shared": "", "changing": "0.1", "a": "", "b": ""}

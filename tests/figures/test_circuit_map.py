@@ -48,7 +48,7 @@ class Reader(HTMLParser):
 def draw(**options):
     options = {"roles": ROLES, "effects": {"digits": {SHARED: -0.25}}} | options
     letters = circuit_map.letters(["next member", "copy"])
-    return circuit_map.circuit_map(
+    return circuit_map.interactive(
         CIRCUITS, 3, 2, style.task_colours(list(CIRCUITS)), role_letters=letters, **options
     )
 
@@ -106,7 +106,7 @@ def test_two_on_a_page_do_not_meddle():
 def test_it_draws_without_roles_and_effects_but_not_without_circuits():
     Reader(draw(roles=None, effects=None))
     with pytest.raises(UserError, match="no circuit to draw"):
-        circuit_map.circuit_map({}, 3, 2, {})
+        circuit_map.interactive({}, 3, 2, {})
 
 
 def test_letters_are_initials_and_never_twice():
