@@ -1,0 +1,427 @@
+"""What the tasks share: their circuits laid over each other, against chance and against controls.
+
+1. Each task's circuit, and control tasks without any sequence, on prompts that no search has seen.
+2. Do circuits share more components and edges than chance gives? Does importance agree without a
+   cut at a threshold?
+3. Does a circuit do the other tasks, and does its loss harm them: more than random circuits of its
+   shape, more than tasks without a sequence and plain text?
+4. Do shared heads have the same role in each task?
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import torch
+
+from seqcirc_utils import statistics
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import Activations, record
+from seqcirc_utils.ablation.text import text_loss
+from seqcirc_utils.analyses.overlap import (
+    EdgeOverlap,
+    Overlap,
+    edge_overlap,
+    importance_correlation,
+    layer_overlap,
+    overlap,
+    overlap_table,
+    shared_and_rest,
+)
+from seqcirc_utils.analyses.role_agreement import role_agreement, role_holders
+from seqcirc_utils.analyses.roles import NONE
+from seqcirc_utils.analyses.transfer import against_random, transfer
+from seqcirc_utils.chapters.findings import Findings, part, table
+from seqcirc_utils.chapters.patching import Patching
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.circuits.chance import random_like
+from seqcirc_utils.circuits.circuit import Circuit
+from seqcirc_utils.circuits.search import ranked
+from seqcirc_utils.components import Component, by_kind, components
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.prompts import controls, sequences
+from seqcirc_utils.prompts.prompts import PromptSets
+
+TITLES = {name: task.title for name, task in sequences.TASKS.items()} | controls.TITLES
+"""What headings call the tasks and the controls."""
+
+_INTERVAL: dict[str, type] = {"mean": float, "low": float, "high": float}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossTask(Findings):
+    """What the tasks' circuits share, and what each does on the other tasks.
+
+    Scores are shares of the whole model's mean logit difference on a task, 1 for the whole model.
+    Sets of components are named ``<task> circuit``, ``ioi circuit`` (found here), ``core`` (in all
+    tasks' circuits) and ``<task> rest`` (what a circuit has beyond the core).
+
+    Attributes:
+        tasks: A row per task that has a circuit, then per control: its mean logit difference with
+            the 95% interval, the shares of prompts where the answer is ``preferred`` to the last
+            member and where it is on top of all tokens (``accuracy``).
+        transfer: A row per way to ablate, set and task: the share that is left, with its interval.
+        random: The same for each random circuit, of a circuit's size or of its layers; on fewer
+            prompts.
+        against_random: Each circuit beside the mean of its random ones, with a p-value.
+        overlap: Components shared by each pair of circuits and by all, against chance.
+        importance: Effect of ablating each component, a column per task's title.
+        correlation: Spearman correlation of the heads' effects between tasks.
+        text: Rise of the next-token loss on plain text (nats per token) without each set, without
+            its heads alone, and without random heads of the same layers (mean, and p).
+        roles: Who has each role: shared heads, and each task's others; names joined by commas.
+        assigned: Every component's role in each task and its confidence, from 0 to 1.
+        edges: Edges in all circuits.
+        sets: Name to components.
+        shared: ``heads`` and ``MLPs`` in all circuits: which, how many chance gives, p, the total.
+        layer_matched: What chance gives that keeps to the circuits' layers, for heads.
+        role_agreement: Whether shared heads have one role in all tasks; none without roles, or
+            with a single task.
+        outside: The search for the indirect object's circuit: ``trials`` and ``prompts``.
+        text_loss: Of the whole model: ``mean`` (nats per token) over ``pieces`` of text.
+        n_random_prompts: Prompts of a task that random circuits are scored on.
+        model: Its ``title``, ``layers`` and ``heads`` in a layer.
+        left_out: Tasks, controls and circuits that are not compared, and why.
+        missing: Sections that do not apply, and why.
+    """
+
+    stage = "06_cross_task"
+
+    tasks: pd.DataFrame = table(
+        "tasks.csv", {"task": str} | _INTERVAL, control=bool, preferred=float, accuracy=float
+    )
+    transfer: pd.DataFrame = table("csv", {"mode": str, "set": str, "task": str} | _INTERVAL)
+    random: pd.DataFrame = table(
+        "random.csv", mode=str, circuit=str, kind=str, draw=int, task=str, mean=float
+    )
+    against_random: pd.DataFrame = table(
+        "against_random.csv",
+        {"mode": str, "circuit": str, "kind": str, "task": str},
+        value=float,
+        random=float,
+        p=float,
+    )
+    overlap: pd.DataFrame = table(
+        "overlap.csv",
+        {"kind": str, "tasks": str, "sizes": str, "shared": int, "expected": float, "p": float},
+        layer_expected=float,
+        layer_p=float,
+        jaccard=float,
+    )
+    importance: pd.DataFrame = table("importance.csv", component=str, more=float)
+    correlation: pd.DataFrame = table("correlation.csv", task=str, more=float)
+    text: pd.DataFrame = table(
+        "text.csv",
+        {"ablated": str} | _INTERVAL | {f"heads_{k}": v for k, v in _INTERVAL.items()},
+        random=float,
+        p=float,
+    )
+    roles: pd.DataFrame = table("roles.csv", role=str, shared=str, changing=str, more=str)
+    assigned: pd.DataFrame = table(
+        "assigned_roles.csv", task=str, component=str, role=str, confidence=float
+    )
+    edges: EdgeOverlap = part("edges.json", EdgeOverlap)
+    sets: dict[str, list[str]]
+    shared: dict[str, dict[str, Any]]
+    layer_matched: dict[str, float]
+    role_agreement: dict[str, float] | None
+    outside: dict[str, int] | None
+    text_loss: dict[str, float] | None
+    n_random_prompts: int
+    model: dict[str, Any]
+    left_out: dict[str, str]
+    missing: dict[str, str]
+
+    @property
+    def circuits(self) -> dict[str, set[Component]]:
+        """Task to circuit."""
+        held = self.tasks.loc[~self.tasks["control"], "task"]
+        return {t: set(map(Component.parse, self.sets[f"{t} circuit"])) for t in held}
+
+    @classmethod
+    def measure(cls, at: Setting) -> Self:
+        """Compare all tasks; see the class."""
+        lm, tried = at.model, _tried(at)
+        alike = _alike(tried)
+        heads = [Component.parse(name) for name in alike["shared"]["heads"]["shared"]]
+        sets, outside = _sets(tried)
+        shares = transfer(tried.every, sets, at["seed"], progress="Transfer")
+        drawn = {kind: _random(tried, by_layer=kind == "layer") for kind in ("size", "layer")}
+        draws, against = cls.empty("random"), cls.empty("against_random")
+        with tried.section("random"):
+            draws, against = against_random(
+                tried.few, tried.held, drawn, progress="Random circuits"
+            )
+        text, whole = cls.empty("text"), None
+        with tried.section("text"):
+            text, whole = _text(tried, sets, drawn["layer"])
+        _check(tried, shares, alike["overlap"])
+        return cls(
+            tasks=_scores(tried),
+            transfer=shares,
+            random=draws,
+            against_random=against,
+            text=text,
+            text_loss=whole,
+            sets={name: sorted(map(str, s)) for name, s in sets.items()},
+            outside=outside,
+            n_random_prompts=len(_few(at)),
+            model={"title": lm.facts.title, "layers": lm.n_layers, "heads": lm.n_heads},
+            left_out=tried.left_out,
+            missing=tried.missing,
+            **alike,
+            **_roles(tried, heads),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Circuit(Findings):  # until chapter 04 has findings
+    stage = "04_circuit_discovery"
+    circuit: Circuit
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        return cls(circuit=Circuit.load(directory / "circuit.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ComponentRoles(Findings):  # until chapter 05 has findings
+    stage = "05_component_roles"
+    roles: pd.DataFrame = table(
+        "csv",
+        {"component": str, "layer": int, "head": "Int64", "role": str, "confidence": float},
+        in_circuit=bool,
+        rival=str,
+        more=float,
+    )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """The tasks and controls that the model can do.
+
+    Attributes:
+        at: The setting.
+        circuits: Task to its circuit.
+        effects: Task to the effect of ablating each component.
+        every: Task or control to the evaluator of all its prompts.
+        few: The same for a few prompts: random circuits are many.
+        sets: Control to its prompts.
+        left_out: What is not compared, and why.
+        missing: Sections that do not apply, and why.
+    """
+
+    at: Setting
+    circuits: dict[str, Circuit] = field(default_factory=dict)
+    effects: dict[str, pd.Series] = field(default_factory=dict)
+    every: dict[str, Evaluator] = field(default_factory=dict)
+    few: dict[str, Evaluator] = field(default_factory=dict)
+    sets: dict[str, PromptSets] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def held(self) -> dict[str, set[Component]]:
+        """Task to the components of its circuit."""
+        return {task: circuit.components for task, circuit in self.circuits.items()}
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """What cannot be measured ends only its own section, and says why."""
+        try:
+            yield
+        except UserError as error:
+            self.missing[name] = str(error)
+
+
+def _evaluators(
+    at: Setting, task: str, sets: PromptSets, means: Activations
+) -> tuple[Evaluator, Evaluator]:
+    """Evaluators of all of a task's prompts and of a few, if the model prefers right answers."""
+    every = Evaluator(at.model, sets.evaluation, means)
+    statistics.positive_baseline(every.intact.logit_diff, f"the whole model on {task}")
+    return every, Evaluator(at.model, sets.evaluation[_few(at)], means)
+
+
+def _few(at: Setting) -> range:
+    """The prompts that random circuits are scored on: all, or every second one of the first 8."""
+    return range(0, min(at["n_prompts"], 8), 2 if at["n_prompts"] >= 8 else 1)
+
+
+def _tried(at: Setting) -> _Tried:
+    """Try each task and control; one that the model cannot do is left out, with the reason."""
+    tried = _Tried(at)
+    for task in at["tasks"]:
+        try:
+            pair = _evaluators(at, task, at.sets(task), at.means(task))
+            effects = at.read(Patching, task).effects
+            tried.circuits[task] = at.read(_Circuit, task).circuit
+        except UserError as error:
+            tried.left_out[TITLES[task]] = str(error)
+            continue
+        tried.every[task], tried.few[task] = pair
+        tried.effects[task] = effects.set_index("component")["ablation"]
+    for task in controls.TITLES:
+        try:
+            sets = controls.prompt_sets(
+                at.model, task, n_prompts=at["n_prompts"], n_means=at["n_means"], seed=at["seed"]
+            )
+            pair = _evaluators(at, task, sets, record(at.model, sets.means).activations.mean())
+        except UserError as error:
+            tried.left_out[TITLES[task]] = str(error)
+            continue
+        tried.every[task], tried.few[task] = pair
+        tried.sets[task] = sets
+    if not tried.circuits:
+        tried.missing["circuits"] = "no task is left that has a circuit."
+    return tried
+
+
+def _scores(tried: _Tried) -> pd.DataFrame:
+    """How well the whole model does each task."""
+    rows = []
+    for task, evaluator in tried.every.items():
+        intact = evaluator.intact
+        rows.append(
+            {"task": task}
+            | vars(statistics.interval(intact.logit_diff, tried.at["seed"]))
+            | {
+                "control": task not in tried.circuits,
+                "preferred": (intact.logit_diff > 0).float().mean().item(),
+                "accuracy": statistics.rate(intact.correct).mean,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*CrossTask.empty("tasks")])
+
+
+def _alike(tried: _Tried) -> dict[str, Any]:
+    """How alike the circuits are, and the importance of all heads: fields of the findings."""
+    lm, kinds = tried.at.model, [by_kind(circuit) for circuit in tried.held.values()]
+    totals = {"heads": lm.n_layers * lm.n_heads, "MLPs": lm.n_layers}
+    shared = {kind: Overlap([], 0.0, 1.0, total) for kind, total in totals.items()}
+    layered = shared["heads"]
+    if kinds:
+        shared = {k: overlap([circuit[k] for circuit in kinds], totals[k]) for k in totals}
+        layered = layer_overlap([circuit["heads"] for circuit in kinds], lm.n_layers, lm.n_heads)
+    edges = EdgeOverlap()
+    with tried.section("edges"):
+        edges = edge_overlap({task: circuit.edges for task, circuit in tried.circuits.items()})
+    importance = pd.DataFrame({TITLES[task]: effect for task, effect in tried.effects.items()})
+    importance.index.name = "component"
+    heads = importance[[not str(name).startswith("mlp") for name in importance.index]]
+    return {
+        "overlap": overlap_table(tried.held, totals),
+        "shared": {k: vars(s) | {"shared": list(map(str, s.shared))} for k, s in shared.items()},
+        "layer_matched": {"expected": layered.expected, "p": layered.p},
+        "edges": edges,
+        "importance": importance.reset_index(),
+        "correlation": importance_correlation(heads).rename_axis("task").reset_index(),
+    }
+
+
+def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
+    """Each component's role by task, and whether shared heads keep theirs: fields of the findings.
+
+    Args:
+        tried: The tasks.
+        shared: Heads in every circuit.
+    """
+    columns = ["task", "component", "role", "confidence"]
+    found = [CrossTask.empty("assigned")]
+    by_task: dict[str, dict[Component, str]] = {}
+    holders, agreement = CrossTask.empty("roles"), None
+    with tried.section("roles"):
+        for task in tried.circuits:
+            rows = tried.at.read(_ComponentRoles, task).roles.assign(task=task)[columns]
+            names = map(Component.parse, rows["component"])
+            by_task[task] = dict(zip(names, rows["role"], strict=True))
+            found.append(rows)
+        holders = role_holders(by_task, tried.held)
+        if len(by_task) > 1:
+            seed = tried.at["seed"]
+            agreement = vars(role_agreement(by_task, shared, none=NONE, seed=seed))
+    assigned = found[0] if "roles" in tried.missing else pd.concat(found)
+    return {"assigned": assigned, "roles": holders, "role_agreement": agreement}
+
+
+def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int] | None]:
+    """All sets that are tried on every task; and how the circuit from outside was searched for."""
+    if not tried.circuits:
+        tried.left_out["ioi circuit"] = "no circuit is left to compare it with."
+        return {}, None
+    sets = {f"{task} circuit": circuit for task, circuit in tried.held.items()}
+    outside = None
+    try:
+        if "ioi" not in tried.every:
+            raise UserError(tried.left_out[TITLES["ioi"]])
+        prompts = tried.sets["ioi"].discovery
+        search = ranked(
+            Evaluator(tried.at.model, prompts, tried.every["ioi"].replacement),
+            tried.at["threshold"],
+            checkpoint=tried.at.checkpoint("ioi.json"),
+            progress="Circuit of the indirect object",
+        )
+        sets["ioi circuit"] = search.components
+        outside = {"trials": search.trials, "prompts": len(prompts)}
+    except UserError as error:
+        tried.left_out["ioi circuit"] = str(error)
+    return sets | shared_and_rest(tried.held), outside
+
+
+def _random(tried: _Tried, by_layer: bool) -> dict[str, list[list[Component]]]:
+    """Random circuits in the shape of each task's."""
+    at, everything = tried.at, components(tried.at.model)
+    return {
+        task: random_like(circuit, everything, at["n_matched"], at["seed"], by_layer=by_layer)
+        for task, circuit in tried.held.items()
+    }
+
+
+def _text(
+    tried: _Tried,
+    sets: Mapping[str, set[Component]],
+    drawn: Mapping[str, list[list[Component]]],
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """What plain text loses without each set, and the whole model's loss on it.
+
+    Args:
+        tried: The tasks.
+        sets: Name to components.
+        drawn: Task to random circuits with as many heads in each layer.
+    """
+    if not tried.circuits:
+        raise UserError("no circuit is left to ablate.")
+    seed, n = tried.at["seed"], tried.at["n_matched"]
+    heads = [by_kind(s)["heads"] for s in sets.values()]
+    random = [by_kind(set(draw))["heads"] for draws in drawn.values() for draw in draws]
+    ablated = [[], *sets.values(), *heads, *random]
+    loss = text_loss(tried.at.model, ablated, progress="Plain text")  # [1 + set, piece]
+    rises = (loss[1:] - loss[0]).split([len(sets), len(heads), len(random)])
+    null = dict(zip(drawn, rises[2].mean(1).reshape(len(drawn), n).tolist(), strict=True))
+    rows = []
+    for name, whole, alone in zip(sets, rises[0], rises[1], strict=True):
+        draws = null.get(name.removesuffix(" circuit"), [])
+        cost = statistics.interval(alone, seed)
+        rows.append(
+            {"ablated": name}
+            | vars(statistics.interval(whole, seed))
+            | {f"heads_{bound}": value for bound, value in vars(cost).items()}
+            | {
+                "random": sum(draws) / n if draws else float("nan"),
+                "p": statistics.percentile_p(cost.mean, draws) if draws else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows), {"mean": loss[0].mean().item(), "pieces": loss.shape[1]}
+
+
+def _check(tried: _Tried, shares: pd.DataFrame, overlaps: pd.DataFrame) -> None:
+    """All components kept are the whole model; shares are numbers, p-values probabilities."""
+    everything = components(tried.at.model)
+    for task, evaluator in tried.few.items():
+        whole, kept = evaluator.intact.logit_diff, evaluator.kept([everything]).logit_diff[0]
+        assert torch.allclose(kept, whole, atol=1e-3, rtol=1e-4), f"{task}: {kept} for {whole}"
+    assert shares[["mean", "low", "high"]].notna().all(axis=None)
+    assert overlaps["p"].between(0, 1).all()
