@@ -127,6 +127,24 @@ def test_estimates_on_some_prompts_are_those_of_a_smaller_set(gpt2, sets, means)
     assert some == pytest.approx(same, rel=1e-4, abs=1e-6)
 
 
+def test_a_derived_evaluator_is_a_new_one(any_tiny, sets, means):
+    mean, rows, prompts = means[any_tiny.facts.title], [4, 1], sets.corrupted
+    resampled = replay.record(any_tiny, sets.evaluation).activations
+    evaluator = Evaluator(any_tiny, prompts, resampled)
+    for derived, new in (
+        (evaluator.with_(rows=rows), (prompts[rows], resampled[rows], None)),
+        (evaluator.with_(replacement=mean), (prompts, mean, None)),
+        (evaluator.with_(answers=sets.evaluation), (prompts, resampled, sets.evaluation)),
+    ):
+        other = Evaluator(any_tiny, *new[:2], answers=new[2])
+        found, expected = (e.replaced(CANDIDATES) for e in (derived, other))
+        for name in vars(found):
+            a, b = getattr(found, name), getattr(expected, name)
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="3 prompts"):
+        evaluator.with_(replacement=resampled[range(3)])
+
+
 def test_divergence_from_the_whole_model(gpt2, sets, means):
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     scores = evaluator.replaced([[], [Component(2, None)]])
@@ -223,6 +241,8 @@ def test_names_go_there_and_back(gpt2):
     names = [str(c) for c in components(gpt2)]
     assert names[:5] == ["0.0", "0.1", "0.2", "0.3", "mlp0"] and len(set(names)) == 15
     assert [Component.parse(name) for name in names] == components(gpt2)
+    assert sorted(components(gpt2)[::-1]) == components(gpt2)  # MLPs behind the heads
+    assert str(max(components(gpt2)[:7])) == "1.1" and str(max(components(gpt2)[:5])) == "mlp0"
     for bad in ("4", "a.b", "mlp", "4.1.0"):
         with pytest.raises(UserError, match="unknown component"):
             Component.parse(bad)

@@ -60,6 +60,12 @@ def test_circuits_say_what_whole_passes_say(any_tiny, sets, means):
     assert (found[0].logit_diff - found[1].logit_diff).abs().max() > 1e-3
 
 
+def test_a_circuit_of_another_model_is_refused(gpt2, sets, means):
+    cell = prediction.Cell(sets.evaluation, means["gpt2"])
+    with pytest.raises(UserError, match="unknown component '3.0'"):
+        prediction.predict(gpt2, [cell], [{*CIRCUIT, Component(3, 0)}], [5, 6])
+
+
 def test_whole_model_comes_first(gpt2, sets, means):
     cell = prediction.Cell(sets.evaluation, means["gpt2"])
     (found,) = prediction.predict(gpt2, [cell], [CIRCUIT], [5, 6])

@@ -15,7 +15,7 @@ from conftest import SIZES, save_random
 from oracles import plain_logits
 
 from seqcirc_utils.ablation import paths as paths_module
-from seqcirc_utils.ablation import replay
+from seqcirc_utils.ablation import replay, text
 from seqcirc_utils.ablation.edges import EdgeEvaluator
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations
@@ -375,6 +375,9 @@ def test_a_model_that_projects_its_last_stream_is_refused(tmp_path, tokenizer, s
     new = replay.record(model, sets.means).activations.mean()
     with pytest.raises(UserError, match="final norm and unembedding alone"):
         Evaluator(model, sets.evaluation, new)
+    run = replay.record(model, sets.evaluation)
+    with pytest.raises(UserError, match="final norm and unembedding alone"):
+        text.losses(run, sets.evaluation.tokens, [[]], new)
     with pytest.raises(UserError, match="final norm and unembedding alone"):
         attribution.member_lens(
             model, sets.evaluation, vocabulary_module.vocabulary("months", tokenizer)
