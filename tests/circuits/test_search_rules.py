@@ -32,7 +32,9 @@ class Made:
 def swept(monkeypatch):
     """A sweep of one layer of three heads; the whole model's score is 4."""
     monkeypatch.setattr(search_module, "Pruning", Made)
-    monkeypatch.setattr(search_module, "_fingerprint", lambda *_: "")
+    monkeypatch.setattr(
+        search_module, "Log", lambda *_: SimpleNamespace(read=dict, write=lambda **_: None)
+    )
     model, intact = SimpleNamespace(n_layers=1, n_heads=3), torch.tensor([3.0, 5.0])
     evaluator = SimpleNamespace(model=model, intact=SimpleNamespace(logit_diff=intact))
 
@@ -167,6 +169,6 @@ def test_a_log_belongs_to_model_prompts_answers_replacement_and_settings(gpt2, s
         (other(replacement=dataclasses.replace(new, mlp=new.mlp + 1)), "sweep", 0.8),
         (other(model=dataclasses.replace(gpt2, facts=facts)), "sweep", 0.8),
     ]
-    keys = [search_module._fingerprint(*one) for one in others]
+    keys = [search_module.Log(None, *one).key for one in others]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == search_module._fingerprint(copy.copy(evaluator), "sweep", 0.8)
+    assert keys[0] == search_module.Log(None, copy.copy(evaluator), "sweep", 0.8).key
