@@ -1,18 +1,144 @@
-"""Figures of the chapter on where the answer is written."""
+"""How the findings on lens and direct attribution look."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 
+from seqcirc_utils.chapters.logit_attribution import LogitAttribution
+from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, _close
+
+NEXT_MEMBER, LAST_MEMBER = "next member (answer)", "last member"
+VISIBLE = 0.1
+"""The answer counts as visible to the lens from this probability on."""
+
+
+def _section(name: str) -> Callable[[Callable], Callable]:
+    """What is drawn of a section of the chapter: the reason in its place, where it is missing."""
+
+    def shown(draw: Callable) -> Callable:
+        @functools.wraps(draw)
+        def drawn(found: LogitAttribution) -> Any:
+            reason = found.missing.get(name)
+            return Markdown(f"Not here: {reason}") if reason else draw(found)
+
+        return drawn
+
+    return shown
+
+
+def _curves(found: LogitAttribution) -> dict[str, np.ndarray]:
+    """Lens probabilities at the end ``[block + 1, n]`` of the answer, the last member, others."""
+    n = np.arange(len(found.answer))
+    answer, last = (found.lens_end[:, n, found.answer - back] for back in (0, 1))
+    others = found.lens_end.sum(-1) - answer - last
+    return {NEXT_MEMBER: answer, LAST_MEMBER: last, "all other members together": others}
+
+
+def _overtakes(found: LogitAttribution) -> int | None:
+    """After which block the answer is ahead of the last member for good; ``None``: never."""
+    curves = _curves(found)
+    behind = np.flatnonzero(curves[NEXT_MEMBER].mean(1) <= curves[LAST_MEMBER].mean(1))
+    after = behind[-1] + 1 if len(behind) else 0
+    return int(after) if after < len(found.lens_end) else None
+
+
+@_section("lens")
+def lens_curves(found: LogitAttribution) -> Figure:
+    """What the lens reads at the end, block by block."""
+    return lens_trajectory(_curves(found))
+
+
+@_section("lens")
+def lens_told(found: LogitAttribution) -> Markdown:
+    """When the next member overtakes the last one."""
+    answer, last = (_curves(found)[name].mean(1) for name in (NEXT_MEMBER, LAST_MEMBER))
+    after, n_layers = _overtakes(found), len(found.lens_end) - 1
+    seen = np.flatnonzero(answer > VISIBLE)
+    return Markdown(
+        (
+            f"On average the next member is ahead of the last one for good after block "
+            f"**{after}** of {n_layers}, and "
+            if after is not None
+            else f"On average the next member is **not** ahead of the last one after the last of "
+            f"{n_layers} blocks, and "
+        )
+        + (
+            f"first holds more than a tenth of the probability after block {seen[0]}. "
+            if len(seen)
+            else "nowhere holds more than a tenth of the probability. "
+        )
+        + f"The last member's own mean probability peaks after block {last.argmax()}, at "
+        f"{last.max():.3f}."
+    )
+
+
+@_section("lens")
+def lens_maps(found: LogitAttribution) -> Figure:
+    """What the lens reads where the members stand."""
+    maps = {
+        "the member there (end: last member)": found.lens_shown,
+        "its successor (end: answer)": found.lens_next,
+    }
+    shown = found.lens_shown.shape[1] - 1
+    return lens_heatmaps(maps, [*(f"member {i + 1}" for i in range(shown)), "end"])
+
+
+def _parts(found: LogitAttribution) -> pd.DataFrame:
+    """The contributions of heads and MLPs."""
+    return found.contributions.dropna(subset="layer").astype({"layer": int})
+
+
+@_section("direct")
+def direct_map(found: LogitAttribution) -> Figure:
+    """The direct contribution of every component."""
+    grid = common.component_grid(_parts(found), "effect")
+    return common.component_heatmaps({"direct contribution": grid}, "logits")
+
+
+@_section("direct")
+def direct_bars(found: LogitAttribution) -> Figure:
+    """The largest direct contributions, with intervals."""
+    label = "direct contribution to the logit difference (logits)"
+    return common.component_bars(_parts(found), 15, label)
+
+
+@_section("direct")
+def direct_told(found: LogitAttribution) -> Markdown:
+    """What MLPs and heads write, which head writes most, and which opposes most."""
+    effects, of_head = _parts(found).set_index("component")["effect"], _parts(found)["head"].notna()
+    heads, mlps = effects[of_head.to_numpy()], effects[~of_head.to_numpy()]
+    return Markdown(
+        f"The parts add up to the measured logit difference "
+        f"({found.direct.sum(0).mean():.2f} against {found.logit_diff:.2f}; largest relative error "
+        f"{found.error:.0e}). All MLPs together write {mlps.sum():.2f} of it, all heads "
+        f"{heads.sum():.2f}. The head that writes most is **{heads.idxmax()}** "
+        f"({heads.max():+.2f}); the one that opposes most is {heads.idxmin()} ({heads.min():+.2f})."
+    )
+
+
+def numbers(found: LogitAttribution) -> dict[str, str]:
+    """Numbers that other pages may quote."""
+    told = {}
+    if "lens" not in found.missing:
+        after = _overtakes(found)
+        told["lens-overtakes"] = "never" if after is None else str(after)
+    if "direct" not in found.missing:
+        effects = _parts(found).dropna().set_index("component")["effect"]
+        told["top-direct-head"] = effects.idxmax()
+    return told
 
 
 def lens_trajectory(curves: Mapping[str, np.ndarray]) -> Figure:
     """Mean lens probability at the end, by layer: one line per label, ``[layer + 1, n]`` each."""
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    colours = {"next member (answer)": ANSWER, "last member": LAST}
+    colours = {NEXT_MEMBER: ANSWER, LAST_MEMBER: LAST}
     for label, values in curves.items():
         x = np.arange(len(values))
         mean = values.mean(1)

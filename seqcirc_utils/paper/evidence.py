@@ -202,7 +202,7 @@ class Evidence:
         """
         name = "02_logit_attribution.npz"
         arrays = store.read_npz(self.path(name, task))
-        if not {"lens_end", "answer"} <= set(arrays):
+        if "answer" not in arrays or not len(arrays.get("lens_end", ())):
             raise UserError(f"{_of(name, task)} has no lens at the end.")
         top, answer = arrays["lens_end"].argmax(-1), arrays["answer"]  # [block + 1, n], [n]
         arrived = top[1:] == answer
