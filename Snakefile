@@ -61,8 +61,6 @@ for _stage in _stages.STAGES.values():
             record=f"{{where}}/{_stage.name}.run.json",
         log:
             f"{{where}}/{_stage.name}.log",
-        benchmark:
-            f"{{where}}/{_stage.name}.cost.tsv"
         params:
             fingerprint=_of(_stage.name, lambda job: job.fingerprint),
             arguments=_of(_stage.name, lambda job: job.arguments),

@@ -20,8 +20,9 @@ def provenance(plan: Plan) -> str:
     lines += ["|---|---|---:|---:|---:|---:|"]
     for record in records:
         prompts = record.get("n_prompts", record["parameters"].get("n_prompts", ""))
-        cells = [record["stage"], record["task"] or "all", record["seconds"]]
-        lines.append(_row([*cells, record.get("cpu_seconds", ""), prompts, record["seed"]]))
+        taken = [record.get(name, "") for name in ("seconds", "cpu_seconds")]  # none if skipped
+        cells = [record["stage"], record["task"] or "all", *taken, prompts, record["seed"]]
+        lines.append(_row(cells))
     for name, label in (("seconds", "stages one after the other"), ("cpu_seconds", "CPU time")):
         minutes = sum(record.get(name, 0) for record in records) / 60
         lines += ["", f"In all, {label}: {minutes:.0f} min."]
@@ -53,24 +54,27 @@ def _discovery_costs(plan: Plan) -> list[str]:
 
 
 def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) -> str:
-    """Return tables of what each stage took, and of what a sweep would take at this rate."""
+    """Return tables of what each stage took, and of what a sweep would take at this rate.
+
+    Raises:
+        UserError: for a run whose record is missing.
+    """
     import pandas as pd
 
     rows = []
     for job in plan.jobs():
-        # Written by Snakemake, which watches the job from outside: starting it counts.
-        file = job.record.with_name(f"{job.stage}.cost.tsv")
-        if file.is_file():
-            taken = pd.read_csv(file, sep="\t", na_values="-").iloc[0]
-            files = [*file.parent.glob(f"{job.stage}.*")]
+        taken = store.read_json(job.record)  # also of a page that was only drawn again since
+        if not taken.get("skipped"):
+            files = [*job.record.parent.glob(f"{job.stage}.*")]
             # All tasks together: as if the time grew with their number only.
             more = 1 if job.task else n_tasks / len(plan.tasks)
-            row = {"stage": job.stage, "minutes": taken["s"] / 60, "memory": taken["max_rss"] / 1e3}
+            row = {"stage": job.stage, "minutes": taken["seconds"] / 60}
+            row |= {"memory": taken.get("memory_mb", float("nan")) / 1e3}
             row |= {"disk": sum(path.stat().st_size for path in files) / 1e6}
-            row |= {"core_hours": max(taken["s"], taken["cpu_time"]) / 3600 * more}
+            row |= {"core_hours": max(taken["seconds"], taken["cpu_seconds"]) / 3600 * more}
             rows.append(row | {"jobs": n_models * n_seeds * (n_tasks if job.task else 1)})
     if not rows:
-        return "These results were made without `make book`: nothing was measured.\n"
+        return "Every stage was skipped: nothing was measured.\n"
     by_stage = pd.DataFrame(rows).groupby("stage")
     mean, most = by_stage.mean(), by_stage["memory"].max()
     lines = ["", "| stage | jobs | minutes | GB of memory, at most | MB on disk |"]

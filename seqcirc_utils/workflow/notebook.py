@@ -6,6 +6,7 @@ drawn anew within seconds.
 """
 
 import dataclasses
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -159,6 +160,7 @@ class Run:
             or {
                 "seconds": round(time.monotonic() - self.started, 1),
                 "cpu_seconds": round(time.process_time(), 1),  # what other programs do matters less
+                "memory_mb": round(_most_memory()),
                 "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
                 "inputs": self.inputs,
             }
@@ -167,6 +169,12 @@ class Run:
         # As they were written: one that another process, or a fault, changes is found out.
         told |= {"files": self.record.get("files", {}) | written, "drawing": drawing(self.stage)}
         return records.write(self.stage, self.parameters, self.directory, told)
+
+
+def _most_memory() -> float:
+    """The most memory that this process has held so far, in MB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on a Mac bytes
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
 
 def begin(stage: str, namespace: Mapping[str, Any]) -> Run:

@@ -17,7 +17,7 @@ from seqcirc_utils import commands, store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import fetching, zoo
 from seqcirc_utils.publishing import pages, tables
-from seqcirc_utils.workflow import execution, planning, snakemake, stages
+from seqcirc_utils.workflow import execution, notebook, planning, records, snakemake, stages
 from seqcirc_utils.workflow.parameters import declared
 
 TOC = {
@@ -184,8 +184,11 @@ def test_the_provenance_tells_where_the_discovery_took_its_time(project):
 
 def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
     plan = planning.read_plan(parameters(project))
+    with pytest.raises(UserError, match="does not exist"):
+        tables.costs(plan)
+    for job in plan.jobs():
+        store.write_json(job.record, {"skipped": "it cannot count"})
     assert "nothing was measured" in tables.costs(plan)
-    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
     taken = {
         "03_patching": (900, 3000),
         "04_circuit_discovery": (2700, 3500),
@@ -193,14 +196,37 @@ def test_the_costs_of_a_sweep_are_worked_out_from_those_of_one_job(project):
     }
     for stage, (seconds, memory) in taken.items():
         job = planning.Job(plan, stage, "months" if stage in planning.PER_TASK else None)
-        row = f"{seconds}\t-\t{memory}\t-\t-\t-\t-\t-\t-\t10\n"
-        store.write_text(job.record.with_name(f"{stage}.cost.tsv"), head + row)
+        told = {"seconds": seconds, "cpu_seconds": 10, "memory_mb": memory}
+        store.write_json(job.record, told)
         store.write_text(job.record.with_name(f"{stage}.csv"), "x" * 10**6)
     text = tables.costs(plan)
     assert "| 04_circuit_discovery | `1` | `45.0` | `3.5` | `1.0` |" in text
     # 2000 of each at a quarter and three quarters of an hour; one of the last for all ten tasks.
     assert "| up to the circuits | `4,000` | `2,000` | `20.0` | `4.0` |" in text
     assert "| all | `4,200` | `2,200` | `22.0` | `4.2` |" in text
+
+
+def test_a_page_drawn_again_keeps_what_its_stage_took(project):
+    plan = planning.read_plan(parameters(project))
+    job = pretend(plan, "03_patching", "months")
+    store.write_json(job.record, store.read_json(job.record) | {"seconds": 900, "memory_mb": 3000})
+    run = notebook.begin("03_patching", plan.parameters("03_patching", "months"))
+    run.finish()
+    taken = store.read_json(job.record)
+    assert (taken["seconds"], taken["memory_mb"]) == (900, 3000)
+    run = notebook.begin("03_patching", plan.parameters("03_patching", "months") | {"seed": 1})
+    run.finish()
+    taken = store.read_json(job.record)
+    assert taken["seconds"] < 900 and 10 < taken["memory_mb"] < 10**5 and taken["memory_mb"] != 3000
+
+
+def test_what_was_skipped_has_a_line_in_the_provenance(project):
+    plan = planning.read_plan(parameters(project))
+    pretend_all(plan)
+    job = planning.Job(plan, "03_patching", "months")
+    given = plan.parameters("03_patching", "months")
+    records.write(job.stage, given, job.record.parent, {"skipped": "it cannot count"})
+    assert re.search(r"\| 03_patching \| `months` \|  \|  \|", tables.provenance(plan))
 
 
 def test_publish_with_the_committed_tasks_uses_the_committed_toc(project):
