@@ -7,7 +7,7 @@ import torch
 
 from seqcirc_utils.ablation.engine import Replay
 from seqcirc_utils.ablation.readout import continuations
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import hook_name, record
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
@@ -91,7 +91,8 @@ def read(model: Model, batch: Batch, stream: torch.Tensor) -> tuple[torch.Tensor
         Whether the answers are correct, and their log probabilities in nats: both ``[set, n]``.
 
     Raises:
-        UserError: for logits that are not finite.
+        UserError: for logits that are not finite, or a model whose logits are not made by final
+            norm and unembedding.
     """
     truth = batch.tokens[:, -batch.n_answer :]  # [n, n_answer]
     top, log_prob = continuations(model, stream[:, :, -batch.n_answer - 1 :], truth)
@@ -108,10 +109,20 @@ def _goes_on(model: Model, last: torch.Tensor, following: torch.Tensor) -> bool:
     return decode([int(last), int(following)])[len(decode([int(last)])) :][:1].isalnum()
 
 
+@torch.no_grad()
 def answered(model: Model, encoded: Sequence[Encoded]) -> Answers:
-    """Scores ``[1, n]`` of the whole model."""
-    batches = batches_of(encoded)
-    parts = [read(model, batch, record(model, batch).residual[-1:]) for batch in batches]
+    """Scores ``[1, n]`` of the whole model, plainly.
+
+    Raises:
+        UserError: as :func:`read`.
+    """
+    batches, seen = batches_of(encoded), []
+    hook = (hook_name(model.n_layers - 1, "out"), lambda value, hook: seen.append(value))
+    for batch in batches:
+        model.bridge.run_with_hooks(
+            batch.tokens.to(model.device), return_type=None, fwd_hooks=[hook]
+        )
+    parts = [read(model, *pair) for pair in zip(batches, (s[None] for s in seen), strict=True)]
     return _joined(parts, batches)
 
 

@@ -3,6 +3,7 @@
 import torch
 from transformer_lens.tools.analysis import logit_readout
 
+from seqcirc_utils.models.capabilities import require
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.statistics import finite
 
@@ -25,8 +26,10 @@ def continuations(
         Top tokens ``[candidate, n, p + 1]``, and log probabilities in nats ``[candidate, n, p]``.
 
     Raises:
-        UserError: for logits that are not finite.
+        UserError: for logits that are not finite, or a model whose logits are not made by final
+            norm and unembedding.
     """
+    require(model, "readout", "what it says of a token is not known here.")
     shape, rows = stream.shape[:3], max(1, AT_ONCE // stream.shape[2])
     truth = truth.to(stream.device).expand(shape[0], *truth.shape).flatten(0, 1)
     tops, log_probs = [], []

@@ -14,8 +14,8 @@ import transformers
 from conftest import SIZES, save_random
 from oracles import plain_logits
 
+from seqcirc_utils.ablation import answers, replay, text
 from seqcirc_utils.ablation import paths as paths_module
-from seqcirc_utils.ablation import replay, text
 from seqcirc_utils.ablation.edges import EdgeEvaluator
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations
@@ -378,6 +378,8 @@ def test_a_model_that_projects_its_last_stream_is_refused(tmp_path, tokenizer, s
     run = replay.record(model, sets.evaluation)
     with pytest.raises(UserError, match="final norm and unembedding alone"):
         text.losses(run, sets.evaluation.tokens, [[]], new)
+    with pytest.raises(UserError, match="final norm and unembedding alone"):
+        answers.answered(model, [((1, 5, 6, 7), 1)])
     with pytest.raises(UserError, match="final norm and unembedding alone"):
         attribution.member_lens(
             model, sets.evaluation, vocabulary_module.vocabulary("months", tokenizer)
