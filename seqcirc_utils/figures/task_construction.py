@@ -1,4 +1,4 @@
-"""Figures of the chapter on the tasks."""
+"""How the findings on a task look."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,95 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.figures.style import ANSWER, NEUTRAL, _close
+from seqcirc_utils.prompts.sequences import TASKS
+
+
+def prompt_table(found: TaskConstruction, n: int = 4) -> pd.DataFrame:
+    """The first prompts beside their corrupted ones."""
+    pairs = found.prompts[["prompt", "answer", "last member"]].head(n)
+    pairs.insert(1, "corrupted prompt", found.corrupted[: len(pairs)])
+    return pairs
+
+
+def first_prompt(found: TaskConstruction) -> Figure:
+    """The first prompt, token by token."""
+    return token_strip(found.tokens, found.groups)
+
+
+def front_told(found: TaskConstruction) -> Markdown:
+    """What stands in front of prompts."""
+    return Markdown(f"In front of every prompt: {found.front}.")
+
+
+def scores_told(found: TaskConstruction) -> Markdown:
+    """How well the model does, and what the paper's filter keeps."""
+    accuracy, logit_diff, filtered = found.accuracy, found.logit_diff, found.filtered
+    several = ", " in found.templates  # one alone is only named
+    text = (
+        f"On {found.n} {TASKS[found.task].title.lower()} prompts"
+        f"{f' – {found.templates} –' if several else ''} {found.model_title} answers "
+        f"**{accuracy['mean']:.0%}** correctly (95% interval {accuracy['low']:.0%} to "
+        f"{accuracy['high']:.0%}), with a mean logit difference of **{logit_diff['mean']:.2f}** "
+        f"[{logit_diff['low']:.2f}, {logit_diff['high']:.2f}]; on the corrupted prompts the "
+        f"difference is {found.corrupted_logit_diff:.2f}. "
+    )
+    if filtered:
+        text += (
+            f"The paper's filter is on: {filtered['kept']} prompts were kept of "
+            f"{filtered['drawn']} drawn{': ' + filtered['templates'] if several else ''}."
+        )
+    else:
+        text += (
+            "The paper's filter (answer on top, with more than twice the last member's "
+            f"probability) is off here; it would keep {found.paper_filter_keeps} of {found.n}."
+        )
+    if not logit_diff["mean"] > 0:
+        text += (
+            f" **{found.model_title} does not prefer the next member: later chapters refuse this "
+            "task.**"
+        )
+    return Markdown(text)
+
+
+def numbers(found: TaskConstruction) -> dict[str, str]:
+    """Numbers that other pages may quote."""
+    return {
+        "accuracy": f"{found.accuracy['mean']:.2f}",
+        "logit-difference": f"{found.logit_diff['mean']:.1f}",
+    }
+
+
+def _missing(found: TaskConstruction, label: str) -> dict[str, str]:
+    """The rows of a section that are not there, by what stands in their first column, and why."""
+    rows = found.missing.items()
+    return {k.removeprefix(f"{label} "): why for k, why in rows if k.startswith(f"{label} ")}
+
+
+def start_panels(found: TaskConstruction) -> Figure:
+    """Scores by first member."""
+    table = pd.DataFrame(found.by_start)
+    return accuracy_panels(table, "first member", "first member shown")
+
+
+def length_panels(found: TaskConstruction) -> Figure | Markdown:
+    """Scores by number of members shown."""
+    if reasons := _missing(found, "members shown"):
+        return Markdown("Not here: " + " ".join(f"{n} shown: {why}" for n, why in reasons.items()))
+    return accuracy_panels(pd.DataFrame(found.by_length), "members shown", "members shown")
+
+
+def template_table(found: TaskConstruction) -> pd.DataFrame:
+    """Scores by template; one that the tokenizer does not allow has its reason in place of them."""
+    reasons = _missing(found, "template")
+    refused = [{"template": name, "not here": why} for name, why in reasons.items()]
+    table = pd.DataFrame(found.by_template + refused).round(2)
+    return table.astype(object).fillna("–") if refused else table
 
 
 def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> Figure:
