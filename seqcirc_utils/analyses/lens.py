@@ -32,9 +32,10 @@ class Lens:
         member, for good. ``switches``: the last member is on top before, the answer after.
         """
         start, end = {"attention": (0, 1), "mlp": (1, 2), "block": (0, 2)}[part]
-        before = torch.arange(start, len(self.next) - 1, 2)
+        before = torch.arange(start, len(self.next) - 1, 2)  # places [layer]
         after = before + end - start
-        ahead = (self.next > self.last).int().flip(0).cummin(0).values.flip(0).bool()  # and stays
+        # Whether the answer is ahead here and ever after: [2 * layer + 1, n].
+        ahead = (self.next > self.last).int().flip(0).cummin(0).values.flip(0).bool()
         return {
             "next": self.next[after] - self.next[before],
             "last": self.last[after] - self.last[before],

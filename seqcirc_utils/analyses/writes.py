@@ -54,19 +54,20 @@ class _Reader:
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Ranks ``[rows, id]`` (0: on top; ``_DEEPEST``: that or lower) for ``[rows, d_model]``."""
-        x = self.norm(vectors)
-        goal = x @ self.wanted[0] + self.wanted[1]
-        best = goal.max(-1).values
+        x = self.norm(vectors)  # [row, d_model]
+        goal = x @ self.wanted[0] + self.wanted[1]  # logits of the wanted [row, id]
+        best = goal.max(-1).values  # [row]
+        # The highest logits of others so far [row, deepest], and the rows that go on.
         top = goal.new_full((len(x), _DEEPEST), -torch.inf)
         left = torch.arange(len(x), device=x.device)
         for weights, bias in self.slabs:
-            logits = torch.cat([top[left], x[left] @ weights + bias], 1)
+            logits = torch.cat([top[left], x[left] @ weights + bias], 1)  # [left, deepest + slab]
             top[left] = logits.topk(_DEEPEST).values
             left = left[best[left] > top[left, -1]]
             if not len(left):
                 break
         # A tie counts against a token: a head that writes nothing puts nothing on top.
-        above = (top[:, None, :] >= goal[:, :, None]).sum(-1)
+        above = (top[:, None, :] >= goal[:, :, None]).sum(-1)  # [row, id]
         above += (goal[:, None, :] >= goal[:, :, None]).sum(-1) - 1
         return above.clamp(max=_DEEPEST)
 
@@ -110,13 +111,14 @@ def ov_ranks(
     if ids:
         reader = _Reader(model, ids)
         for layer in tqdm(range(model.n_layers), desc="OV outputs", unit="layer"):
+            # Rows are [n * member * head] from here on.
             writes = ov_writes(model, layer, streams[layer].flatten(0, 1)).flatten(0, 1)
-            ranks = torch.cat([reader(part) for part in writes.split(chunk)]).cpu()
+            ranks = torch.cat([reader(part) for part in writes.split(chunk)]).cpu()  # [row, id]
             for word, form in enumerate(forms):
                 if form:
                     best = ranks[:, [ids.index(i) for i in form]].min(-1).values
                     found[layer, ..., word] = best.byte().reshape(n, members, model.n_heads)
-    return found.permute(0, 3, 1, 2, 4)
+    return found.permute(0, 3, 1, 2, 4)  # [layer, head, n, member, word]
 
 
 @torch.no_grad()
@@ -178,8 +180,9 @@ def null_p(hits: torch.Tensor, shown: torch.Tensor, step: int, null: torch.Tenso
     by_shown = torch.zeros(*hits.shape[:-2], total, total)  # [..., shown, hit]
     by_shown.index_add_(-2, shown, hits.float())
     present = shown.unique()
-    present = present[present + step < total]
-    true = by_shown[..., present, present + step].sum(-1)
+    present = present[present + step < total]  # members that stand somewhere and have a next
+    true = by_shown[..., present, present + step].sum(-1)  # […]
+    # The same in each random order: [draw, …].
     drawn = torch.stack([by_shown[..., present, order[present]].sum(-1) for order in null])
     return ((drawn >= true).sum(0).double() + 1) / (len(null) + 1)
 
@@ -203,6 +206,7 @@ def word_hits(ranks: torch.Tensor, shown: torch.Tensor, step: int, k: int = TOP_
         ``[layer, head, n, member]``, boolean.
     """
     total = ranks.shape[-1]
+    # The wanted word's rank at each place: [layer, head, n, member].
     wanted = (shown + step).clamp(max=total - 1).expand(*ranks.shape[:2], -1, -1)
     found = ranks.gather(-1, wanted[..., None])[..., 0] < k
     return found & (shown + step < total)
@@ -233,7 +237,8 @@ def ov_table(
     for score, step in (("copy", 0), ("next", 1)):
         top = word_hits(ranks, shown, step).double().flatten(0, 1)  # [head, n, member]
         _, low, high = intervals(top.mean(-1), seed)
-        p = null_p((ranks < TOP_K).flatten(2, 3).flatten(0, 1), shown.flatten(), step, null)
+        hits = (ranks < TOP_K).flatten(2, 3).flatten(0, 1)  # [head, n * member, word]
+        p = null_p(hits, shown.flatten(), step, null)  # [head]
         table = {
             "component": [str(c) for c in components(model) if c.head is not None],
             "score": score,
@@ -278,19 +283,20 @@ def direct_writes(
     def read(stream: torch.Tensor) -> torch.Tensor:
         return logits(model, bridge.ln_final(stream), ids)
 
-    owed = []
+    owed = []  # per layer [n, head, member]
     for layer in range(model.n_layers):
+        # The final stream less one head's write: [n, head, d_model].
         without = final[:, None] - head_writes(model, layer, observation.z[layer])
         owed.append(read(final)[:, None] - read(without))
     owed = torch.stack(owed).transpose(1, 2).cpu()  # [layer, head, n, member]
     found = {}
     columns = {"next": prompts.answer_ids, "last": prompts.last_ids}
-    wanted = {k: (v[:, None] == ids).int().argmax(-1) for k, v in columns.items()}
-    others = torch.ones(len(prompts), len(ids))
+    wanted = {k: (v[:, None] == ids).int().argmax(-1) for k, v in columns.items()}  # [n] each
+    others = torch.ones(len(prompts), len(ids))  # [n, member]: 1 but for the answer and the last
     for column in wanted.values():
         others.scatter_(1, column[:, None], 0)
-    rest = (owed * others).sum(-1) / others.sum(-1).clamp(min=1)
+    rest = (owed * others).sum(-1) / others.sum(-1).clamp(min=1)  # their mean [layer, head, n]
     for name, column in wanted.items():
-        index = column.expand(*owed.shape[:2], -1)[..., None]
+        index = column.expand(*owed.shape[:2], -1)[..., None]  # [layer, head, n, 1]
         found[name] = owed.gather(-1, index)[..., 0] - rest
     return found

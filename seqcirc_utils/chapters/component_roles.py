@@ -40,6 +40,16 @@ from seqcirc_utils.statistics import intervals
 
 
 @dataclass(frozen=True, kw_only=True)
+class CircuitDiscovery(Findings):  # until chapter 04 has findings
+    stage = "04_circuit_discovery"
+    circuit: Circuit
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        return cls(circuit=Circuit.load(directory / "circuit.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComponentRoles(Findings):
     """What each head and MLP does on clean prompts, and the role that follows by the rules.
 
@@ -150,7 +160,7 @@ class ComponentRoles(Findings):
         lm, seed, prompts = at.model, at["seed"], at.sets().evaluation
         words = vocabulary(at["task"], lm.tokenizer)
         ablation = at.read(Patching).effects.set_index("component")["ablation"]
-        circuit = at.read(_Circuit)
+        circuit = at.read(CircuitDiscovery).circuit.components
         seen = observe(lm, prompts)
         by_head = seen.evidence()  # column to [layer, head, n]
         by_mlp, p, missing = {}, {}, {}
@@ -196,14 +206,6 @@ class ComponentRoles(Findings):
             templates=at.tally(),
             missing=missing,
         )
-
-
-class _Circuit:  # until chapter 04 has findings
-    stage = "04_circuit_discovery"
-
-    @classmethod
-    def load(cls, directory: Path) -> set[Component]:
-        return Circuit.load(directory / "circuit.json").components
 
 
 @contextlib.contextmanager

@@ -153,25 +153,25 @@ def ov_told(found: ComponentRoles, task: str) -> Markdown:
     significant = p <= t["ov_p"]
     both, chance = (high & significant).sum(), (high & ~significant).sum()
     best = own["next"].idxmax()
-    rows = found.ov[found.ov["words"] == "members"].set_index(["input", "score", "component"])
-    places = [name for name in rows if name.startswith("place")]
-    by_place = ", ".join(f"{share:.0%}" for share in rows.loc[("own", "next", best), places])
-    bare = rows.loc[("bare sequence", "next"), places].max()
+    places = [name for name in found.ov if name.startswith("place")]
+    by_place = [_scores(found, "own", column=place).loc[best, "next"] for place in places]
+    bare = [_scores(found, "bare sequence", column=place)["next"].max() for place in places]
     wrong = (high != (_scores(found, "after block 0") >= t["ov_share"])).sum()
     text = (
         f"The highest next score on own inputs is **{own.loc[best, 'next']:.0%}** (head {best}, "
-        f"copy score {own.loc[best, 'copy']:.0%}; by the member's place in the prompt: {by_place}"
-        f"); the mean over all {len(own)} heads is {own['next'].mean():.1%} (copy "
-        f"{own['copy'].mean():.1%}). Heads whose score is high enough and better than for shuffled "
-        f"successors: **{both['next']}** for next, {both['copy']} for copy. Next scores as high "
-        "that are as high for shuffled successors, too (such a head writes members, and no "
-        f"particular one): {chance['next']}. The p-value alone passes at most "
+        f"copy score {own.loc[best, 'copy']:.0%}; by the member's place in the prompt: "
+        f"{', '.join(map('{:.0%}'.format, by_place))}); the mean over all {len(own)} heads is "
+        f"{own['next'].mean():.1%} (copy {own['copy'].mean():.1%}). Heads whose score is high "
+        f"enough and better than for shuffled successors: **{both['next']}** for next, "
+        f"{both['copy']} for copy. Next scores as high that are as high for shuffled successors, "
+        f"too (such a head writes members, and no particular one): {chance['next']}. The p-value "
+        "alone passes at most "
         f"{t['ov_p'] * len(own):.1f} heads by chance; for next it passes "
         f"{significant['next'].sum()}.\n\nHeads that the shortcut after block 0 puts on the other "
         f"side of the threshold: {wrong['next']} for next, {wrong['copy']} for copy. The published "
         "scores came from the bare sequence with nothing in front, where the first member sits "
-        f"where heads rest their attention: the best next score there is {bare['place 1']:.0%} at "
-        f"the first member and {bare['place 2']:.0%} at the second."
+        f"where heads rest their attention: the best next score there is {bare[0]:.0%} at "
+        f"the first member and {bare[1]:.0%} at the second."
     )
     if (found.ov["words"] == "ordinals").any():
         ordinal = _scores(found, "own", "ordinals")["next"]

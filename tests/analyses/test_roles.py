@@ -1,10 +1,8 @@
 """Measurements against slow plain computations, rules on made-up evidence and planted models."""
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import word_tokenizer
@@ -13,7 +11,6 @@ from transformer_lens.tools.analysis import logit_readout
 from seqcirc_utils.analyses import attention, heads, lens, observation, roles
 from seqcirc_utils.analyses import writes as writes_module
 from seqcirc_utils.components import components
-from seqcirc_utils.figures import component_roles
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import BEFORE, CARRY, MARK, NEXT, Head, Mlp
 from seqcirc_utils.prompts import drawing
@@ -47,14 +44,15 @@ def role_table(model, task="months", n=8, seed=0):
     ranks = writes_module.ov_ranks(model, seen.members, vocabulary.members)
     known = [i for i, token in enumerate(vocabulary.ids) if token is not None]
     scores = writes_module.ov_table(model, ranks, shown, known, seed)
-    found = roles.evidence(
-        seen,
-        ranks,
-        shown,
-        writes_module.direct_writes(model, seen, prompts, vocabulary),
-        lens.lens(model, seen, prompts),
-    )
-    table = roles.role_table(model, found, writes_module.p_values(scores), seen.spreads(), seed)
+    by_head = seen.evidence()
+    for name, step in (("ov_next", 1), ("ov_copy", 0)):
+        by_head[name] = writes_module.word_hits(ranks, shown, step).float().mean(-1)
+    direct = writes_module.direct_writes(model, seen, prompts, vocabulary)
+    by_head |= {f"direct_{name}": value for name, value in direct.items()}
+    steps = lens.lens(model, seen, prompts).steps("mlp")
+    found = roles.evidence(by_head, {f"lens_{name}": value for name, value in steps.items()})
+    p = writes_module.p_values(scores)
+    table = roles.component_roles(model, found, p, seen.spreads(), seed)
     return table.set_index("component"), scores.set_index(["score", "component"])
 
 
@@ -264,7 +262,7 @@ def test_overtaking_counts_once_and_for_good():
 
 NOTHING = {
     **{name: 0.0 for name in attention.ATTENTION_EVIDENCE},
-    **{f"{name}_size": 1.0 for name in roles.SIZE_EVIDENCE},
+    **{f"{name}_size": 1.0 for name in attention.SIZE_EVIDENCE},
     **{"ov_next": 0.0, "ov_copy": 0.0, "p_next": 1.0, "p_copy": 1.0},
     **{"direct_next": 0.0, "direct_last": 0.0, "lens_next": np.nan, "lens_last": np.nan},
 }
@@ -316,21 +314,6 @@ def test_attention_must_exceed_what_even_spread_gives():
     assert role(EVEN | {"end_to_members": 0.5}, **LOOKS) == "none"
 
 
-def test_the_table_of_rules_names_every_role_and_threshold():
-    table = roles.rules()
-    assert tuple(table["role"]) == (*roles.HEAD_ROLES, *roles.MLP_ROLES)
-    text = " ".join(table.astype(str).to_numpy().ravel())
-    numbers = (
-        roles.ATTENTION,
-        roles.LIFT,
-        writes_module.TOP_K,
-        roles.OV_P,
-        roles.DIRECT,
-        roles.LENS_STEP,
-    )
-    assert all(f"{number:g}" in text for number in numbers) and f"{roles.OV_SHARE:.0%}" in text
-
-
 def test_confidence_is_the_share_of_resamples(gpt2):
     everything = components(gpt2)
     n = 20
@@ -339,7 +322,7 @@ def test_confidence_is_the_share_of_resamples(gpt2):
     p = {name: found.pop(name)[:n_heads, 0].numpy() for name in ("p_next", "p_copy")}
     found["end_to_members"][0] = 0.9
     found["end_to_members"][1, : n // 2] = 2 * roles.ATTENTION + 1e-6  # just over, on average
-    table = roles.role_table(gpt2, found, p, EVEN, seed=0).set_index("component")
+    table = roles.component_roles(gpt2, found, p, EVEN, seed=0).set_index("component")
     sure, unsure = table.loc["0.0"], table.loc["0.1"]
     assert sure["role"] == unsure["role"] == "transport to the end"
     assert sure["confidence"] == 1 and sure["rival"] == ""
@@ -437,33 +420,6 @@ def test_attention_table_and_patterns(gpt2, prompts):
     one = observation.patterns(gpt2, prompts[[2]], ["0.1", "1.2"])
     assert list(one) == ["0.1", "1.2"]
     torch.testing.assert_close(one["1.2"], whole[2])
-
-
-def test_figures_draw_without_warnings():
-    names = ["0.0", "0.1", "mlp0", "1.0", "1.1", "mlp1"]
-    frame = pd.DataFrame(
-        {
-            "component": names,
-            "layer": [0, 0, 0, 1, 1, 1],
-            "head": pd.array([0, 1, None] * 2, dtype="Int64"),
-            "role": ["none", "copy", "none", "inhibition", "none", "promotes next member"],
-            "in_circuit": [True, False] * 3,
-            **{"copy": 0.3, "next": np.linspace(0, 1, 6)},
-        }
-    )
-    steps = pd.DataFrame({"part": ["attention", "mlp"] * 2, "layer": [0, 0, 1, 1]})
-    for name in ("next", "last"):
-        steps[[name, f"{name}_low", f"{name}_high"]] = [0.1, 0.0, 0.2]
-    pattern = np.tril(np.full((3, 3), 1 / 3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        component_roles.role_map(frame)
-        component_roles.ov_scatter({"own": frame, "other": frame}, 0.25)
-        component_roles.lens_steps(steps)
-        figure = component_roles.attention_patterns(
-            {"0.1: copy": pattern}, [" May", ".", " in"], [0, 2]
-        )
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["␣May (0)", "␣in (2)"]
 
 
 @pytest.mark.model
