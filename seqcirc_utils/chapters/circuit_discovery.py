@@ -1,11 +1,34 @@
 """Which components suffice: searches for a circuit, and how good what they find is."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
 
 import pandas as pd
+from scipy.stats import spearmanr
 
+from seqcirc_utils.ablation.edges import EdgeEvaluator
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.chapters.findings import Findings, part, table
+from seqcirc_utils.chapters.patching import Patching
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.circuits import chance, edge_search, quality, search
 from seqcirc_utils.circuits.circuit import Circuit
+from seqcirc_utils.circuits.search import Discovery
+from seqcirc_utils.components import Component, components, split
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.statistics import percentile_p, positive_baseline, rate
+from seqcirc_utils.versions import versions
+
+SWEEP, RANKED, TWO_SIDED = "published sweep", "ranked search", "ranked, two-sided"
+SIZES = (0.02, 0.04, 0.08, 0.12, 0.2, 0.35, 0.6)
+"""Shares of all components at which the curve is measured."""
+SCREEN = 0.005
+"""Edges whose estimated effect is a smaller share of the model's score are not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +140,219 @@ class CircuitDiscovery(Findings):
     all_edges: float | None
     cpu_seconds: dict[str, float]
     missing: dict[str, str]
+
+    @classmethod
+    def measure(cls, at: Setting) -> Self:
+        """Search, and judge what was found; see the class."""
+        lm, sets, seconds = at.model, at.sets(), {}
+        exact = at.read(Patching).effects
+        judging = Evaluator(lm, sets.evaluation, at.means())
+        whole = positive_baseline(judging.intact.logit_diff, f"{lm.facts.title} on {at['task']}")
+        everything = judging.kept([components(lm)]).logit_diff.mean().item() / whole
+        assert abs(everything - 1) < 1e-4, f"all components keep {everything:.4f} of the score"
+
+        searches = _searches(at, seconds)
+        assert all(found.score >= at["threshold"] for found in searches.values())
+        circuits = {name: found.components for name, found in searches.items()}
+        ours = circuits[RANKED]
+        judged = {name: quality.quality(judging, c, at["seed"]) for name, c in circuits.items()}
+        estimated = _estimated(judging, exact, whole, max(1, len(ours) // 2))
+        with _timed(seconds, "judging"):
+            needed = quality.minimality(judging, ours, progress="Minimality")
+            compared = _compared(at, judging, needed, searches[RANKED], judged[RANKED])
+        with _timed(seconds, "stability"):
+            found_again = _found_again(at, needed)
+        resampled = record(lm, sets.corrupted).activations
+        kinds = {"mean": at.means(), "zero": at.means().zero(), "resample": resampled}
+        by_ablation = quality.by_ablation(lm, sets.evaluation, kinds, circuits, at["seed"])
+        with _timed(seconds, "edges"):
+            names, about_edges = _edges(at, judging, ours, whole)
+        steps = [{"search": name} | step for name, s in searches.items() for step in s.steps]
+        return cls(
+            circuit=_circuit(at, RANKED, ours, judged, names),
+            published=_circuit(at, SWEEP, circuits[SWEEP], judged),
+            two_sided=_circuit(at, TWO_SIDED, circuits[TWO_SIDED], judged),
+            steps=pd.DataFrame(steps),
+            by_ablation=by_ablation,
+            quality=judged,
+            scores={name: found.score for name, found in searches.items()},
+            trials={name: found.trials for name, found in searches.items()},
+            accuracy=rate(judging.intact.correct).mean,
+            cpu_seconds=seconds,
+            **estimated,
+            **compared,
+            **found_again,
+            **about_edges,
+        )
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note the processor time that a part takes."""
+    begun = time.process_time()
+    yield
+    seconds[name] = round(time.process_time() - begun, 1)
+
+
+def _searches(at: Setting, seconds: dict[str, float]) -> dict[str, Discovery]:
+    """Run the three searches by name."""
+    prompts = at.sets().discovery
+    whole = Evaluator(at.model, prompts, at.means())
+    # The two-sided search is slow, and not the main result.
+    half = Evaluator(at.model, prompts[range((at["n_prompts"] + 1) // 2)], at.means())
+    ways = {
+        SWEEP: (search.sweep, whole, "sweep.json"),
+        RANKED: (search.ranked, whole, "ranked.json"),
+        TWO_SIDED: (partial(search.ranked, two_sided=True), half, "two_sided.json"),
+    }
+    found = {}
+    for name, (way, evaluator, file) in ways.items():
+        with _timed(seconds, name):
+            found[name] = way(
+                evaluator,
+                at["threshold"],
+                checkpoint=at.checkpoint(file),
+                progress=name.capitalize(),
+            )
+    return found
+
+
+def _circuit(
+    at: Setting,
+    name: str,
+    kept: set[Component],
+    judged: dict[str, dict[str, dict[str, float]]],
+    edges: list[str] | None = None,
+) -> Circuit:
+    """What a search kept, with how it was found."""
+    heads, mlps = split(list(kept))
+    return Circuit(
+        model=at["model"],
+        task=at["task"],
+        method=name,
+        ablation="mean",
+        threshold=at["threshold"],
+        n_prompts=at["n_prompts"],
+        seed=at["seed"],
+        heads=heads,
+        mlps=mlps,
+        faithfulness=judged[name]["faithfulness"],
+        edges=edges or [],
+        versions=versions(),
+    )
+
+
+def _estimated(judging: Evaluator, exact: pd.DataFrame, whole: float, n: int) -> dict[str, Any]:
+    """The gradient's estimates beside exact effects, and how many it names of the ``n`` largest."""
+    guess = {str(c): effect / whole for c, effect in judging.estimate().items()}
+    table = exact[["component", "ablation"]].rename(columns={"ablation": "exact"})
+    table["estimate"] = table["component"].map(guess)
+    costly, named = (set(table.nsmallest(n, by)["component"]) for by in ("exact", "estimate"))
+    rho = spearmanr(table["exact"], table["estimate"]).statistic
+    return {"estimates": table, "spearman": float(rho), "recall": len(costly & named) / n}
+
+
+def _compared(
+    at: Setting,
+    judging: Evaluator,
+    needed: pd.DataFrame,
+    found: Discovery,
+    judged: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """The circuit beside what its ranking keeps at other sizes, and beside random circuits."""
+    everything, base = components(at.model), judging.intact.logit_diff.mean().item()
+    # The circuit's components, the most needed first; then what the search let go of last.
+    gone = [name for step in found.steps if step["removed"] for name in step["component"].split()]
+    ranking = [Component.parse(name) for name in [*needed["component"], *gone[::-1]]]
+    sizes = [*(round(len(everything) * share) for share in SIZES), len(needed)]
+    curve, cpr, cmd = quality.curve(judging, ranking, sizes)
+    random = {}
+    for kind, by_layer, n in (
+        ("random, same size", False, max(1, at["n_null"] // 5)),
+        ("random heads, same layers", True, at["n_null"]),
+    ):
+        drawn = chance.random_like(found.components, everything, n, at["seed"], by_layer=by_layer)
+        scores = judging.kept(drawn, progress=kind.capitalize()).logit_diff.mean(1)  # [draw]
+        random[kind] = (scores / base).tolist()
+    own = judged["faithfulness"]["mean"]
+    p = {kind: percentile_p(own, scores) for kind, scores in random.items()}
+    return {"curve": curve, "cpr": cpr, "cmd": cmd, "random": random, "p": p}
+
+
+def _found_again(at: Setting, needed: pd.DataFrame) -> dict[str, Any]:
+    """How often repeated searches find each component of the circuit, and which others."""
+    again = quality.inclusion(
+        at.model,
+        at.draw,
+        (at["n_prompts"] + 3) // 4,
+        at["threshold"],
+        at["n_repeats"],
+        at["seed"],
+        progress="Repeated searches",
+    )
+    outside = again[~again["component"].isin(needed["component"]) & (again["inclusion"] >= 0.5)]
+    return {
+        "components": needed.merge(again, on="component"),
+        "returning": outside["component"].tolist(),
+    }
+
+
+def _edges(
+    at: Setting, judging: Evaluator, ours: set[Component], whole: float
+) -> tuple[list[str], dict[str, Any]]:
+    """The edges that the ranked search keeps, and all fields that are about edges."""
+    rows = range(min(at["n_edge_prompts"], at["n_prompts"]))
+    few = Evaluator(at.model, at.sets().discovery[rows], at.means())
+    try:
+        base = positive_baseline(few.intact.logit_diff, "the whole model, on the edges' prompts,")
+        graph = EdgeEvaluator(few, ours)
+        own = graph.score.mean().item() / base
+        bar = min(at["threshold"], own)  # on so few prompts the circuit may fall short of it
+        effects = edge_search.single_effects(
+            graph, screen=SCREEN, checkpoint=at.checkpoint("edges.json"), progress="Single edges"
+        )
+        rules = {
+            "published rule": edge_search.published(graph, bar, effects=effects),
+            "corrected rule": edge_search.published(graph, margin=0.02, effects=effects),
+            RANKED: edge_search.ranked(
+                graph,
+                at["threshold"],
+                one_by_one=30,
+                checkpoint=at.checkpoint("edges.ranked.json"),
+                progress="Edges",
+            ),
+        }
+        faults = _faults(graph, effects, bar)
+        unseen = EdgeEvaluator(judging, ours).differences([found.edges for found in rules.values()])
+    except UserError as refusal:
+        none = {name: CircuitDiscovery.empty(name) for name in ("edge_effects", "faults")}
+        none |= {"edges": {}, "edge_scores": {}, "all_edges": None}
+        return [], none | {"missing": {"edges": str(refusal)}}
+    scores = (unseen.mean(1) / whole).tolist()  # [rule]
+    return sorted(map(str, rules[RANKED].edges)), {
+        "edge_effects": effects,
+        "faults": faults,
+        "edges": {name: len(found.edges) for name, found in rules.items()},
+        "edge_scores": {
+            name: {"discovery": found.score, "evaluation": score}
+            for (name, found), score in zip(rules.items(), scores, strict=True)
+        },
+        "all_edges": own,
+        "missing": {},
+    }
+
+
+def _faults(graph: EdgeEvaluator, effects: pd.DataFrame, bar: float) -> pd.DataFrame:
+    """How often what the published code cut in effect is judged differently than what it meant."""
+    cut = edge_search.as_the_published_code(graph.edges)
+    in_effect = edge_search.single_effects(
+        graph, cut, screen=SCREEN, progress="As the published code"
+    )
+    both = in_effect.merge(effects, on="edge", suffixes=("_code", "_meant"))
+    logits = both["receiver_code"] == "logits"
+    rows = []
+    for fault, these in (("MLP into head (B12)", ~logits), ("MLP into logits (B13)", logits)):
+        code, meant = (both[these][f"score_{kind}"] < bar for kind in ("code", "meant"))
+        counts = int(these.sum()), int(meant.sum()), int(code.sum()), int((code != meant).sum())
+        rows.append([fault, *counts])
+    return pd.DataFrame(rows, columns=CircuitDiscovery.empty("faults").columns)

@@ -1,13 +1,10 @@
 """What a circuit is."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from seqcirc_utils import store
-from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.components import Component
-from seqcirc_utils.statistics import Interval, interval, positive_baseline
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,3 @@ class Circuit:
     def load(cls, path: Path | str) -> "Circuit":
         """Read a circuit."""
         return cls(**store.read_json(path))
-
-
-def faithfulness(evaluator: Evaluator, circuit: Sequence[Component], seed: int = 0) -> Interval:
-    """Mean logit difference of the circuit over that of the whole model, with its interval.
-
-    Raises:
-        UserError: when the whole model's mean logit difference is not positive.
-    """
-    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
-    return interval(evaluator.kept([circuit]).logit_diff[0] / whole, seed)

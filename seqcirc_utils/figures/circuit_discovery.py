@@ -1,28 +1,37 @@
-"""Figures of the chapter on finding circuits."""
+"""How the findings on the circuit look."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from seqcirc_utils.chapters.circuit_discovery import RANKED, SWEEP, TWO_SIDED, CircuitDiscovery
+from seqcirc_utils.circuits.circuit import Circuit
+from seqcirc_utils.components import Component
+from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import _OKABE_ITO, ANSWER, LAST, NEUTRAL, _close
 
+SIGNIFICANT = 0.05
+"""A component is needed whose q lies below this."""
 
-def search_paths(searches: Mapping[str, pd.DataFrame], n_components: int) -> Figure:
-    """How searches shrink a circuit: components left and score kept, trial by trial.
 
-    Args:
-        searches: Label to the trials (columns ``size``, ``score``, ``removed``).
-        n_components: How many components the model has.
-    """
+def circuits(found: CircuitDiscovery) -> dict[str, Circuit]:
+    """The circuits by the names of their searches."""
+    return {SWEEP: found.published, RANKED: found.circuit, TWO_SIDED: found.two_sided}
+
+
+def search_paths(found: CircuitDiscovery) -> Figure:
+    """How the searches shrink a circuit: components left and score kept, trial by trial."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for (label, trials), colour in zip(searches.items(), _OKABE_ITO, strict=False):
-        left = n_components - (trials["size"] * trials["removed"]).cumsum()
+    for name, colour in zip(circuits(found), _OKABE_ITO, strict=False):
+        trials = found.steps[found.steps["search"] == name]
+        left = len(found.estimates) - (trials["size"] * trials["removed"]).cumsum()
         score = 100 * trials["score"].where(trials["removed"]).ffill().fillna(1)
-        axes[0].plot(np.arange(1, len(trials) + 1), left, color=colour, label=label)
+        axes[0].plot(np.arange(1, len(trials) + 1), left, color=colour, label=name)
         axes[1].plot(left, score, color=colour)
     axes[0].set(xlabel="trials (circuits evaluated)", ylabel="components left", ylim=(0, None))
     axes[0].legend()
@@ -31,52 +40,111 @@ def search_paths(searches: Mapping[str, pd.DataFrame], n_components: int) -> Fig
     return _close(figure)
 
 
-def size_curve(
-    curve: pd.DataFrame,
-    threshold: float,
-    found: Mapping[str, tuple[int, float]],
-    random: Mapping[str, Sequence[float]],
-    size: int,
-) -> Figure:
-    """Faithfulness against circuit size, with the circuits found and random ones of one size.
+def _with_interval(score: Mapping[str, float], style: str = ".0%") -> str:
+    return f"{score['mean']:z{style}} ({score['low']:z{style}} to {score['high']:z{style}})"
 
-    Args:
-        curve: Columns ``size``, ``faithfulness``.
-        threshold: Share aimed at.
-        found: Label to size and faithfulness of a circuit.
-        random: Label to the scores of random circuits.
-        size: Size of the random circuits.
-    """
+
+def search_table(found: CircuitDiscovery) -> pd.DataFrame:
+    """A column per search: what it took, and how good its circuit is."""
+    return pd.DataFrame(
+        {
+            name: {
+                "heads, MLPs": f"{len(circuit.heads)}, {len(circuit.mlps)}",
+                "trials": found.trials[name],
+                "kept on discovery prompts": f"{found.scores[name]:.1%}",
+                "kept on evaluation prompts": _with_interval(scores["faithfulness"]),
+                "|1 − kept|, prompt by prompt": _with_interval(scores["distance"]),
+                "KL to the whole model (nats)": _with_interval(scores["kl"], ".2f"),
+                "accuracy": _with_interval(scores["accuracy"]),
+                "left when the circuit is ablated": _with_interval(scores["completeness"]),
+            }
+            for name, circuit in circuits(found).items()
+            for scores in [found.quality[name]]
+        }
+    )
+
+
+def searches_told(found: CircuitDiscovery) -> Markdown:
+    """What each search took and kept, and how much of it is in common."""
+    published, ours, bounded = (circuit.components for circuit in circuits(found).values())
+    return Markdown(
+        f"The ranked search needs {found.trials[RANKED]} trials where the published sweep needs "
+        f"{found.trials[SWEEP]}, and keeps {len(ours)} components where the sweep keeps "
+        f"{len(published)}; {len(published & ours)} are in both. The two-sided rule keeps "
+        f"{len(bounded)}, {len(bounded & ours)} of them in common with the ranked search. The "
+        f"whole model answers {found.accuracy:.0%} of the evaluation prompts correctly. Searches "
+        "that all hold to the threshold and still end in different circuits show that *the* "
+        "circuit of a task does not exist: there are many sets that suffice."
+    )
+
+
+def estimate_scatter(found: CircuitDiscovery) -> Figure:
+    """Exact against estimated effect of ablating each component."""
+    exact, estimate = found.estimates["exact"], found.estimates["estimate"]
+    labels = ("exact effect of mean ablation", "estimate from one gradient")
+    return common.agreement(exact, estimate, found.estimates["component"], labels)
+
+
+def estimate_told(found: CircuitDiscovery) -> Markdown:
+    """How good the estimate is."""
+    top = max(1, len(found.components) // 2)
+    return Markdown(
+        f"Spearman correlation **{found.spearman:.2f}**; of the {top} components whose ablation "
+        f"costs most, the estimate names {found.recall:.0%}. Good enough to choose groups with, "
+        "not good enough to skip the exact check."
+    )
+
+
+def circuit_map(found: CircuitDiscovery) -> Figure:
+    """The circuit in the model: a cell per component."""
+    names = [Component.parse(name) for name in found.estimates["component"]]
+    n_heads = 1 + max(c.head for c in names if c.head is not None)
+    n_layers = 1 + max(c.layer for c in names)
+    return common.circuit_map({found.circuit.task: found.circuit.components}, n_layers, n_heads)
+
+
+def size_curve(found: CircuitDiscovery) -> Figure:
+    """Faithfulness against circuit size, with the circuits found and random ones of one size."""
+    curve, threshold = found.curve, found.circuit.threshold
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     axis.plot(curve["size"], curve["faithfulness"], ".-", color=ANSWER, label="by ranking")
     axis.axhline(threshold, color=NEUTRAL, ls="--", lw=0.8, label=f"threshold {threshold:.0%}")
     axis.axhline(1, color=NEUTRAL, lw=0.5)
-    for (label, (x, y)), marker in zip(found.items(), "osD^", strict=False):
-        axis.plot(x, y, marker, color="black", ms=7, mfc="none", mew=1.5, label=label)
-    kinds = zip(random.items(), ((LAST, "x"), ("#009E73", "+")), strict=False)
+    for (label, circuit), marker in zip(circuits(found).items(), "osD", strict=True):
+        at = len(circuit.components), circuit.faithfulness["mean"]
+        axis.plot(*at, marker, color="black", ms=7, mfc="none", mew=1.5, label=label)
+    kinds = zip(found.random.items(), ((LAST, "x"), ("#009E73", "+")), strict=True)
     for i, ((label, scores), (colour, marker)) in enumerate(kinds, 1):
-        x = size + i * 0.025 * curve["size"].max()
+        x = len(found.components) + i * 0.025 * curve["size"].max()
         axis.plot([x] * len(scores), scores, marker, color=colour, ms=4, alpha=0.7, label=label)
     axis.set(xlabel="components kept", ylabel="faithfulness (1 = whole model)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _close(figure)
 
 
-def needed_and_found(table: pd.DataFrame) -> Figure:
-    """What each component of a circuit contributes, and how often it is found again.
+def chance_told(found: CircuitDiscovery) -> Markdown:
+    """The areas of the curve, and what the best random circuits keep."""
+    return Markdown(
+        f"CPR **{found.cpr:.2f}**, CMD **{found.cmd:.2f}**. "
+        + " ".join(
+            f"Of {len(scores)} circuits of the kind *{kind}* the best keeps {max(scores):.0%} "
+            f"(p = {found.p[kind]:.2g}; so many draws cannot give less than "
+            f"{1 / (len(scores) + 1):.2g})."
+            for kind, scores in found.random.items()
+        )
+    )
 
-    Args:
-        table: Columns ``component``, ``change`` (share of the logit difference), ``q``; and the
-            share of repeated searches that found it, by kind: ``prompts``, ``seed``, ``order``.
-    """
-    table = table[::-1]
+
+def needed_and_found(found: CircuitDiscovery) -> Figure:
+    """What each component of the circuit contributes, and how often it is found again."""
+    table = found.components[::-1]
     y = np.arange(len(table))
     figure, axes = plt.subplots(
         1, 2, figsize=(7.5, 0.2 * len(table) + 1.3), sharey=True, width_ratios=[3, 1]
     )
     mlp = table["component"].str.startswith("mlp").to_numpy()
     colours = np.where(mlp, "#E69F00", "#0072B2")
-    sure = table["q"].to_numpy() < 0.05
+    sure = table["q"].to_numpy() < SIGNIFICANT
     bars = axes[0].barh(y, 100 * table["change"], color=np.where(sure, colours, "white"))
     for bar, colour in zip(bars, colours, strict=True):
         bar.set_edgecolor(colour)
@@ -98,3 +166,67 @@ def needed_and_found(table: pd.DataFrame) -> Figure:
     figure.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
     figure.tight_layout()
     return _close(figure)
+
+
+def needed_told(found: CircuitDiscovery) -> Markdown:
+    """How many components are needed, and how often they are found again."""
+    table = found.components
+    shares = table[["inclusion", "prompts", "seed", "order"]].mean()
+    every, prompts, seed, order = ("–" if np.isnan(s) else f"{s:.0%}" for s in shares)
+    return Markdown(
+        f"On unseen prompts **{(table['q'] < SIGNIFICANT).sum()} of {len(table)}** components are "
+        f"significantly needed (q < {SIGNIFICANT}). A component of the circuit is found again in "
+        f"{every} of the repeated searches on average: {prompts} with resampled prompts, {seed} "
+        f"with other seeds, {order} in other orders. {(table['inclusion'] == 1).sum()} return "
+        f"always, and {len(found.returning)} components outside the circuit in at least half of "
+        "the searches. What comes and goes is interchangeable; what always returns is the part to "
+        "trust."
+    )
+
+
+def ablation_map(found: CircuitDiscovery) -> Figure:
+    """Faithfulness of the circuits by kind of ablation."""
+    kinds = found.by_ablation["ablation"].unique()
+    grid = found.by_ablation.pivot(index="circuit", columns="ablation", values="mean")[kinds]
+    return common.table_heatmap(grid * 100, "faithfulness (%)", ".0f", limit=150)
+
+
+def _without_edges(found: CircuitDiscovery) -> Markdown:
+    return Markdown(f"No edges here: {found.missing['edges']}")
+
+
+def edge_table(found: CircuitDiscovery) -> pd.DataFrame | Markdown:
+    """A column per rule: the edges kept, and what they keep together."""
+    if "edges" in found.missing:
+        return _without_edges(found)
+    return pd.DataFrame(
+        {
+            rule: {
+                "edges kept": f"{kept} of {len(found.edge_effects)}",
+                "kept together, discovery prompts": f"{found.edge_scores[rule]['discovery']:.0%}",
+                "kept together, evaluation prompts": f"{found.edge_scores[rule]['evaluation']:.0%}",
+            }
+            for rule, kept in found.edges.items()
+        }
+    )
+
+
+def fault_table(found: CircuitDiscovery) -> pd.DataFrame | Markdown:
+    """How often the published code judges an edge differently than it meant to."""
+    return _without_edges(found) if "edges" in found.missing else found.faults
+
+
+def strongest_edges(found: CircuitDiscovery, n: int = 12) -> pd.DataFrame | Markdown:
+    """The edges whose cut costs the circuit most, run exactly."""
+    if "edges" in found.missing:
+        return _without_edges(found)
+    exact = found.edge_effects[found.edge_effects["exact"]]
+    table = exact.assign(change=exact["score"] - found.all_edges).sort_values("change").head(n)
+    table["change"] = table["change"].map("{:+.0%}".format)
+    return table[["edge", "change"]].reset_index(drop=True)
+
+
+def numbers(found: CircuitDiscovery) -> dict[str, str]:
+    """Numbers that the book's text shows, by their names there."""
+    task, heads, mlps = found.circuit.task, found.circuit.heads, found.circuit.mlps
+    return {f"{task}-circuit-heads": str(len(heads)), f"{task}-circuit-mlps": str(len(mlps))}

@@ -213,12 +213,11 @@ def _b25(e: Evidence) -> str:
     )
 
 
-@_effect("B26", "04_circuit_discovery.sweep.json, 04_circuit_discovery.circuit.published.json")
+@_effect("B26", "04_circuit_discovery.json, 04_circuit_discovery.circuit.published.json")
 def _b26(e: Evidence) -> str:
     ends, again = [], []
     for t in TASKS:
-        steps = e.data("04_circuit_discovery.sweep.json", "steps", task=t)
-        ends.append([1.0, *(step["score"] for step in steps if step["removed"])][-1])
+        ends.append(e.data("04_circuit_discovery.json", "scores", "published sweep", task=t))
         again.append(e.circuit(t, published=True).faithfulness["mean"])
     return f"sweeps end at {_row(ends, '{:.0%}')}; on unseen prompts {_row(again, '{:.0%}')}"
 

@@ -6,21 +6,18 @@ a page, which is drawn again from its results, and nothing that was computed.
 """
 
 import ast
-import contextlib
 import functools
 import hashlib
 import json
-import platform
 import re
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import zoo
+from seqcirc_utils.versions import versions
 from seqcirc_utils.workflow.stages import notebook, stage_named
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -147,13 +144,3 @@ def _code(stage: str, shown: bool, stamp: tuple) -> bytes:
 def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:
     # Papermill gives every cell an empty list of tags, which says nothing.
     return {k: v for k, v in metadata.items() if v and k not in ("execution", "papermill")}
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of what decides results."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "transformer-lens", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found | {"seqcirc_utils": import_module("seqcirc_utils").__version__}

@@ -54,6 +54,12 @@ def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     assert everything["distance"]["mean"] == pytest.approx(0, abs=1e-5)
 
 
+def test_a_model_that_cannot_do_the_task_is_refused():
+    evaluator = SimpleNamespace(intact=SimpleNamespace(logit_diff=torch.zeros(3)))
+    with pytest.raises(UserError, match="logit difference"):
+        quality.quality(evaluator, CIRCUIT)
+
+
 def test_minimality_removes_each_component_from_the_circuit(judge):
     found = quality.minimality(judge, CIRCUIT).set_index("component")
     whole = judge.intact.logit_diff.mean()

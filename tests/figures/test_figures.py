@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import (
-    circuit_discovery,
     common,
     logit_attribution,
     style,
@@ -69,21 +68,6 @@ def test_every_figure_draws(frame):
         common.component_bars(frame, 4, "logits"),
         common.agreement([1, 2, 3], [1, 2, 2], ["a", "b", "c"], ("x", "y")),
         common.table_heatmap(square, "value"),
-        circuit_discovery.size_curve(
-            pd.DataFrame({"size": [1, 8], "faithfulness": [0.2, 0.9]}),
-            0.8,
-            {"found": (3, 0.8)},
-            {"random": [0.1, 0.2]},
-            3,
-        ),
-        circuit_discovery.search_paths(
-            {"s": pd.DataFrame({"size": [1, 2], "score": [0.9, 0.7], "removed": [True, False]})}, 9
-        ),
-        circuit_discovery.needed_and_found(
-            pd.DataFrame(
-                {"component": ["1.0", "mlp0"], "change": [-0.4, -0.1], "q": [0.01, 0.3]}
-            ).assign(prompts=[1.0, 0.5], seed=[1.0, 0.0], order=[0.5, 0.5])
-        ),
     ]
     for figure in figures:
         assert isinstance(figure, Figure)

@@ -121,11 +121,10 @@ class World:
             "quality": {"ranked search": {k: value for k in kinds}},
             "random": null,
             "p": {k: 0.3 for k in null},
+            "scores": {"published sweep": 0.9},
             "edges": {"published rule": 30, "corrected rule": 20, "ranked search": 5},
         }
         store.write_json(self.path("04_circuit_discovery.json", t), judged)
-        steps = [{"score": 0.9, "removed": True}, {"score": 0.5, "removed": False}]
-        store.write_json(self.path("04_circuit_discovery.sweep.json", t), {"steps": steps})
         columns = ("candidates", "kept as meant", "kept by the code", "judged differently")
         rows = [
             {"edges": f"MLP into {what}", **dict(zip(columns, (9, 4, 6, 2), strict=True))}

@@ -1,0 +1,138 @@
+"""What chapter 04 finds in a model whose circuit is known, and how it is shown."""
+
+import dataclasses
+import warnings
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from oracles import evaluator_of
+
+from seqcirc_utils import store
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.components import components
+from seqcirc_utils.figures import circuit_discovery as figures
+from seqcirc_utils.planted.circuits import PLANTED
+
+NUMBERS = {"n_prompts": 4, "n_means": 16, "n_null": 5, "n_repeats": 1, "n_edge_prompts": 2}
+PARAMETERS = {"model": "m", "task": "months", "templates": ["born"], "threshold": 0.8, "seed": 0}
+DRAWN = [figures.search_paths, figures.estimate_scatter, figures.circuit_map, figures.size_curve]
+DRAWN += [figures.needed_and_found, figures.ablation_map]
+TOLD = [figures.searches_told, figures.estimate_told, figures.chance_told, figures.needed_told]
+OF_EDGES = [figures.edge_table, figures.fault_table, figures.strongest_edges]
+
+
+def setting(model, checkpoints=None):
+    """A run of the chapter in which chapter 03 found the exact effects."""
+
+    def read(kind, task=None):
+        assert kind.stage == "03_patching"
+        evaluator = Evaluator(at.model, at.sets().evaluation, at.means())
+        changes = evaluator.replaced([[c] for c in components(at.model)]).logit_diff
+        changes = (changes.mean(1) - (whole := evaluator.intact.logit_diff.mean())) / whole
+        names = list(map(str, components(at.model)))
+        return SimpleNamespace(
+            effects=pd.DataFrame({"component": names, "ablation": changes.tolist()})
+        )
+
+    at = Setting(PARAMETERS | NUMBERS, checkpoints, read, model)
+    return at
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def planted(directory):
+    """Findings on a model that adds a path of four parts, and whose edges are refused."""
+    at = setting(PLANTED["path"].build("months"), directory / CircuitDiscovery.stage)
+    return CircuitDiscovery.measure(at)
+
+
+@pytest.fixture(scope="module")
+def found(gpt2, directory):
+    """Findings on a random model, asked for what its components raise."""
+    at = setting(gpt2, directory / "random")
+    sets, means = at.sets(), at.means()
+    answered = {
+        name: evaluator_of(gpt2, getattr(sets, name), means).answers
+        for name in ("discovery", "evaluation")
+    }
+    at._sets["months"] = dataclasses.replace(sets, **answered)
+    return CircuitDiscovery.measure(at)
+
+
+def test_the_planted_circuit_is_found_and_judged(planted):
+    known = set(PLANTED["path"].smallest[0])
+    assert planted.circuit.components == planted.published.components == known
+    assert set(planted.components["component"]) == set(map(str, known))
+    assert planted.scores["ranked search"] == pytest.approx(1, abs=0.05)
+    assert planted.accuracy == 1
+    assert planted.components["inclusion"].eq(1).all() and planted.returning == []
+    assert (planted.components["change"] < -0.5).all()  # each part needs the one before
+    own = planted.quality["ranked search"]["faithfulness"]["mean"]
+    assert max(map(max, planted.random.values())) < own == planted.circuit.faithfulness["mean"]
+    assert planted.p == {"random, same size": 1 / 2, "random heads, same layers": 1 / 6}
+    ends = planted.curve["faithfulness"].iloc[[0, -1]].tolist()
+    assert ends == pytest.approx([0, 1], abs=1e-3)
+    exact = planted.estimates.set_index("component")["exact"]
+    assert (exact[list(map(str, known))] < -0.5).all() and planted.recall == 1
+
+
+def test_every_trial_is_kept_in_the_log_and_in_the_findings(planted, directory):
+    for name, suffix in (("published sweep", "sweep"), ("ranked search", "ranked")):
+        log = store.read_json(directory / f"04_circuit_discovery.{suffix}.json")["steps"]
+        steps = planted.steps[planted.steps["search"] == name]
+        assert [step["component"] for step in log] == steps["component"].tolist()
+        assert len(log) == planted.trials[name]
+        assert steps["score"][steps["removed"]].iloc[-1] == planted.scores[name]
+
+
+def test_a_model_without_edges_loses_their_section_only(planted, tmp_path):
+    planted.save(tmp_path)
+    back = CircuitDiscovery.load(tmp_path)
+    assert "edge circuits do not apply" in back.missing["edges"] and back.circuit.edges == []
+    assert back.edge_effects.empty and back.faults.empty and back.edges == {}
+    assert all(show(back).data.startswith("No edges here: ") for show in OF_EDGES)
+    assert all(isinstance(draw(back), Figure) for draw in DRAWN)
+
+
+def test_the_kept_edges_keep_the_score(found):
+    assert not found.missing
+    assert len(found.circuit.edges) == found.edges["ranked search"] < len(found.edge_effects)
+    kept = found.edge_scores["ranked search"]["discovery"]
+    assert kept >= min(0.8, found.all_edges)
+    cost = found.edge_effects.set_index("edge")["score"] - found.all_edges
+    assert set(found.circuit.edges) <= set(cost.index)
+    into_logits = cost.index.str.startswith("mlp") & cost.index.str.endswith("logits")
+    faults = found.faults.set_index("edges")
+    assert faults.loc["MLP into logits (B13)", "candidates"] == into_logits.sum() > 0
+    assert (faults["judged differently"] <= faults["candidates"]).all()
+
+
+def test_findings_survive_the_disk_and_are_shown_from_there(found, tmp_path):
+    found.save(tmp_path)
+    back = CircuitDiscovery.load(tmp_path)
+    for field in dataclasses.fields(found):
+        ours, theirs = getattr(found, field.name), getattr(back, field.name)
+        if isinstance(ours, pd.DataFrame):
+            pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, rtol=1e-6)
+        else:
+            assert ours == theirs, field.name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(isinstance(draw(back), Figure) for draw in DRAWN)
+    told = " ".join(tell(back).data for tell in TOLD)
+    assert "**0 of " in told  # four prompts are too few for any q below 0.05
+    assert "nan" not in told and "best keeps" in told
+    assert all(isinstance(show(back), pd.DataFrame) for show in OF_EDGES)
+    table = figures.search_table(back)
+    assert list(table) == ["published sweep", "ranked search", "ranked, two-sided"]
+    size = f"{len(back.circuit.heads)}, {len(back.circuit.mlps)}"
+    assert table.loc["heads, MLPs", "ranked search"] == size
+    assert ", ".join(figures.numbers(back).values()) == size
