@@ -187,10 +187,9 @@ def inclusion(
         return sweep(own, threshold, orders=partial(shuffled_orders, rng))
 
     everything = components(model)
-    kinds = ("prompts", "seed", "order")
-    found: dict[str, list[list[bool]]] = {kind: [] for kind in kinds}
-    times = {kind: (repeats + 1) // 2 if kind == "order" else repeats for kind in kinds}
-    todo = [(kind, repeat) for kind in kinds for repeat in range(times[kind])]
+    times = {"prompts": repeats, "seed": repeats, "order": (repeats + 1) // 2}
+    found: dict[str, list[list[bool]]] = {kind: [] for kind in times}
+    todo = [(kind, repeat) for kind, n in times.items() for repeat in range(n)]
     for kind, repeat in tqdm(todo, desc=progress, unit="search", disable=progress is None):
         with contextlib.suppress(CannotDo):
             circuit = search(kind, repeat).components
