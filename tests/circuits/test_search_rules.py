@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from oracles import evaluator_of
 
 from seqcirc_utils.circuits import search as search_module
 from seqcirc_utils.components import Component
+
+SHAPE = SimpleNamespace(n_layers=1, n_heads=3)
 
 
 class Made:
@@ -35,14 +38,15 @@ def swept(monkeypatch):
     monkeypatch.setattr(
         search_module, "Log", lambda *_: SimpleNamespace(read=dict, write=lambda **_: None)
     )
-    model, intact = SimpleNamespace(n_layers=1, n_heads=3), torch.tensor([3.0, 5.0])
-    evaluator = SimpleNamespace(model=model, intact=SimpleNamespace(logit_diff=intact))
+    intact = torch.tensor([3.0, 5.0])
+    evaluator = SimpleNamespace(model=SHAPE, intact=SimpleNamespace(logit_diff=intact))
 
-    def sweep(effects, threshold, **options):
+    def sweep(effects, *threshold, **options):
         monkeypatch.setattr(Made, "effects", effects)
-        found = search_module.sweep(evaluator, threshold, **options)
+        found = search_module.sweep(evaluator, *threshold, **options)
         return found, [(s["component"], s["score"], s["removed"]) for s in found.steps]
 
+    sweep.evaluator = evaluator
     return sweep
 
 
@@ -82,6 +86,35 @@ def test_the_two_sided_rule_refuses_what_overshoots(swept):
 def test_where_nothing_goes_the_circuit_is_the_model(swept):
     found, steps = swept(dict.fromkeys(EFFECTS, -0.001), 1)
     assert found.score == 1 and len(found.components) == len(steps) == 4
+
+
+def test_random_sweeps_are_drawn_by_their_generator():
+    def drawn(seed):
+        orders = search_module.shuffled_orders(torch.Generator().manual_seed(seed), SHAPE)
+        return [order for _, order in itertools.islice(orders, 3)]
+
+    assert drawn(0) == drawn(0) != drawn(1) and len(set(map(tuple, drawn(0)))) > 1
+    assert all(sorted(map(str, order)) == sorted(EFFECTS) for order in drawn(0))
+
+
+def test_what_a_search_keeps_when_nothing_is_said(swept, monkeypatch):
+    """80%, one-sided; groups of a quarter; eight prompts behind an estimate."""
+    for cost, gone in ((-0.79, True), (-0.81, False)):
+        found, _ = swept({"mlp0": cost, "0.0": -9, "0.1": -9, "0.2": -9})
+        assert (Component(0, None) not in found.components) == gone
+    _, steps = swept({"mlp0": 9, "0.0": -9, "0.1": -9, "0.2": -9})
+    assert steps[0][2]  # far more than all
+    asked = []
+
+    def groups(search, estimate, share, two_sided):
+        asked.append((share, two_sided, search.least, search.most))
+        estimate()
+
+    evaluator = swept.evaluator
+    evaluator.estimate = lambda out, rows: asked.append((out, rows))
+    monkeypatch.setattr(search_module, "remove_in_groups", groups)
+    search_module.ranked(evaluator)
+    assert asked == [(0.25, False, 0.8, float("inf")), (set(), 8)]
 
 
 class Heap:
