@@ -1,6 +1,7 @@
 """A small project in a temporary directory: the real library, small notebooks in their places."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -61,16 +62,19 @@ def write_notebook(root: Path, stage: str, work: str = "", more: str = "") -> Pa
     return path
 
 
-def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the project and let this process and its kernels work in it."""
+def make(root: Path, monkeypatch: pytest.MonkeyPatch, real: Sequence[str] = ()) -> Path:
+    """Make the project and let this process and its kernels work in it.
+
+    The stages named in ``real`` keep their own notebooks and chapters.
+    """
     shutil.copytree(
         store.ROOT / "seqcirc_utils",
         root / "seqcirc_utils",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     # These small notebooks decide by themselves.
-    for stage in stages.STAGES.values():
-        (root / "seqcirc_utils" / stage.chapter).unlink(missing_ok=True)
+    for name in set(stages.STAGES) - set(real):
+        (root / "seqcirc_utils" / stages.STAGES[name].chapter).unlink(missing_ok=True)
     monkeypatch.setattr(fingerprint, "_PACKAGE", root / "seqcirc_utils")
     for name in ("params", "profiles"):
         shutil.copytree(store.ROOT / name, root / name)
@@ -78,7 +82,10 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "notebooks").mkdir()
     (root / "book").mkdir()
     for stage in stages.STAGES:
-        write_notebook(root, stage)
+        if stage in real:
+            shutil.copy(stages.notebook(stage), root / "notebooks")
+        else:
+            write_notebook(root, stage)
     monkeypatch.setattr(store, "ROOT", root)
     monkeypatch.setenv("PYTHONPATH", str(root))
     return root
