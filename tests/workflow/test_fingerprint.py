@@ -30,7 +30,7 @@ def runs(project, monkeypatch):
     facts = {"position_spearman": 0.5, "templates": "born 4", "missing": {}}
     found = Patching(**tables, ablation=np.eye(2), patching=np.eye(2), **facts)
     monkeypatch.setattr(Patching, "measure", lambda at: measured.append(at.parameters) or found)
-    plan = planning.read_plan(parameters(project))
+    plan = planning.read_plan(parameters(project, n_prompts=4))
     job = planning.Job(plan, STAGE, "months")
 
     def run():
