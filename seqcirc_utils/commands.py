@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--profile", default="", help="where jobs run (default: profiles/local)")
     both = [common, where]
 
-    def add(name: str, do: Callable, *parents: _Parser, alone: bool = True, **said: str) -> _Parser:
+    def add(name: str, do: Callable, *parents: _Parser, alone: bool = True, **said: Any) -> _Parser:
         command = commands.add_parser(name, parents=parents, **said)
         command.set_defaults(do=do, alone=alone)
         return command

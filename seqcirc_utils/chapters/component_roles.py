@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,10 +25,10 @@ from seqcirc_utils.analyses.writes import (
     spellings,
     word_hits,
 )
+from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, array, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
-from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.models.loading import Model
@@ -37,16 +36,6 @@ from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.scores import score
 from seqcirc_utils.prompts.vocabulary import Vocabulary, vocabulary
 from seqcirc_utils.statistics import intervals
-
-
-@dataclass(frozen=True, kw_only=True)
-class CircuitDiscovery(Findings):  # until chapter 04 has findings
-    stage = "04_circuit_discovery"
-    circuit: Circuit
-
-    @classmethod
-    def load(cls, directory: Path) -> Self:
-        return cls(circuit=Circuit.load(directory / "circuit.json"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from seqcirc_utils.ablation.answers import KINDS, Bench
 from seqcirc_utils.analyses import generalisation
-from seqcirc_utils.chapters.circuit_discovery_until import CircuitDiscovery
+from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
