@@ -195,7 +195,7 @@ def test_the_table_of_rules_names_every_role_and_threshold(found):
 def test_what_cannot_be_told_leaves_the_rest(setting, found, planted, monkeypatch, lacks, missing):
     known = capabilities.wiring(planted)
     lacking = dict.fromkeys((True, False), replace(known, lacks=frozenset({lacks})))
-    monkeypatch.setitem(capabilities._KNOWN, planted.bridge, lacking)
+    monkeypatch.setattr(planted, "measured", lacking)
     part = ComponentRoles.measure(setting)
     assert set(part.missing) == missing
     reason = capabilities.REASONS[lacks]
