@@ -1,9 +1,8 @@
 """What a last stream says of tokens that are already written (teacher forcing)."""
 
 import torch
-from transformer_lens.tools.analysis import logit_readout
 
-from seqcirc_utils.models.capabilities import require
+from seqcirc_utils.models.capabilities import logits, require
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.statistics import finite
 
@@ -34,9 +33,9 @@ def continuations(
     truth = truth.to(stream.device).expand(shape[0], *truth.shape).flatten(0, 1)
     tops, log_probs = [], []
     for part, true in zip(stream.flatten(0, 1).split(rows), truth.split(rows), strict=True):
-        read = logit_readout(model.bridge, part.flatten(0, 1), chunk_size=AT_ONCE).values
-        logits = finite(read.float()).unflatten(0, part.shape[:2])  # [rows, p + 1, vocab]
-        tops.append(logits.argmax(-1).cpu())
-        own = logits[:, :-1].gather(-1, true[..., None])[..., 0]  # [rows, p]
-        log_probs.append((own - logits[:, :-1].logsumexp(-1)).cpu())
+        # [rows, p + 1, vocab]; the library's logit_readout would make all log probabilities too.
+        read = finite(logits(model, model.bridge.ln_final(part), slice(None)).float())
+        tops.append(read.argmax(-1).cpu())
+        own = read[:, :-1].gather(-1, true[..., None])[..., 0]  # [rows, p]
+        log_probs.append((own - read[:, :-1].logsumexp(-1)).cpu())
     return torch.cat(tops).reshape(shape), torch.cat(log_probs).reshape(*shape[:2], -1)

@@ -201,12 +201,8 @@ def test_an_answer_is_right_only_whole_and_ended(speller, numbers, monkeypatch):
         """Whether a model that writes these tokens, with certainty, is right."""
         logits = torch.full((len(written), len(speller.tokenizer)), -50.0)
         logits[range(len(written)), written] = 50.0
-        monkeypatch.setattr(
-            readout,
-            "logit_readout",
-            lambda *a, **k: type("Readout", (), {"values": logits}),
-        )
-        stream = torch.zeros(1, batch.tokens.shape[1], 4)
+        monkeypatch.setattr(readout, "logits", lambda *a: logits[None])
+        stream = torch.zeros(1, batch.tokens.shape[1], speller.facts.d_model)
         return answers_module.read(speller, batch, stream[None])[0].item()
 
     assert correct([*truth, ids(",")]) and correct([*truth, ids(" ")])
