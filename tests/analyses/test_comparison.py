@@ -30,6 +30,25 @@ def test_two_sets_follow_the_hypergeometric_law():
     assert found.p == pytest.approx(hypergeom.sf(4, 100, 10, 15))
 
 
+def test_what_is_shared_comes_in_the_models_order():
+    some = {Component(1, 0), Component(0, 10), Component(0, 2), Component(10, 3)}
+    expected = ["0.2", "0.10", "1.0", "10.3"]
+    assert list(map(str, overlap.overlap([some, some], 200).shared)) == expected
+    found = overlap.layer_overlap([some, some], 11, 12)
+    assert list(map(str, found.shared)) == expected and found.total == 11 * 12
+    mlps = {Component(10, None), Component(2, None)}
+    assert list(map(str, overlap.overlap([mlps, mlps], 12).shared)) == ["mlp2", "mlp10"]
+
+
+def test_nothing_to_compare():
+    empty = overlap.overlap_table({"a": heads(1)}, {"heads": 20, "MLPs": 4})
+    columns = overlap.overlap_table({"a": set(), "b": set()}, {"heads": 20, "MLPs": 4}).columns
+    assert empty.empty and list(empty.columns) == list(columns)
+    assert overlap.shared_and_rest({}) == {"core": set()}
+    with pytest.raises(UserError, match="no edges in the circuit of any task"):
+        overlap.edge_overlap({})
+
+
 def test_three_sets_agree_with_simulation():
     sizes, total = (12, 9, 15), 30
     sets = [
@@ -287,6 +306,7 @@ def test_a_p_value_of_agreement_by_counting_orders():
     some = role_agreement.role_agreement({"a": b, "b": b}, list(b))
     assert some.same == 2 and some.p == pytest.approx(1 / 6, abs=0.015)
     assert some.expected == pytest.approx(2 / 3, abs=0.03)
+    assert one == role_agreement.role_agreement({"a": a, "b": turned}, list(a)[::-1])
     other = role_agreement.role_agreement({"a": a, "b": turned}, list(a), seed=1)
     assert one != other and one == role_agreement.role_agreement(
         {"a": a, "b": turned}, list(a), seed=0
@@ -301,7 +321,14 @@ def test_role_holders_tell_shared_from_analogous():
     table = table.set_index("role")
     assert table.loc["x"].to_dict() == {"shared": "0.0", "changing": "0.1", "a": "0.2", "b": "0.3"}
     assert table.loc["y"].to_dict() == {"shared": "", "changing": "0.1", "a": "", "b": ""}
-    assert "none" not in table.index
+    assert "none" not in table.index and list(table.index) == ["x", "y"]
+    many = {Component(i // 12, i % 12): "x" for i in (13, 2, 10)}
+    circuits = {"a": set(many) | heads(7), "b": set(many)}  # 0.7 has no role
+    table = role_agreement.role_table({"a": many, "b": many}, circuits)
+    assert table.to_numpy().tolist() == [["x", "0.2, 0.10, 1.1", "", "", ""]]
+    empty = role_agreement.role_table({"a": {}}, {"a": heads(7)})
+    assert empty.empty and list(empty.columns) == ["role", "shared", "changing", "a"]
+    assert list(role_agreement.role_table({}, {}).columns) == ["role", "shared", "changing"]
 
 
 def test_figures_show_every_number():

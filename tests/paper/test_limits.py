@@ -158,3 +158,152 @@ def test_seven_of_the_named_edges_will_do(tmp_path):
         _named_edges(world, count)
         assert claims.judge("C19", world.evidence)[0] == verdict
         assert claims.judge("C19", world.evidence)[1] == {"named edges": count}
+
+
+FIGURES = {
+    "C1": {"heads": [7, 7, 6], "kept": [82] * 3},
+    # By layer 1, 4 (two of digits and of number words, one of months), 1, 1, 1 and 1 over 6 × 6.
+    "C2": {
+        "shared heads": 5,
+        "expected by chance": 7 * 7 * 6 / 36**2,
+        "expected in the same": 0.25,
+    },
+    "C3": {"4.4": [-50] * 3, "0.0": [-30] * 3, "largest other": [-10] * 3},
+    "C4": {"digits": -20, "number words": -20},
+    "C5": {"mean drop": [-(4 * 30 + 32 * 1) / 36] * 3, "key heads in the worst ten": [4] * 3},
+    "C6": {"first MLP": [10] * 3, "late MLP": [20] * 3},
+    "C7": {
+        "digits circuit": [80, 50, 110],
+        "number-words circuit": [90, 80, 120],
+        "months circuit": [40, 30, 80],
+    },
+    "C8": {"number words on digits": 90, "digits on number words": 50},
+    "C9": {"indirect-object circuit": [-10, -20, -10]},
+    "C10": {"member 3 to member 2": [1] * 3, "member to members": [50] * 3, "filler to": [2] * 3},
+    "C11": {"in order": [50] * 3, "random order": [10] * 3},
+    "C12": {"member to itself": [90] * 3, "“in” to earlier “in”": [80] * 3},
+    "C13": {f"member {i + 1}": [v] * 3 for i, v in enumerate((5, 25, 30, 30))},
+    "C14": {"newest member": [60] * 3},
+    "C15": {"best, own input": [90] * 3, "mean, own input": [(90 + 35) / 36] * 3},
+    "C16": {"ordinals for months, own": 90, "ordinals for months, the paper's way": 90},
+    "C17": {"next, own": 90, "copy, own": 20, "next, the paper": 90, "copy, the paper": 20},
+    "C18": {"switching, last to next": [100] * 3, "switching, the paper's rule": [100] * 3},
+    "C19": {"values of a succ": 2, "queries of a succ": 1, "values of a transport": 1},
+    "C20": {"own heads": [1] * 3, "needed and found again": [1] * 3},
+    "C21": {"shared heads": 5, "expected by chance": 7 * 7 * 6 / 36**2},
+    "C22": {"top head": [-50] * 3},
+    "C23": {"+1": [5] * 3, "+100": [5] * 3, "+100, random": 80},
+    "C24": {"sums, 1 digit": [5] * 3, "differences, 2 digits, random": 80},
+    "C25": {"months": 5, "months, random": 80, "dates": 5, "dates, random": 80},
+    "C26": {"Spanish months": [5] * 3, "Spanish number words, random": 80},
+    # Layers 0 and 1, 3, and 4 of 0 to 5.
+    "C27": {"depth of detection": [10] * 3, "depth of trans": [60] * 3, "depth of the": [80] * 3},
+}
+
+
+@pytest.mark.parametrize("claim", FIGURES)
+def test_figures_are_those_of_the_made_results(made, claim):
+    found = claims.judge(claim, made.evidence)[1]
+    for label, value in FIGURES[claim].items():
+        (name,) = [n for n in found if n == label] or [n for n in found if n.startswith(label)]
+        assert found[name] == pytest.approx(value), name
+
+
+def _months_differ(world):
+    world.set(EFFECTS, "ablation", -0.04, "months", component="2.2")  # 4 points instead of 1
+    world.set(COSTS, "change", -0.24, "months", component="2.2")
+    world.set(ROLES, "end_to_newest", 0.7, "months", component="4.4")
+    world.set(OV, "top5", 0.8, "months", component="4.4", score="next", input="own")
+    world.set(BEYOND, "accuracy_after", 0.01, probe="plus_1", set=CIRCUITS[2])
+    world.set(BEYOND, "random_mean", 0.5, probe="plus_1", set=CIRCUITS[2], kind="mean")
+    world.set(BEYOND, "retained", 0.25, probe="month_after", set="key heads", kind="mean")
+
+
+def test_three_figures_are_those_of_the_tasks_in_order(made, tmp_path):
+    world = copy.copy(made)
+    world.directory = shutil.copytree(made.directory, tmp_path / "differ")
+    _months_differ(world)
+    found = {
+        c: claims.judge(c, world.evidence)[1] for c in ("C3", "C5", "C14", "C15", "C23", "C25")
+    }
+    assert found["C3"]["largest other"] == pytest.approx([-10, -10, -24])
+    assert found["C5"]["mean drop"] == pytest.approx([-152 / 36, -152 / 36, -155 / 36])
+    assert found["C14"]["newest member"] == pytest.approx([60, 60, 70])
+    assert found["C15"]["mean, own input"] == pytest.approx([125 / 36, 125 / 36, 115 / 36])
+    assert found["C23"]["+1"] == pytest.approx([5, 5, 1])
+    assert found["C23"]["+1, random"] == pytest.approx((80 + 80 + 50) / 3)
+    assert found["C25"]["months"] == pytest.approx((25 + 5) / 2)
+
+
+# Another head is better on one task and worse on the worst: the rule keeps to the one it had.
+RIVALS = [
+    ("C3", "1 other", [(COSTS, "change", "digits", -0.249), (COSTS, "change", "months", -0.01)]),
+    ("C10", "head 1.1", [(ROLES, "role", None, "member detection")]),
+    (
+        "C10",
+        "head 2.2",
+        [(ROLES, "role", None, "member detection"), (ROLES, "members_to_members", None, 0.6)],
+    ),
+    (
+        "C10",
+        "head 1.1",
+        [
+            (ROLES, "role", None, "member detection"),
+            (ROLES, "members_to_members", "digits", 0.9),
+            (ROLES, "members_to_members", "months", 0.4),
+        ],
+    ),
+    (
+        "C11",
+        "head 1.1",
+        [
+            (ROLES, "role", None, "member detection"),
+            (ROLES, "members_to_members", None, 0.5),
+            (ROLES, "members_to_members_random", "months", 0.2),
+        ],
+    ),
+    ("C12", "head 0.0", [(ROLES, "in_to_copies", None, 0.95)]),
+    (
+        "C12",
+        "head 2.2",
+        [(ROLES, "role", None, "duplicate token"), (ROLES, "in_to_copies", None, 0.9)],
+    ),
+    (
+        "C12",
+        "head 0.0",
+        [
+            (ROLES, "role", None, "duplicate token"),
+            (ROLES, "in_to_copies", "digits", 0.95),
+            (ROLES, "in_to_copies", "months", 0.7),
+        ],
+    ),
+    (
+        "C14",
+        "head 4.4",
+        [(ROLES, "end_to_newest", "digits", 0.99), (ROLES, "end_to_newest", "months", 0.55)],
+    ),
+    ("C14", "head 2.2", [(ROLES, "end_to_newest", None, 0.61)]),
+]
+
+
+@pytest.mark.parametrize(("claim", "note", "changes"), RIVALS)
+def test_the_head_is_that_which_is_best_where_it_is_worst(made, tmp_path, claim, note, changes):
+    world = copy.copy(made)
+    world.directory = shutil.copytree(made.directory, tmp_path / "rival")
+    for name, column, task, value in changes:
+        world.set(name, column, value, task, component="2.2")
+    verdict, _, reason = claims.judge(claim, world.evidence)
+    assert verdict == SUPPORTED and reason.startswith(note)
+
+
+def test_the_four_key_heads_are_those_whose_smallest_cost_is_largest(made, tmp_path):
+    world = copy.copy(made)
+    world.directory = shutil.copytree(made.directory, tmp_path / "keys")
+    world.set(COSTS, "change", -0.9, "digits", component="2.2")  # most, but not in the others
+    verdict, figures, reason = claims.judge("C3", world.evidence)
+    assert (
+        verdict == NOT_SUPPORTED
+        and reason == "does not hold: the others less; 1 other shared heads"
+    )
+    assert list(figures) == ["4.4", "0.0", "1.1", "3.3", "largest other"]
+    assert figures["largest other"] == pytest.approx([-90, -10, -10])
