@@ -171,6 +171,8 @@ def test_transfer_keeps_and_ablates_each_set_on_each_task(gpt2, evaluators):
     sets = {"all": everything, "nothing": [], "half": everything[:7]}
     table = transfer.transfer(evaluators, sets).set_index(["mode", "set", "task"])
     assert len(table) == 18
+    assert table.equals(transfer.transfer(evaluators, sets, 0).set_index(table.index.names))
+    assert not table.equals(transfer.transfer(evaluators, sets, 1).set_index(table.index.names))
     for task, evaluator in evaluators.items():
         assert table.loc[("kept", "all", task), "mean"] == pytest.approx(1, abs=1e-5)
         assert table.loc[("ablated", "nothing", task), "mean"] == pytest.approx(1, abs=1e-5)
@@ -224,6 +226,7 @@ def test_random_circuits_by_hand():
     assert found["random"].to_dict() == pytest.approx(expected)
     # As much is kept by 3 and 5; as little is left without 3 and 5; without 3 and 4 heads.
     assert found["p"].to_dict() == pytest.approx(dict.fromkeys(modes, 3 / 5))
+    assert rows.index.tolist() == list(range(12)) and table["mode"].tolist() == list(modes)
     drawn = rows.set_index(["mode", "draw"])["mean"]
     assert drawn["kept"].tolist() == pytest.approx([0.2, 0.4, 0.6, 1.0])
     assert drawn["heads"].tolist() == pytest.approx([0.8, 0.8, 0.4, 0.2])

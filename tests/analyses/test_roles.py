@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import word_tokenizer
+from scipy.stats import binom
 from transformer_lens.tools.analysis import logit_readout
 
 from seqcirc_utils.analyses import attention, heads, lens, observation, roles
@@ -312,6 +313,40 @@ def test_rules(changes, expected):
 
 def test_attention_must_exceed_what_even_spread_gives():
     assert role(EVEN | {"end_to_members": 0.5}, **LOOKS) == "none"
+    spread = EVEN | {"end_to_members": 0.25}
+    assert role(spread, end_to_members=0.375) == "transport to the end"
+    assert role(spread, end_to_members=0.374) == "none"
+
+
+MLP = {"end_to_members": np.nan, "lens_next": 0.0, "lens_last": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "column", "last", "first", "expected"),
+    [
+        ({}, "end_to_members", 0.2, 0.199, "transport to the end"),
+        ({}, "in_to_copies", 0.2, 0.199, "duplicate token"),
+        ({}, "members_to_members", 0.2, 0.199, "member detection"),
+        (LOOKS | WRITES_NEXT, "ov_next", 0.25, 0.249, "next member"),
+        (LOOKS | WRITES_NEXT, "p_next", 0.01, 0.011, "next member"),
+        (LOOKS | WRITES_COPY, "ov_copy", 0.25, 0.249, "copy"),
+        (LOOKS | WRITES_COPY, "p_copy", 0.01, 0.011, "copy"),
+        (LOOKS, "direct_last", -0.1, -0.099, "inhibition"),
+        (MLP, "lens_next", 0.02, 0.019, "promotes next member"),
+        (MLP, "lens_last", 0.02, 0.019, "copies last member"),
+        (MLP | {"lens_next": 0.05}, "lens_last", 0.05, 0.051, "promotes next member"),
+    ],
+)
+def test_a_role_begins_at_its_threshold(given, column, last, first, expected):
+    assert role(**given | {column: last}) == expected
+    assert role(**given | {column: first}) != expected
+
+
+def test_the_thresholds_are_those_of_the_book():
+    assert roles.thresholds() == {
+        **{"attention": 0.2, "lift": 1.5, "top_k": 5, "ov_share": 0.25, "ov_p": 0.01},
+        **{"direct": 0.1, "lens_step": 0.02},
+    }
 
 
 def test_confidence_is_the_share_of_resamples(gpt2):
@@ -329,6 +364,14 @@ def test_confidence_is_the_share_of_resamples(gpt2):
     assert 0.4 < unsure["confidence"] < 0.8 and unsure["rival"] == "none"
     assert unsure["confidence"] + unsure["rival_share"] == pytest.approx(1)
     assert unsure["end_to_members_low"] < roles.ATTENTION < unsure["end_to_members_high"]
+    # Of 20 prompts 10 say 0.4: the mean's 95% interval by the binomial law.
+    bounds = binom.ppf([0.025, 0.975], n, 0.5) / n * (2 * roles.ATTENTION)
+    assert unsure["end_to_members_low"] == pytest.approx(bounds[0], abs=0.021)
+    assert unsure["end_to_members_high"] == pytest.approx(bounds[1], abs=0.021)
+    assert unsure["confidence"] == pytest.approx(binom.sf(9, n, 0.5), abs=0.05)
+    again = roles.role_table(gpt2, found, p, EVEN, seed=0).set_index("component")
+    other = roles.role_table(gpt2, found, p, EVEN, seed=1).set_index("component")
+    assert again.equals(table) and other.loc["0.1", "confidence"] != unsure["confidence"]
 
 
 # --- Planted models ------------------------------------------------------------------------------
