@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from oracles import evaluator_of
 
 from seqcirc_utils import store
+from seqcirc_utils.ablation.edges import EdgeEvaluator
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.setting import Setting
-from seqcirc_utils.components import components
+from seqcirc_utils.circuits import chance
+from seqcirc_utils.components import Component, Edge, components
 from seqcirc_utils.figures import circuit_discovery as figures
 from seqcirc_utils.planted.circuits import PLANTED
 
@@ -55,16 +57,21 @@ def planted(directory):
 
 
 @pytest.fixture(scope="module")
-def found(gpt2, directory):
-    """Findings on a random model, asked for what its components raise."""
-    at = setting(gpt2, directory / "random")
+def gpt2_asked(gpt2):
+    """A run of a random model, asked for what its components raise."""
+    at = setting(gpt2)
     sets, means = at.sets(), at.means()
     answered = {
         name: evaluator_of(gpt2, getattr(sets, name), means).answers
         for name in ("discovery", "evaluation")
     }
     at._sets["months"] = dataclasses.replace(sets, **answered)
-    return CircuitDiscovery.measure(at)
+    return at
+
+
+@pytest.fixture(scope="module")
+def found(gpt2_asked):
+    return CircuitDiscovery.measure(gpt2_asked)
 
 
 def test_the_planted_circuit_is_found_and_judged(planted):
@@ -82,6 +89,32 @@ def test_the_planted_circuit_is_found_and_judged(planted):
     assert ends == pytest.approx([0, 1], abs=1e-3)
     exact = planted.estimates.set_index("component")["exact"]
     assert (exact[list(map(str, known))] < -0.5).all() and planted.recall == 1
+
+
+def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2_asked):
+    at, everything = gpt2_asked, components(gpt2_asked.model)
+    evaluator = Evaluator(at.model, at.sets().evaluation, at.means())
+
+    def share(kept):
+        return (
+            evaluator.kept([kept]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
+        ).item()
+
+    steps = found.steps[(found.steps["search"] == "ranked search") & found.steps["removed"]]
+    gone = [Component.parse(c) for names in steps["component"] for c in names.split()]
+    needed = [Component.parse(c) for c in found.components["component"]]
+    for size, score in found.curve.itertuples(index=False):
+        first_out = set(gone[: len(everything) - size])
+        kept = needed[:size] if size <= len(needed) else set(everything) - first_out
+        assert score == pytest.approx(share(kept), abs=1e-5)
+    drawn = chance.random_like(needed, everything, 5, 0, by_layer=True)
+    expected = pytest.approx([share(kept) for kept in drawn], abs=1e-5)
+    assert found.random["random heads, same layers"] == expected
+    judged = {name: share(c.components) for name, c in figures.circuits(found).items()}
+    assert judged == pytest.approx({n: s["faithfulness"]["mean"] for n, s in found.quality.items()})
+    edges = EdgeEvaluator(evaluator, needed).differences([map(Edge.parse, found.circuit.edges)])
+    unseen = (edges.mean() / whole).item()
+    assert found.edge_scores["ranked search"]["evaluation"] == pytest.approx(unseen, abs=1e-5)
 
 
 def test_every_trial_is_kept_in_the_log_and_in_the_findings(planted, directory):
