@@ -1,6 +1,7 @@
 """Small tokenizers made on the spot."""
 
 import re
+from collections.abc import Iterable
 
 from seqcirc_utils.prompts import controls, plain_text
 
@@ -8,15 +9,15 @@ WORD = r" ?[A-Za-z]+|[^\sA-Za-z\d]|\n+| "
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:+-="
 
 
-def tokenizer_of(number: str):
-    """Whole words of the controls and the text; ``number`` says how digits are cut."""
+def tokenizer_of(number: str, more: Iterable[str] = ()):
+    """Whole words of the controls, the text and ``more``; ``number`` says how digits are cut."""
     from tokenizers import Regex, Tokenizer, pre_tokenizers
     from tokenizers import models as kinds
     from transformers import PreTrainedTokenizerFast
 
     rule = rf"{number}|{WORD}"
     texts = [plain_text._TEXT.read_text(encoding="utf-8"), "When and went to the , gave a to"]
-    texts += ["The lasted from the year to the year"]
+    texts += ["The lasted from the year to the year", *more]
     texts += [f" {word}" for word in controls._NAMES + controls._PLACES + controls._GIFTS]
     texts += [f" {word}" for word in controls._EVENTS]
     texts += [f" {year}" for year in range(1400, 1900)]

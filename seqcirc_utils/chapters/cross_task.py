@@ -11,7 +11,6 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
@@ -34,6 +33,8 @@ from seqcirc_utils.analyses.overlap import (
 from seqcirc_utils.analyses.role_agreement import role_agreement, role_holders
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.analyses.transfer import against_random, transfer
+from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
+from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.findings import Findings, part, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
@@ -80,8 +81,11 @@ class CrossTask(Findings):
         layer_matched: What chance gives that keeps to the circuits' layers, for heads.
         role_agreement: Whether shared heads have one role in all tasks; none without roles, or
             with a single task.
-        outside: The search for the indirect object's circuit: ``trials`` and ``prompts``.
-        text_loss: Of the whole model: ``mean`` (nats per token) over ``pieces`` of text.
+        outside: The search for the indirect object's circuit: ``trials`` and ``prompts``; empty
+            where there is none.
+        text_loss: Of the whole model: ``mean`` (nats per token) over ``pieces`` of text; and of how
+            many ``draws`` the random heads' mean and p are.
+        n_prompts: Prompts of a task.
         n_random_prompts: Prompts of a task that random circuits are scored on.
         model: Its ``title``, ``layers`` and ``heads`` in a layer.
         left_out: Tasks, controls and circuits that are not compared, and why.
@@ -128,8 +132,9 @@ class CrossTask(Findings):
     shared: dict[str, dict[str, Any]]
     layer_matched: dict[str, float]
     role_agreement: dict[str, float] | None
-    outside: dict[str, int] | None
-    text_loss: dict[str, float] | None
+    outside: dict[str, int]
+    text_loss: dict[str, float]
+    n_prompts: int
     n_random_prompts: int
     model: dict[str, Any]
     left_out: dict[str, str]
@@ -155,7 +160,7 @@ class CrossTask(Findings):
             draws, against = against_random(
                 tried.few, tried.held, drawn, progress="Random circuits"
             )
-        text, whole = cls.empty("text"), None
+        text, whole = cls.empty("text"), {}
         with tried.section("text"):
             text, whole = _text(tried, sets, drawn["layer"])
         _check(tried, shares, alike["overlap"])
@@ -168,6 +173,7 @@ class CrossTask(Findings):
             text_loss=whole,
             sets={name: sorted(map(str, s)) for name, s in sets.items()},
             outside=outside,
+            n_prompts=at["n_prompts"],
             n_random_prompts=len(_few(at)),
             model={"title": lm.facts.title, "layers": lm.n_layers, "heads": lm.n_heads},
             left_out=tried.left_out,
@@ -175,28 +181,6 @@ class CrossTask(Findings):
             **alike,
             **_roles(tried, heads),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Circuit(Findings):  # until chapter 04 has findings
-    stage = "04_circuit_discovery"
-    circuit: Circuit
-
-    @classmethod
-    def load(cls, directory: Path) -> Self:
-        return cls(circuit=Circuit.load(directory / "circuit.json"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ComponentRoles(Findings):  # until chapter 05 has findings
-    stage = "05_component_roles"
-    roles: pd.DataFrame = table(
-        "csv",
-        {"component": str, "layer": int, "head": "Int64", "role": str, "confidence": float},
-        in_circuit=bool,
-        rival=str,
-        more=float,
-    )
 
 
 @dataclass(frozen=True)
@@ -258,7 +242,7 @@ def _tried(at: Setting) -> _Tried:
         try:
             pair = _evaluators(at, task, at.sets(task), at.means(task))
             effects = at.read(Patching, task).effects
-            tried.circuits[task] = at.read(_Circuit, task).circuit
+            tried.circuits[task] = at.read(CircuitDiscovery, task).circuit
         except UserError as error:
             tried.left_out[TITLES[task]] = str(error)
             continue
@@ -329,16 +313,14 @@ def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
         tried: The tasks.
         shared: Heads in every circuit.
     """
-    columns = ["task", "component", "role", "confidence"]
     found = [CrossTask.empty("assigned")]
     by_task: dict[str, dict[Component, str]] = {}
     holders, agreement = CrossTask.empty("roles"), None
     with tried.section("roles"):
         for task in tried.circuits:
-            rows = tried.at.read(_ComponentRoles, task).roles.assign(task=task)[columns]
-            names = map(Component.parse, rows["component"])
-            by_task[task] = dict(zip(names, rows["role"], strict=True))
-            found.append(rows)
+            told = tried.at.read(ComponentRoles, task)
+            by_task[task] = told.by_component()
+            found.append(told.components.assign(task=task)[[*found[0]]])
         holders = role_holders(by_task, tried.held)
         if len(by_task) > 1:
             seed = tried.at["seed"]
@@ -347,13 +329,13 @@ def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
     return {"assigned": assigned, "roles": holders, "role_agreement": agreement}
 
 
-def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int] | None]:
+def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
     """All sets that are tried on every task; and how the circuit from outside was searched for."""
     if not tried.circuits:
         tried.left_out["ioi circuit"] = "no circuit is left to compare it with."
-        return {}, None
+        return {}, {}
     sets = {f"{task} circuit": circuit for task, circuit in tried.held.items()}
-    outside = None
+    outside = {}
     try:
         if "ioi" not in tried.every:
             raise UserError(tried.left_out[TITLES["ioi"]])
@@ -414,7 +396,8 @@ def _text(
                 "p": statistics.percentile_p(cost.mean, draws) if draws else float("nan"),
             }
         )
-    return pd.DataFrame(rows), {"mean": loss[0].mean().item(), "pieces": loss.shape[1]}
+    about = {"mean": loss[0].mean().item(), "pieces": loss.shape[1], "draws": n}
+    return pd.DataFrame(rows), about
 
 
 def _check(tried: _Tried, shares: pd.DataFrame, overlaps: pd.DataFrame) -> None:

@@ -1,51 +1,192 @@
-"""Figures of the chapter on what the tasks share."""
+"""How the findings on what the tasks share look: figures, and tables for people.
 
-from collections.abc import Mapping
+:mod:`seqcirc_utils.figures.cross_task_told` has the sentences.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import HTML, Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from seqcirc_utils import store
+from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
+from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
+from seqcirc_utils.components import Component, by_kind
+from seqcirc_utils.figures import circuit_map, common, style
 from seqcirc_utils.figures.style import DIVERGING, NEUTRAL, _close, task_colours
+from seqcirc_utils.statistics import Interval
+
+LETTERS = circuit_map.letters([*HEAD_ROLES, *MLP_ROLES])
+"""The letter of each role in the maps."""
+RANDOM = {"size": ("random, size-matched", "x"), "layer": ("random, layer-matched", "+")}
+"""Kinds of random circuit: label and marker."""
 
 
-def transfer_heatmaps(
-    table: pd.DataFrame, sets: Mapping[str, str], tasks: Mapping[str, str], n_own: int
-) -> Figure:
-    """Sets of components (rows) on tasks (columns), a panel per mode, with intervals.
+def absent(found: CrossTask, section: str) -> Markdown | None:
+    """Why a section does not apply, or nothing where it does."""
+    why = found.missing.get("circuits") or found.missing.get(section)
+    return Markdown(f"Not here: {why}") if why else None
 
-    Args:
-        table: Columns ``mode``, ``set``, ``task``, ``mean``, ``low``, ``high`` (shares of the
-            whole model), as :func:`seqcirc_utils.analyses.transfer.transfer` makes it.
-        sets: Rows in order, name to label.
-        tasks: Columns in order, name to label.
-        n_own: How many of the columns are sequence tasks; a line sets the controls apart.
-    """
-    found = table.set_index(["mode", "set", "task"]) * 100
+
+def needs(section: str) -> Callable[[Callable[[CrossTask], Any]], Callable[[CrossTask], Any]]:
+    """Show, in place of what a section that does not apply would show, why it does not."""
+
+    def decorate(show: Callable[[CrossTask], Any]) -> Callable[[CrossTask], Any]:
+        return functools.wraps(show)(lambda found: absent(found, section) or show(found))
+
+    return decorate
+
+
+def size(names: Iterable[str]) -> str:
+    """How many heads and MLPs a set of components has."""
+    kinds = by_kind(set(map(Component.parse, names)))
+    return f"{len(kinds['heads'])} heads, {len(kinds['MLPs'])} MLPs"
+
+
+def label(name: str) -> str:
+    """What a set of components is called in figures: ``months rest`` is “Months, rest”."""
+    task, _, kind = name.rpartition(" ")
+    ends = {"circuit": " circuit", "rest": ", rest"}
+    return f"{TITLES[task]}{ends[kind]}" if task else f"shared {name}"
+
+
+def _intervals(frame: pd.DataFrame, prefix: str = "") -> list[str]:
+    columns = [f"{prefix}{bound}" for bound in ("mean", "low", "high")]
+    return [str(Interval(*row)) for row in frame[columns].to_numpy()]
+
+
+def _written(column: pd.Series, style: str) -> pd.Series:
+    return column.map(f"{{:{style}}}".format).replace("nan", "–")
+
+
+def tasks_table(found: CrossTask) -> pd.DataFrame:
+    """How well the model does each task and control, and the size of the circuit."""
+    circuits = [
+        "– (control)" if control else size(found.sets[f"{task} circuit"])
+        for task, control in zip(found.tasks["task"], found.tasks["control"], strict=True)
+    ]
+    table = {
+        "task": found.tasks["task"].map(TITLES),
+        "logit difference": _intervals(found.tasks),
+        "right answer preferred": _written(found.tasks["preferred"], ".0%"),
+        "circuit": circuits,
+    }
+    return pd.DataFrame(table).set_index("task")
+
+
+def _roles(found: CrossTask) -> dict[str, dict[Component, str]]:
+    return {
+        task: dict(zip(map(Component.parse, rows["component"]), rows["role"], strict=True))
+        for task, rows in found.assigned.groupby("task")
+    }
+
+
+@needs("circuits")
+def shared_map(found: CrossTask) -> Figure:
+    """All circuits in one map of the model, with letters for roles."""
+    shape = found.model["layers"], found.model["heads"]
+    return common.circuit_map(found.circuits, *shape, roles=_roles(found), role_letters=LETTERS)
+
+
+@needs("circuits")
+def interactive_map(found: CrossTask) -> HTML:
+    """The same map to explore."""
+    effects = found.importance.set_index(found.importance["component"].map(Component.parse))
+    circuits = found.circuits
+    page = circuit_map.interactive(
+        circuits,
+        found.model["layers"],
+        found.model["heads"],
+        task_colours(list(circuits)),
+        titles=TITLES,
+        roles=_roles(found),
+        effects={task: effects[TITLES[task]].to_dict() for task in circuits},
+        role_letters=LETTERS,
+        links={task: f"{task}/05_component_roles.html" for task in circuits},
+    )
+    return HTML(page)
+
+
+def save_maps(found: CrossTask, directory: Path) -> None:
+    """Write both maps as ``shared_circuit.svg``, ``.png`` and ``.html``, if there is a circuit."""
+    if found.circuits:
+        figure = shared_map(found)
+        for suffix in ("svg", "png"):
+            style.save(figure, directory / f"shared_circuit.{suffix}")
+        store.write_text(directory / "shared_circuit.html", interactive_map(found).data)
+
+
+@needs("circuits")
+def overlap_table(found: CrossTask) -> pd.DataFrame:
+    """What each pair of circuits shares, and all of them, against chance."""
+    frame = found.overlap
+    table = {
+        "kind": frame["kind"],
+        "tasks": [
+            " & ".join(TITLES[task].lower() for task in group.split(" & "))
+            for group in frame["tasks"]
+        ],
+        "sizes": frame["sizes"],
+        "shared": frame["shared"],
+        "expected": frame["expected"].round(1),
+        "p": _written(frame["p"], ".1e"),
+        "expected, layer-matched": _written(frame["layer_expected"], ".1f"),
+        "p, layer-matched": _written(frame["layer_p"], ".1e"),
+        "jaccard": frame["jaccard"].round(2),
+    }
+    return pd.DataFrame(table).set_index(["kind", "tasks"])
+
+
+@needs("circuits")
+def importance_map(found: CrossTask) -> Figure:
+    """Rank correlation of the heads' importance between tasks."""
+    correlation = found.correlation.set_index("task").rename_axis(None)
+    return common.table_heatmap(correlation, "Spearman, heads", limit=1)
+
+
+@needs("circuits")
+def transfer_map(found: CrossTask) -> Figure:
+    """Each circuit on each task and control."""
+    return _transfer_heatmaps(found, [name for name in found.sets if name.endswith(" circuit")])
+
+
+@needs("circuits")
+def core_map(found: CrossTask) -> Figure:
+    """The shared core and each circuit's rest on each task and control."""
+    return _transfer_heatmaps(found, [name for name in found.sets if not name.endswith(" circuit")])
+
+
+def _transfer_heatmaps(found: CrossTask, sets: list[str]) -> Figure:
+    """Sets of components (rows) on tasks (columns), a panel per mode, with intervals."""
     titles = {
         "kept": "kept alone, all else ablated",
         "ablated": "ablated, all else intact",
         "heads": "its heads alone ablated",
     }
-    modes = {mode: title for mode, title in titles.items() if mode in set(table["mode"])}
+    tasks = found.tasks["task"].tolist()
+    shares = found.transfer.set_index(["mode", "set", "task"]) * 100
     figure, axes = plt.subplots(
-        len(modes),
+        len(titles),
         1,
-        figsize=(1.15 * len(tasks) + 2.4, (0.42 * len(sets) + 0.4) * len(modes) + 0.8),
+        figsize=(1.15 * len(tasks) + 2.4, (0.42 * len(sets) + 0.4) * len(titles) + 0.8),
         layout="constrained",
         sharex=True,
-        squeeze=False,
     )
-    axes = axes[:, 0]
-    for axis, (mode, title) in zip(axes, modes.items(), strict=True):
-        cells = [[found.loc[(mode, s, t)] for t in tasks] for s in sets]
+    for axis, (mode, title) in zip(axes, titles.items(), strict=True):
+        cells = [[shares.loc[(mode, s, t)] for t in tasks] for s in sets]
         words = [
             [f"{c['mean']:z.0f}\n[{c['low']:z.0f}, {c['high']:z.0f}]" for c in r] for r in cells
         ]
         sns.heatmap(
-            pd.DataFrame([[c["mean"] for c in r] for r in cells], [*sets.values()]),
+            pd.DataFrame([[c["mean"] for c in r] for r in cells], [*map(label, sets)]),
             annot=np.array(words),
             fmt="",
             annot_kws={"fontsize": 7.5},
@@ -57,30 +198,19 @@ def transfer_heatmaps(
             ax=axis,
         )
         axis.set_title(title)
-        axis.set_xticks(np.arange(len(tasks)) + 0.5, [*tasks.values()], rotation=20, ha="right")
+        ticks = np.arange(len(tasks)) + 0.5
+        axis.set_xticks(ticks, [TITLES[t] for t in tasks], rotation=20, ha="right")
         axis.tick_params(axis="y", rotation=0)
         axis.tick_params(axis="both", length=0)
-        if 0 < n_own < len(tasks):
-            axis.axvline(n_own, color="black", lw=2)
+        if found.tasks["control"].any():  # a line sets the controls apart
+            axis.axvline(len(found.circuits), color="black", lw=2)
     return _close(figure)
 
 
-def random_panels(
-    draws: pd.DataFrame,
-    own: pd.DataFrame,
-    circuits: Mapping[str, str],
-    tasks: Mapping[str, str],
-    kinds: Mapping[str, str],
-) -> Figure:
-    """Each circuit beside random ones, on each task; kept alone above, heads ablated below.
-
-    Args:
-        draws: Columns ``mode``, ``circuit``, ``kind``, ``task``, ``mean`` (shares).
-        own: Columns ``mode``, ``circuit``, ``task``, ``value``.
-        circuits: Panels in order, name to label.
-        tasks: Horizontal axis in order, name to label.
-        kinds: Kinds of random circuit, name to label.
-    """
+@needs("random")
+def random_panels(found: CrossTask) -> Figure:
+    """Each circuit beside random ones, on each task; kept alone above, heads ablated below."""
+    circuits = list(found.circuits)
     figure, axes = plt.subplots(
         2,
         len(circuits),
@@ -90,41 +220,81 @@ def random_panels(
         squeeze=False,
         layout="constrained",
     )
-    colours = task_colours(list(circuits))
-    looks = dict(zip(kinds, (("x", -0.17), ("+", 0.17)), strict=False))
-
-    def by_panel(frame: pd.DataFrame, mode: str, circuit: str) -> pd.DataFrame:
-        return frame[(frame["mode"] == mode) & (frame["circuit"] == circuit)]
-
     for row, mode in zip(axes, ("kept", "heads"), strict=True):
         for axis, circuit in zip(row, circuits, strict=True):
-            here, value = by_panel(draws, mode, circuit), by_panel(own, mode, circuit)
-            value = value.drop_duplicates("task").set_index("task")["value"] * 100
-            for i, task in enumerate(tasks):
-                for kind, (marker, shift) in looks.items():
-                    y = 100 * here.loc[(here["kind"] == kind) & (here["task"] == task), "mean"]
-                    x = np.full(len(y), i + shift)
-                    axis.scatter(x, y, marker=marker, s=22, color=NEUTRAL, lw=1)
-            axis.scatter(
-                range(len(tasks)),
-                value.reindex(list(tasks)),
-                marker="D",
-                s=30,
-                color=colours[circuit],
-            )
-            axis.axhline(0, color=NEUTRAL, lw=0.8)
-            axis.axhline(100, color=NEUTRAL, lw=0.8, ls="--")
-            axis.set_title(
-                f"{circuits[circuit]}: {'kept alone' if mode == 'kept' else 'heads ablated'}"
-            )
-            axis.set_xticks(range(len(tasks)), [*tasks.values()], rotation=40, ha="right")
-            axis.set_xlim(-0.5, len(tasks) - 0.5)
+            _random_panel(axis, found, mode, circuit)
         row[0].set_ylabel("% of the whole model")
-    dots = [("D", "the circuit", "black")]
-    dots += [(looks[k][0], label, NEUTRAL) for k, label in kinds.items()]
+    dots = [("D", "the circuit", "black"), *((m, name, NEUTRAL) for name, m in RANDOM.values())]
     handles = [
-        plt.Line2D([], [], marker=m, ls="", color=c, label=label, markersize=6)
-        for m, label, c in dots
+        plt.Line2D([], [], marker=marker, ls="", color=colour, label=name, markersize=6)
+        for marker, name, colour in dots
     ]
     figure.legend(handles=handles, ncols=3, loc="outside upper center", fontsize=9)
     return _close(figure)
+
+
+def _random_panel(axis: Axes, found: CrossTask, mode: str, circuit: str) -> None:
+    place = {task: i for i, task in enumerate(found.tasks["task"])}
+    draws, against = (
+        frame[(frame["mode"] == mode) & (frame["circuit"] == circuit)]
+        for frame in (found.random, found.against_random)
+    )
+    for shift, (kind, (_, marker)) in zip((-0.17, 0.17), RANDOM.items(), strict=True):
+        here = draws[draws["kind"] == kind]
+        x, y = here["task"].map(place) + shift, 100 * here["mean"]
+        axis.scatter(x, y, marker=marker, s=22, color=NEUTRAL, lw=1)
+    own = against.drop_duplicates("task")
+    colour = task_colours([circuit])[circuit]
+    axis.scatter(own["task"].map(place), 100 * own["value"], marker="D", s=30, color=colour)
+    axis.axhline(0, color=NEUTRAL, lw=0.8)
+    axis.axhline(100, color=NEUTRAL, lw=0.8, ls="--")
+    axis.set_title(f"{TITLES[circuit]}: {'kept alone' if mode == 'kept' else 'heads ablated'}")
+    axis.set_xticks(range(len(place)), [TITLES[t] for t in place], rotation=40, ha="right")
+    axis.set_xlim(-0.5, len(place) - 0.5)
+
+
+@needs("random")
+def random_table(found: CrossTask) -> pd.DataFrame:
+    """The numbers behind :func:`random_panels`."""
+    frame = found.against_random
+    shown = frame.assign(
+        circuit=frame["circuit"].map(TITLES),
+        task=frame["task"].map(TITLES),
+        value=_written(100 * frame["value"], "z.0f"),
+        random=_written(100 * frame["random"], "z.0f"),
+        p=frame["p"].round(3),
+    )
+    names = {"value": "circuit, %", "random": "random, mean %"}
+    return shown.rename(columns=names).set_index(["mode", "circuit"])
+
+
+@needs("text")
+def text_table(found: CrossTask) -> pd.DataFrame:
+    """What plain text loses without each set."""
+    table = {
+        "ablated": found.text["ablated"].map(label),
+        "rise without it (nats per token)": _intervals(found.text),
+        "… without its heads": _intervals(found.text, "heads_"),
+        "… without random heads": _written(found.text["random"], ".2f"),
+        "p": _written(found.text["p"], ".2g"),
+    }
+    return pd.DataFrame(table).set_index("ablated")
+
+
+@needs("roles")
+def shared_roles_table(found: CrossTask) -> pd.DataFrame | Markdown:
+    """The role of each shared head in each task, and how sure the least sure one is."""
+    heads = found.shared["heads"]["shared"]
+    if not found.role_agreement or not heads:
+        return Markdown("No shared heads with roles.")
+    by_head = found.assigned.pivot(index="component", columns="task").loc[heads]
+    table = by_head["role"][list(found.circuits)].rename(columns=TITLES)
+    table["least confidence"] = _written(by_head["confidence"].min(axis=1), ".2f")
+    return table.rename_axis(index="head", columns=None)
+
+
+@needs("roles")
+def role_holders_table(found: CrossTask) -> pd.DataFrame:
+    """Who has each role: shared heads, and each task's others."""
+    names = TITLES | {"shared": "shared, in every task", "changing": "shared, in some"}
+    return found.roles.rename(columns=names).set_index("role")

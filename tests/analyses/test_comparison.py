@@ -15,7 +15,6 @@ from seqcirc_utils.analyses import overlap, role_agreement, transfer
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import common as common_module
-from seqcirc_utils.figures import cross_task
 from seqcirc_utils.prompts import drawing
 
 
@@ -332,40 +331,6 @@ def test_role_holders_tell_shared_from_analogous():
     empty = role_agreement.role_table({"a": {}}, {"a": heads(7)})
     assert empty.empty and list(empty.columns) == ["role", "shared", "changing", "a"]
     assert list(role_agreement.role_table({}, {}).columns) == ["role", "shared", "changing"]
-
-
-def test_figures_show_every_number():
-    tasks_ = {"months": "Months", "ioi": "Indirect object"}
-    sets = {"core": "shared core", "months rest": "Months, rest"}
-    values = iter(np.linspace(-0.5, 1.2, 12))
-    table = pd.DataFrame(
-        [
-            {"mode": m, "set": s, "task": t, "mean": (v := next(values)), "low": v, "high": v + 0.1}
-            for m in transfer.MODES
-            for s in sets
-            for t in tasks_
-        ]
-    )
-    figure = cross_task.transfer_heatmaps(table, sets, tasks_, 1)
-    written = [text.get_text() for axis in figure.axes for text in axis.texts]
-    wanted = [
-        f"{100 * r['mean']:.0f}\n[{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
-        for _, r in table.iterrows()
-    ]
-    assert sorted(written) == sorted(wanted)
-
-    own = pd.DataFrame(
-        [
-            {"mode": m, "circuit": "months", "task": t, "value": 0.8}
-            for m in ("kept", "heads")
-            for t in tasks_
-        ]
-    )
-    draws = own.rename(columns={"value": "mean"}).assign(kind="layer")
-    figure = cross_task.random_panels(draws, own, {"months": "Months"}, tasks_, {"layer": "random"})
-    assert len(figure.axes) == 2
-    points = [tuple(p) for a in figure.axes for c in a.collections for p in c.get_offsets()]
-    assert sum(abs(y - 80) < 1e-6 for _, y in points) == 8  # circuit and draw, task by task
 
 
 def test_map_letters_are_the_roles():

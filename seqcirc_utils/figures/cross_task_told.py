@@ -1,0 +1,284 @@
+"""What the findings on what the tasks share say: every sentence, and the numbers of the book."""
+
+from collections.abc import Iterable
+from itertools import permutations, product
+
+import pandas as pd
+from IPython.display import Markdown
+
+from seqcirc_utils.analyses.roles import NONE
+from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
+from seqcirc_utils.figures.cross_task import needs, size
+
+SPARED = 50
+"""A control that keeps this percentage of its score without some heads does not depend on them."""
+
+
+def _listed(values: Iterable[str]) -> str:
+    *first, last = [*values] or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _span(values: Iterable[float], none: str = "nothing (there is but one task)") -> str:
+    """The least and the largest of some percentages."""
+    values = sorted(values)
+    if not values:
+        return none
+    low, high = f"{values[0]:z.0f}%", f"{values[-1]:z.0f}%"
+    return low if low == high else f"{low} to {high}"
+
+
+def _shares(found: CrossTask) -> pd.Series:
+    """What is left, in percent, by ``(mode, set, task)``."""
+    return 100 * found.transfer.set_index(["mode", "set", "task"])["mean"]
+
+
+def _controls(found: CrossTask) -> list[str]:
+    return found.tasks.loc[found.tasks["control"], "task"].tolist()
+
+
+def left_out_told(found: CrossTask) -> Markdown:
+    """Which tasks and controls are left out, and why."""
+    left_out = {k: why for k, why in found.left_out.items() if k in TITLES.values()}
+    if left_out:
+        reasons = "; ".join(f"*{name}*, because {why}" for name, why in left_out.items())
+        return Markdown(f"Left out: {reasons}")
+    return Markdown(
+        "No task is left out. All of the following is measured on "
+        f"{found.n_prompts} prompts per task."
+    )
+
+
+@needs("circuits")
+def overlap_told(found: CrossTask) -> Markdown:
+    """What all circuits share, against chance, and what the overlap of MLPs cannot say."""
+    layers, heads, mlps = found.model["layers"], found.shared["heads"], found.shared["MLPs"]
+    circuits = found.circuits.values()
+    kept = [sum(c.head is None for c in circuit) for circuit in circuits]
+    can_say = (
+        "All circuits keep nearly all MLPs, so their overlap could hardly be smaller: at least "
+        f"{max(0, sum(kept) - (len(kept) - 1) * layers)} would be shared whatever they do."
+        if min(kept) >= 0.8 * layers
+        else f"The circuits keep {min(kept)} to {max(kept)} of {layers} MLPs, so that "
+        f"chance alone gives {mlps['expected']:.1f} shared ones."
+    )
+    return Markdown(
+        f"All {len(kept)} circuits share **{len(heads['shared'])} heads** "
+        f"({', '.join(heads['shared']) or 'none'}) where chance "
+        f"would give {heads['expected']:.1f} (p = {heads['p']:.1g}), and chance that "
+        f"keeps to the circuits' layers {found.layer_matched['expected']:.1f} "
+        f"(p = {found.layer_matched['p']:.1g}). They share "
+        f"**{len(mlps['shared'])} MLPs** where chance would give {mlps['expected']:.1f} "
+        f"(p = {mlps['p']:.2g}).\n\n"
+        f"**What MLP overlap can and cannot say.** {can_say} There is one MLP to a layer, so no "
+        "layer-matched null exists for MLPs: that every text needs the first and the last MLPs "
+        "cannot be told from a mechanism of sequences. And an MLP is large. Two tasks may use "
+        "disjoint neurons of it, and still both keep it. So a shared MLP says that both tasks need "
+        "*something* computed at that depth; an MLP that only one task keeps says a little more; "
+        "what is shared inside one is beyond this method. The heads carry the argument here."
+    )
+
+
+@needs("circuits")
+def edges_told(found: CrossTask) -> Markdown:
+    """How many edges all circuits share, against chance."""
+    if "edges" in found.missing:
+        return Markdown(f"**Edges** are not compared: {found.missing['edges']}")
+    edges = found.edges
+    return Markdown(
+        f"**Edges.** All circuits share {len(edges.shared)} edges. Among the {edges.possible} "
+        f"edges that could join components of every circuit, {len(edges.shared)} are in all of "
+        f"them, where chance would give {edges.expected:.1f} (p = {edges.p:.1g})."
+    )
+
+
+def outside_told(found: CrossTask) -> Markdown:
+    """The circuit of the indirect object, or why there is none."""
+    if not found.outside:
+        return Markdown(f"No circuit of the indirect object: {found.left_out['ioi circuit']}")
+    return Markdown(
+        f"The circuit of the indirect object: {size(found.sets['ioi circuit'])}, found in "
+        f"{found.outside['trials']} trials on {found.outside['prompts']} prompts."
+    )
+
+
+@needs("circuits")
+def transfer_told(found: CrossTask) -> Markdown:
+    """Whether circuits suffice for, and are needed by, other tasks and the controls."""
+    share, held = _shares(found), list(found.circuits)
+
+    def spans(mode: str) -> list[str]:
+        own, other, on_controls = (
+            [share[mode, f"{a} circuit", b] for a, b in pairs]
+            for pairs in (
+                zip(held, held, strict=True),
+                permutations(held, 2),
+                product(held, _controls(found)),
+            )
+        )
+        return [_span(own), _span(other), _span(on_controls, "nothing (no control)")]
+
+    kept, ablated, heads = map(spans, ("kept", "ablated", "heads"))
+    beside = (
+        "\n\n**A circuit from outside.** The indirect object's circuit keeps "
+        f"{share['kept', 'ioi circuit', 'ioi']:z.0f}% of its own task, and "
+        f"{_span(share['kept', 'ioi circuit', t] for t in held)} of the sequence tasks."
+        if found.outside
+        else ""
+    )
+    return Markdown(
+        f"**Sufficiency.** On its own task a circuit keeps {kept[0]}, on another sequence task "
+        f"{kept[1]}, on the controls {kept[2]}. Circuits were found on other prompts than these."
+        f"\n\n**Necessity.** Without its circuit {ablated[0]} of a task is left, without another "
+        f"task's circuit {ablated[1]}, and of the controls {ablated[2]}. Without the circuit's "
+        f"heads alone: {heads[0]} of its own task, {heads[1]} of another, {heads[2]} of the "
+        f"controls. {_particular(found)}{beside}"
+    )
+
+
+def _particular(found: CrossTask) -> str:
+    """Whether the circuits' heads serve sequences rather than the controls."""
+    share, spared, said = _shares(found), [], ""
+    for control in _controls(found):
+        kept, left = (
+            sum(share[mode, f"{t} circuit", control] for t in found.circuits) / len(found.circuits)
+            for mode in ("kept", "heads")
+        )
+        spared.append(left >= SPARED)
+        said += (
+            f"{TITLES[control]}: the circuits alone keep {kept:z.0f}% on average, and "
+            f"{left:z.0f}% is left without their heads, so it is "
+            f"{'mostly spared' if spared[-1] else 'harmed too'}. "
+        )
+    if not spared:
+        return ""
+    return said + (
+        "The circuits' heads serve sequences rather than anything else that was tried."
+        if all(spared)
+        else "So the circuits' heads are **not** particular to sequences: part of what the tasks "
+        "share is shared with tasks that hold no sequence."
+    )
+
+
+@needs("random")
+def random_told(found: CrossTask) -> Markdown:
+    """How often circuits do better, and ablating them does more harm, than random ones."""
+    n_draws, held = found.random["draw"].nunique(), list(found.circuits)
+    least = 1 / (n_draws + 1)
+
+    def verdict(mode: str, kind: str, control: bool = False) -> str:
+        cases = found.against_random.query("mode == @mode and kind == @kind and circuit != task")
+        cases = cases[cases["task"].isin(held) != control]
+        return f"{(cases['p'] < least + 1e-9).sum()} of {len(cases)}"
+
+    return Markdown(
+        f"Random circuits are scored on {found.n_random_prompts} prompts of each task, {n_draws} "
+        f"of each kind; no p-value can be below {least:.2g}. On *other* sequence tasks than its "
+        "own, a circuit kept alone does better than every size-matched random circuit in "
+        f"{verdict('kept', 'size')} cases, than every layer-matched one in "
+        f"{verdict('kept', 'layer')}. With its heads ablated, it does more harm than every "
+        f"size-matched one in {verdict('heads', 'size')} cases, than every layer-matched one in "
+        f"{verdict('heads', 'layer')}. On the controls it keeps more than every layer-matched one "
+        f"in {verdict('kept', 'layer', True)} cases, and does more harm in "
+        f"{verdict('heads', 'layer', True)}."
+    )
+
+
+@needs("circuits")
+def core_told(found: CrossTask) -> Markdown:
+    """What the shared core does, and what each circuit's rest does."""
+    share, held, controls = _shares(found), list(found.circuits), _controls(found)
+    kept, left = (
+        [_span((share[mode, "core", t] for t in tasks), "nothing") for tasks in (held, controls)]
+        for mode in ("kept", "heads")
+    )
+    rests = [
+        f"What {TITLES[t].lower()} adds ({size(found.sets[f'{t} rest'])}) keeps "
+        f"{share['kept', f'{t} rest', t]:.0f}% of its task alone; without its heads "
+        f"{share['heads', f'{t} rest', t]:.0f}% of the task is left, and "
+        f"{_span(share['heads', f'{t} rest', o] for o in held if o != t)} of the others."
+        for t in held
+    ]
+    return Markdown(
+        f"The core ({size(found.sets['core'])}) keeps {kept[0]} of the sequence tasks alone, and "
+        f"{kept[1]} of the controls; without its heads {left[0]} of the sequence tasks is left, "
+        f"and {left[1]} of the controls. {' '.join(rests)}"
+    )
+
+
+@needs("text")
+def text_told(found: CrossTask) -> Markdown:
+    """The whole model's loss on plain text, and what p compares with."""
+    return Markdown(
+        f"Intact, the loss is {found.text_loss['mean']:.2f} nats per token "
+        f"({found.text_loss['pieces']} pieces of text). p: against "
+        f"{found.text_loss['draws']} layer-matched sets of random heads, that one costs as "
+        "much."
+    )
+
+
+@needs("roles")
+def roles_told(found: CrossTask) -> Markdown:
+    """Whether shared heads keep their role, and which roles other heads have in several tasks."""
+    agreement, held = found.role_agreement, list(found.circuits)
+    if not agreement:
+        return Markdown("With one task there is nothing to compare.")
+    several = found.roles[(found.roles["role"] != NONE) & ((found.roles[held] != "").sum(axis=1) > 1)]
+    alike = [
+        f"{row['role']} ({'; '.join(f'{TITLES[t].lower()}: {row[t]}' for t in held if row[t])})"
+        for _, row in several.iterrows()
+    ]
+    heads = found.shared["heads"]["shared"]
+    roles = found.assigned[found.assigned["component"].isin(heads)]
+    idle = (roles["role"] == NONE).groupby(roles["component"]).all().sum()
+    outcome = (
+        "more than chance"
+        if agreement["p"] <= 0.05
+        else "not more than chance can explain"
+        if agreement["pairs"]
+        else "with no shared head, nothing to test"
+    )
+    return Markdown(
+        f"Shared heads and pairs of tasks with the same role: **{agreement['same']} of "
+        f"{agreement['pairs']}**, where dealing out the roles gives {agreement['expected']:.1f} "
+        f"(p = {agreement['p']:.2g}): {outcome}. {idle} of {len(heads)} shared heads meet no rule "
+        "in any task.\n\nHeads outside the core with the same role in different tasks: "
+        f"{'; '.join(alike) or 'none'}."
+    )
+
+
+def numbers(found: CrossTask) -> dict[str, str]:
+    """What the book's first page tells, by the name that it asks for."""
+    heads, mlps, held = found.shared["heads"], found.shared["MLPs"], list(found.circuits)
+    tasks = found.tasks.set_index("task").loc[held]
+    share = _shares(found)
+    others = [share["kept", f"{a} circuit", b] for a, b in permutations(held, 2)]
+
+    def each(column: str, form: str) -> str:
+        return _listed(
+            f"{value:{form}} ({TITLES[task].lower()})" for task, value in tasks[column].items()
+        )
+
+    return {
+        "model-title": found.model["title"],
+        "task-list": _listed(TITLES[task].lower() for task in tasks.index),
+        "n-prompts": str(found.n_prompts),
+        "accuracy-list": each("accuracy", ".2f"),
+        "logit-difference-list": each("mean", ".1f"),
+        "circuit-size-list": _listed(
+            f"{size(found.sets[f'{t} circuit']).replace(', ', ' and ')} ({TITLES[t].lower()})"
+            for t in held
+        ),
+        "n-shared-heads": str(len(heads["shared"])),
+        "expected-shared-heads": f"{heads['expected']:.1f}",
+        "p-shared-heads": f"{heads['p']:.1g}",
+        "layer-expected-shared-heads": f"{found.layer_matched['expected']:.1f}",
+        "layer-p-shared-heads": f"{found.layer_matched['p']:.1g}",
+        "n-heads-total": str(heads["total"]),
+        "shared-head-list": ", ".join(heads["shared"]) or "none",
+        "n-shared-mlps": str(len(mlps["shared"])),
+        "n-mlps-total": str(mlps["total"]),
+        "expected-shared-mlps": f"{mlps['expected']:.1f}",
+        "transfer-min": f"{min(others):z.0f}" if others else "none",
+        "transfer-max": f"{max(others):z.0f}" if others else "none",
+    }
