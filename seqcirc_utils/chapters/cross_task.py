@@ -152,6 +152,7 @@ class CrossTask(Findings):
         lm, tried = at.model, _tried(at)
         alike = _alike(tried)
         heads = [Component.parse(name) for name in alike["shared"]["heads"]["shared"]]
+        roles = _roles(tried, heads)
         sets, outside = _sets(tried)
         shares = transfer(tried.every, sets, at["seed"], progress="Transfer")
         drawn = {kind: _random(tried, by_layer=kind == "layer") for kind in ("size", "layer")}
@@ -179,7 +180,7 @@ class CrossTask(Findings):
             left_out=tried.left_out,
             missing=tried.missing,
             **alike,
-            **_roles(tried, heads),
+            **roles,
         )
 
 

@@ -223,7 +223,9 @@ def roles_told(found: CrossTask) -> Markdown:
     agreement, held = found.role_agreement, list(found.circuits)
     if not agreement:
         return Markdown("With one task there is nothing to compare.")
-    several = found.roles[(found.roles["role"] != NONE) & ((found.roles[held] != "").sum(axis=1) > 1)]
+    several = found.roles[
+        (found.roles["role"] != NONE) & ((found.roles[held] != "").sum(axis=1) > 1)
+    ]
     alike = [
         f"{row['role']} ({'; '.join(f'{TITLES[t].lower()}: {row[t]}' for t in held if row[t])})"
         for _, row in several.iterrows()
