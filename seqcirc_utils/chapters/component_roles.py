@@ -63,7 +63,7 @@ class ComponentRoles(Findings):
         spread: What evenly spread attention would give in each column of attention.
         roles: How many components have each role.
         circuit_roles: The same in the circuit.
-        absent_head_roles: Roles that no head of the circuit has.
+        absent_head_roles: Roles that no head of the circuit has; none where that cannot be told.
         examples: The heads of ``patterns``: the most important of each role, then others.
         tokens: The tokens of that prompt.
         marked: Positions there of each "in", each member, and the end.
@@ -125,7 +125,7 @@ class ComponentRoles(Findings):
     spread: dict[str, float]
     roles: dict[str, int]
     circuit_roles: dict[str, int]
-    absent_head_roles: list[str]
+    absent_head_roles: list[str] | None
     examples: list[str]
     tokens: list[str]
     marked: list[int]
@@ -175,6 +175,7 @@ class ComponentRoles(Findings):
         found["ablation"] = ablation[name].to_numpy()
         has_role = ~found["role"].isin([roles.NONE, ""])
         inside = found[found["in_circuit"]]
+        absent = [r for r in roles.HEAD_ROLES if r not in set(inside["role"])]
         wanted = name[head & (found["in_circuit"] | has_role)].to_list()
         examples = _examples(found[head], at["n_examples"])
         tokens, marked = _example_tokens(lm, prompts)
@@ -188,7 +189,7 @@ class ComponentRoles(Findings):
             spread=spread,
             roles=_counts(found),
             circuit_roles=_counts(inside),
-            absent_head_roles=[r for r in roles.HEAD_ROLES if r not in set(inside["role"])],
+            absent_head_roles=None if (found.loc[head, "role"] == "").any() else absent,
             examples=examples,
             tokens=tokens,
             marked=marked,

@@ -310,7 +310,7 @@ def roles_told(found: ComponentRoles) -> Markdown:
     return Markdown(
         f"The circuit's {len(heads)} heads: **{_counted(heads)}**. Its {len(mlps)} MLPs: "
         f"{_counted(mlps)}. No head of the circuit has the role "
-        f"{' or '.join(found.absent_head_roles) or '(each is taken)'}. {len(outside)} heads "
+        f"{' or '.join(found.absent_head_roles or []) or '(each is taken)'}. {len(outside)} heads "
         "outside the circuit have a role too: the rules say what a head does, the circuit whether "
         f"it matters. {(inside['confidence'] < 0.9).sum()} of the circuit's components are less "
         f"than 90% sure. Of the {len(detecting)} that detect members, {special.sum()} look from "

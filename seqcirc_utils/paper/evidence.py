@@ -89,6 +89,8 @@ class Evidence:
         missing = [c for c in columns if c not in found]
         if missing:
             raise UserError(f"{_of(name, task)} has no column {', '.join(missing)}.")
+        if found.empty:
+            raise UserError(f"{_of(name, task)} has no rows: it does not apply to this model.")
         return found
 
     def data(self, name: str, *keys: str, task: str | None = None) -> Any:
@@ -137,7 +139,9 @@ class Evidence:
     def roles(self, task: str) -> pd.DataFrame:
         """The table of roles, by component."""
         table = self.table("05_component_roles.csv", task, ("component", "role"))
-        return table.assign(role=table["role"].fillna("none")).set_index("component")
+        if table["role"].isna().any():
+            raise UserError(f"{_of('05_component_roles', task)} cannot tell all roles here.")
+        return table.set_index("component")
 
     def seen(self, task: str, column: str) -> pd.Series:
         """One attention column of the table of roles, by component, in percent."""

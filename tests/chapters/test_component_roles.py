@@ -19,6 +19,7 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.figures import component_roles as figures
 from seqcirc_utils.models import capabilities
+from seqcirc_utils.paper.evidence import Evidence
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import Head
 
@@ -192,10 +193,13 @@ def test_the_table_of_rules_names_every_role_and_threshold(found):
         ("readout", HEADS | MLPS),
     ],
 )
-def test_what_cannot_be_told_leaves_the_rest(setting, found, planted, monkeypatch, lacks, missing):
+def test_what_cannot_be_told_leaves_the_rest(
+    setting, found, planted, monkeypatch, tmp_path, lacks, missing
+):
     known = capabilities.wiring(planted)
-    lacking = dict.fromkeys((True, False), replace(known, lacks=frozenset({lacks})))
-    monkeypatch.setattr(planted, "measured", lacking)
+    lacking = replace(known, lacks=frozenset({lacks}))
+    (key,) = planted.measured
+    monkeypatch.setitem(planted.measured, key, lacking)
     part = ComponentRoles.measure(setting)
     assert set(part.missing) == missing
     reason = capabilities.REASONS[lacks]
@@ -206,11 +210,20 @@ def test_what_cannot_be_told_leaves_the_rest(setting, found, planted, monkeypatc
     untold |= is_head & bool(missing & HEADS)
     untold |= ~is_head & bool(missing & MLPS)
     assert (table["role"] == whole["role"].where(~untold, "")).all()
-    assert table.loc[untold, ["confidence", "rival_share"]].isna().all(None)
+    assert table.loc[untold, ["confidence", "rival_share"]].isna().to_numpy().all()
     assert not table["end_to_members"][is_head].isna().any()  # attention is there all the same
     with pytest.raises(UserError, match=reason):
         part.by_component()
     assert sum(part.roles.values()) == (~untold).sum()
+    assert (part.absent_head_roles is None) == bool(missing & HEADS)
+    part.save(tmp_path / "months")
+    part = ComponentRoles.load(tmp_path / "months")
+    evidence = Evidence(tmp_path)  # what claims read: nothing is taken for a role or a zero
+    with pytest.raises(UserError, match="cannot tell all roles"):
+        evidence.roles("months")
+    for section in missing & {"ov", "lens"}:
+        with pytest.raises(UserError, match="has no rows"):
+            evidence.table(f"05_component_roles.{section}.csv", "months")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
