@@ -113,7 +113,7 @@ def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2
     judged = {name: share(c.components) for name, c in figures.circuits(found).items()}
     assert judged == pytest.approx({n: s["faithfulness"]["mean"] for n, s in found.quality.items()})
     edges = EdgeEvaluator(evaluator, needed).differences([map(Edge.parse, found.circuit.edges)])
-    unseen = (edges.mean() / whole).item()
+    unseen = (edges.mean() / evaluator.intact.logit_diff.mean()).item()
     assert found.edge_scores["ranked search"]["evaluation"] == pytest.approx(unseen, abs=1e-5)
 
 
