@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +41,9 @@ def test_the_papers_filter_asks_for_the_top_and_more_than_twice_the_last_member(
     ]
     scores = scores_module.Scores.read(torch.tensor(odds).log(), prompts([0] * 4, [1] * 4))
     assert scores_module.passes_paper_filter(scores).tolist() == [True, False, False, False]
+    half, quarter, on_top = torch.tensor([0.5]), torch.tensor([0.25]), torch.tensor([True])
+    twice = scores_module.Scores(half, on_top, half, quarter, half)
+    assert not scores_module.passes_paper_filter(twice)  # twice is not more than twice
 
 
 def test_divergence_is_from_the_reference_in_nats():
@@ -48,7 +52,11 @@ def test_divergence_is_from_the_reference_in_nats():
     assert found.kl.item() == pytest.approx(0.25 * math.log(0.5) + 0.5 * math.log(2), abs=1e-6)
     assert scores_module.Scores.read(logits, prompts([0], [1])).kl.item() == 0
     both = scores_module.Scores.read(logits.expand(2, 1, 3), prompts([0], [1]), logits)
-    assert both.kl.shape == (2, 1) and both.kl.abs().max() < 1e-6 and (both.kl >= 0).all()
+    assert both.kl.shape == (2, 1) and both.kl.abs().max() < 1e-6
+    assert both.logit_diff.tolist() == pytest.approx(np.full((2, 1), math.log(2)))
+    many = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+    own = scores_module.Scores.read(many, prompts([0] * 200, [1] * 200), many.log_softmax(-1))
+    assert own.kl.max() < 1e-5 and (own.kl >= 0).all()  # rounding makes no divergence negative
 
 
 def test_batches_of_a_plain_run_do_not_matter(gpt2, sets):
