@@ -95,7 +95,7 @@ def picks(
     return found
 
 
-def matched(
+def random_components(
     chosen: Sequence[Component], n_layers: int, n_heads: int, draws: int, seed: int = 0
 ) -> list[Component]:
     """Random components to compare edits with, at most ``draws`` heads and ``draws`` MLPs.
@@ -202,13 +202,6 @@ class Measured(NamedTuple):
         return after - self.before[: len(after)]
 
 
-EDIT_COLUMNS = [
-    *("edit", "part", "component", "factor", "edited_task", "target", "score_before"),
-    *("score_after", "change", "low", "high", "random_mean", "p"),
-    *("accuracy_before", "accuracy_after", "n", "draws"),
-]
-
-
 def edit_table(
     chosen: Sequence[Pick],
     factors: Sequence[float],
@@ -221,7 +214,7 @@ def edit_table(
     Args:
         chosen: What is edited.
         factors: What writes are multiplied by.
-        random: Components of the matched edits (see :func:`matched`).
+        random: Components of the matched edits (see :func:`random_components`).
         targets: Target to its measurements, which hold all these edits.
         seed: Of the bootstrap.
 
@@ -265,7 +258,7 @@ def edit_table(
                         "draws": len(null),
                     }
                 )
-    return pd.DataFrame(rows, columns=EDIT_COLUMNS)
+    return pd.DataFrame(rows)
 
 
 def check_factors(factors: Sequence[float]) -> None:
@@ -280,9 +273,6 @@ def check_factors(factors: Sequence[float]) -> None:
                 f"factor {factor} is no edit: 0 removes a component, below 1 damps it, above 1 "
                 "boosts it."
             )
-
-
-SELECTIVITY_COLUMNS = ["task", "component", "group", "own", "others", "collateral"]
 
 
 def selectivity(
@@ -313,7 +303,8 @@ def selectivity(
             own = -tables[task].loc[name, "ablation"]
             other = -float(np.mean([table[name] for table in others]))
             rows.append((task, name, group(component, circuits), own, other, other / own))
-    return pd.DataFrame(rows, columns=SELECTIVITY_COLUMNS)
+    columns = ["task", "component", "group", "own", "others", "collateral"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def safer(table: pd.DataFrame) -> tuple[float, float, float]:

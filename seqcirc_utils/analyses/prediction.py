@@ -37,6 +37,19 @@ class Cell(NamedTuple):
     means: Activations
 
 
+def check_pool(templates: Sequence[str], lengths: Sequence[int]) -> None:
+    """Refuse what no pool can hold.
+
+    Raises:
+        UserError: for an unknown template, or a length outside 1 to :data:`LONGEST`.
+    """
+    for template in templates:
+        if template not in TEMPLATES:
+            raise unknown("template", template, TEMPLATES)
+    if not all(1 <= length <= LONGEST for length in lengths):
+        raise UserError(f"lengths must be from 1 to {LONGEST} members, got {list(lengths)}.")
+
+
 def pool(
     model: Model,
     task: str,
@@ -58,13 +71,9 @@ def pool(
         The cells, and why others are left out: ``"template, length"`` to reason.
 
     Raises:
-        UserError: for a length outside 1 to 4, or an unknown template.
+        UserError: as :func:`check_pool`.
     """
-    for template in templates:
-        if template not in TEMPLATES:
-            raise unknown("template", template, TEMPLATES)
-    if not all(1 <= length <= LONGEST for length in lengths):
-        raise UserError(f"lengths must be from 1 to {LONGEST} members, got {list(lengths)}.")
+    check_pool(templates, lengths)
     cells, left_out = [], {}
     for template in templates:
         means = None
@@ -179,7 +188,7 @@ def agreement_table(
         null = np.asarray(null, float)
         mean = float(null.mean()) if n else np.nan
         p = percentile_p(value, null) if np.isfinite(value) else np.nan
-        rows.append((measure, subset, value, low, high, mean, p, n))
+        rows.append((subset, value, low, high, mean, p, n, measure))
 
     for measure, name in (("member", "member"), ("vocabulary", "token")):
         own, other, drawn = (getattr(s, name) for s in (whole, circuit, random))
@@ -200,7 +209,7 @@ def agreement_table(
         # A random circuit that says the same of every prompt predicts nothing: correlation 0.
         null = np.nan_to_num([_pearson(own, draw) for draw in drawn])
         add(measure, "all", value, low, high, null, len(own))
-    columns = ["measure", "subset", "agreement", "low", "high", "random_mean", "p", "n"]
+    columns = ["subset", "agreement", "low", "high", "random_mean", "p", "n", "measure"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -299,7 +308,7 @@ def error_table(
         whole: What the model says, per cell ``[n]``.
         circuit: What the circuit says, per cell ``[n]``.
         inside: The circuit.
-        limit: At most so many prompts, taking turns among the cells.
+        limit: The most prompts that are looked into, taking turns among the cells.
         progress: Label of the progress bar.
 
     Returns:
@@ -333,10 +342,4 @@ def error_table(
                     }
                 )
                 bar.update()
-    return pd.DataFrame(rows, columns=ERROR_COLUMNS)
-
-
-ERROR_COLUMNS = [
-    *("prompt", "answer", "said", "circuit_said", "margin", "component", "effect"),
-    *("mended", "n_mending", "in_circuit"),
-]
+    return pd.DataFrame(rows)

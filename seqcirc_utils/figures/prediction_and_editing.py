@@ -1,30 +1,60 @@
-"""Figures of the chapter on prediction and editing."""
+"""How the findings on prediction and editing look."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from seqcirc_utils.figures.style import _OKABE_ITO, ANSWER, LAST, NEUTRAL, _close, task_colours
+from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
+from seqcirc_utils.figures import common
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, _close, task_colours
+from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.sequences import TASKS
 
+LEVEL = 0.05
+"""A p-value up to this is remarkable."""
+TITLES = {name: task.title for name, task in TASKS.items()} | controls.TITLES
+"""What headings call each task."""
 
-def prediction_bars(table: pd.DataFrame) -> Figure:
-    """Agreement of circuits with the whole model, a panel per task, beside random circuits.
 
-    Args:
-        table: Columns ``task``, ``measure`` (``member``, ``vocabulary``), ``subset``,
-            ``agreement``, ``low``, ``high``, ``random_mean``, ``n``.
-    """
+def section(name: str) -> Callable:
+    """Show, in place of what a function draws, why its section does not apply to the model."""
+
+    def decorate(draw: Callable) -> Callable:
+        @functools.wraps(draw)
+        def shown(found: PredictionAndEditing) -> Figure | pd.DataFrame | Markdown:
+            why = found.missing.get(name)
+            return Markdown(f"Not here: {why}") if why else draw(found)
+
+        return shown
+
+    return decorate
+
+
+def tasks_told(found: PredictionAndEditing) -> Markdown:
+    """Which tasks are left out, and why."""
+    lines = [f"- **{title} is left out:** {why}" for title, why in found.skipped.items()]
+    able = ", ".join(TITLES[task].lower() for task in found.circuit_sizes)
+    return Markdown(
+        "\n".join(lines) or f"{found.model} does all tasks asked for ({able}); none is left out."
+    )
+
+
+@section("prediction")
+def prediction_bars(found: PredictionAndEditing) -> Figure:
+    """Agreement of circuits with the whole model, a panel per task, beside random circuits."""
+    table = found.prediction
     tasks, subsets = list(table["task"].unique()), ["all", "right", "wrong"]
     measures = {"member": "among members", "vocabulary": "among all tokens"}
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(9, 3.4), sharey=True, layout="constrained", squeeze=False
     )
-    colours = dict(zip(measures, (_OKABE_ITO[0], _OKABE_ITO[5]), strict=True))
+    colours = {"member": ANSWER, "vocabulary": "#56B4E9"}
     for axis, task in zip(axes[0], tasks, strict=True):
         for i, measure in enumerate(measures):
             rows = table[(table["task"] == task) & (table["measure"] == measure)]
@@ -39,7 +69,7 @@ def prediction_bars(table: pd.DataFrame) -> Figure:
         counts = table[(table["task"] == task) & (table["measure"] == "vocabulary")]
         counts = counts.set_index("subset")["n"]
         axis.set_xticks(range(len(subsets)), [f"{s}\n(n = {counts[s]})" for s in subsets])
-        axis.set_title(TASKS[task].title if task in TASKS else task)
+        axis.set_title(TITLES[task])
         axis.set(ylim=(0, 1.02))
     axes[0][0].set_ylabel("says what the model says (share)")
     figure.supxlabel("prompts, by whether the whole model's top token is the answer", fontsize=10)
@@ -49,12 +79,10 @@ def prediction_bars(table: pd.DataFrame) -> Figure:
     return _close(figure)
 
 
-def prediction_scatter(points: pd.DataFrame) -> Figure:
-    """Logit differences of the circuit against the whole model's, a panel per task.
-
-    Args:
-        points: Columns ``task``, ``whole``, ``circuit`` (logits), ``right`` (of the whole model).
-    """
+@section("prediction")
+def prediction_scatter(found: PredictionAndEditing) -> Figure:
+    """Logit differences of the circuit against the whole model's, a panel per task."""
+    points = found.points
     tasks = list(points["task"].unique())
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(9, 3.4), layout="constrained", squeeze=False
@@ -70,7 +98,7 @@ def prediction_scatter(points: pd.DataFrame) -> Figure:
                 part["whole"], part["circuit"], s=18, color=colour, marker=marker, alpha=0.7,
                 lw=0, label=label,
             )  # fmt: skip
-        axis.set_title(TASKS[task].title if task in TASKS else task)
+        axis.set_title(TITLES[task])
         axis.set_xlabel("whole model (logits)")
     axes[0][0].set_ylabel("circuit alone (logits)")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -78,14 +106,98 @@ def prediction_scatter(points: pd.DataFrame) -> Figure:
     return _close(figure)
 
 
-def edit_responses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """What scaling one component does to every task: a row per part, a column per edited task.
+@section("prediction")
+def prediction_told(found: PredictionAndEditing) -> Markdown:
+    """How often each circuit says what the model says, and whether any foretells its errors."""
+    lines = []
+    for task, rows in found.prediction.groupby("task", sort=False):
+        by = {(r.measure, r.subset): r for r in rows.itertuples()}
+        lines.append(
+            f"- **{TITLES[task]}**, {by['vocabulary', 'all'].n} prompts. Same token as the model: "
+            f"{_share(by['vocabulary', 'all'])}. Where the model is right: "
+            f"{_share(by['vocabulary', 'right'])}; where it is wrong: "
+            f"{_share(by['vocabulary', 'wrong'])}. Logit differences correlate at "
+            f"{_correlation(by['logit_diff', 'all'])}. Which prompts go wrong (phi): "
+            f"{_correlation(by['errors', 'all'])}."
+        )
+    lines += [f"- Left out: {name}: {reason}" for name, reason in found.left_out.items()]
+    wrong = found.prediction[found.prediction["subset"] == "wrong"]
+    wrong = wrong[(wrong["measure"] == "vocabulary") & (wrong["n"] > 0)]
+    better = wrong[(wrong["p"] <= LEVEL) & (wrong["agreement"] > wrong["random_mean"])]
+    named = ", ".join(TITLES[task].lower() for task in better["task"])
+    verdict = (
+        "Rule: a circuit predicts the model's errors if it repeats them more often than at least "
+        f"95% of its random circuits. That holds for **{len(better)} of {len(wrong)}** tasks with "
+        f"errors{f' ({named})' if named else ''}."
+    )
+    smallest = 1 / (found.n_random + 1)
+    if smallest > LEVEL:
+        verdict += (
+            f" With {found.n_random} random circuits p cannot fall below {smallest:.2g}: too few "
+            "to tell."
+        )
+    return Markdown("\n".join([*lines, "", verdict]))
 
-    Args:
-        table: Columns ``part``, ``component``, ``factor``, ``edited_task``, ``target``,
-            ``score_before``, ``change``, ``low``, ``high``.
-        titles: Target to its label; targets without one are left out.
-    """
+
+def _share(row) -> str:
+    """An agreement as a share of prompts, beside random circuits."""
+    if not row.n:
+        return "no such prompt"
+    return (
+        f"{row.agreement:.0%} ({row.low:.0%} to {row.high:.0%}; random {row.random_mean:.0%}, "
+        f"p = {row.p:.2g}; n = {row.n})"
+    )
+
+
+def _correlation(row) -> str:
+    """An agreement as a correlation, beside random circuits."""
+    if np.isnan(row.agreement):
+        return "undefined (no variation)"
+    return (
+        f"{row.agreement:.2f} ({row.low:.2f} to {row.high:.2f}; random {row.random_mean:.2f}, "
+        f"p = {row.p:.2g})"
+    )
+
+
+@section("prediction")
+def error_table(found: PredictionAndEditing) -> pd.DataFrame | Markdown:
+    """The errors that were looked into, and the component that turned each."""
+    if found.errors.empty:
+        return Markdown("The model makes no error on the pool.")
+    shown = found.errors.assign(
+        task=found.errors["task"].map(TITLES),
+        prompt=["…" + text[-34:] for text in found.errors["prompt"]],
+        margin=found.errors["margin"].map("{:.2f}".format),
+        effect=found.errors["effect"].map("{:.2f}".format),
+    )
+    names = {"circuit_said": "circuit said", "in_circuit": "in circuit", "n_mending": "mending"}
+    return shown.rename(columns=names)
+
+
+@section("prediction")
+def errors_told(found: PredictionAndEditing) -> Markdown:
+    """How many errors the circuit repeats, and what turns them."""
+    lines = []
+    for task, part in found.errors.groupby("task", sort=False):
+        most = part["component"].value_counts().head(3)
+        listed = ", ".join(f"{name} ({n}×)" for name, n in most.items())
+        expected = len(part) * found.circuit_sizes[task] / found.n_components
+        lines.append(
+            f"- **{TITLES[task]}**: of {len(part)} errors, the circuit makes the same one in "
+            f"{(part['circuit_said'] == part['said']).sum()} and gives the right answer in "
+            f"{(part['circuit_said'] == part['answer']).sum()}; ablating one component mends "
+            f"{part['mended'].sum()}. Most often turned by {listed}; the turning component is in "
+            f"the circuit in {part['in_circuit'].sum()} of {len(part)} ({expected:.1f} expected of "
+            "any component)."
+        )
+    return Markdown("\n".join(lines) or "No errors.")
+
+
+@section("edits")
+def edit_responses(found: PredictionAndEditing) -> Figure:
+    """What scaling one component does to every task: a row per part, a column per edited task."""
+    table = found.edits
+    titles = {t: TITLES[t] for t in table["target"].unique() if t != "text"}
     parts = list(table["part"].unique())
     tasks = [t for t in titles if t in set(table["edited_task"])]
     colours = task_colours([t for t in titles if t in TASKS])
@@ -134,13 +246,84 @@ def edit_responses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return _close(figure)
 
 
-def selectivity_scatter(table: pd.DataFrame) -> Figure:
-    """Cost of ablating a circuit's head: to its own task, and to the others.
+def _relative(edits: pd.DataFrame) -> pd.Series:
+    """Changes in percent of the unedited score; a higher loss on text is negative: damage."""
+    sign = 1 - 2 * (edits["target"] == "text")
+    return 100 * sign * edits["change"] / edits["score_before"]
 
-    Args:
-        table: Columns ``component``, ``group`` (``shared head``, ``own head``, ``some``), ``own``
-            and ``others`` (shares of the logit difference).
-    """
+
+@section("edits")
+def damage_map(found: PredictionAndEditing) -> Figure:
+    """What the strongest edit of each component does to every target."""
+    edits = found.edits[found.edits["factor"] == found.edits["factor"].min()]
+    labels = {}
+    for component, rows in edits.groupby("component", sort=False):
+        tasks = list(rows["edited_task"].unique())
+        named = ", ".join(TITLES[task].lower() for task in tasks)
+        whose = named if len(tasks) < len(found.circuit_sizes) else "all"
+        labels[component] = f"{component} ({rows['part'].iloc[0]}: {whose})"
+    once = edits.assign(value=_relative(edits)).drop_duplicates(["component", "target"])
+    grid = once.pivot(index="component", columns="target", values="value")
+    grid = grid.loc[list(labels), list(edits["target"].unique())]
+    grid = grid.rename(index=labels, columns=TITLES | {"text": "Text (loss)"})
+    grid.index.name, grid.columns.name = "edited component", "target"
+    return common.table_heatmap(grid, "% of unedited (negative: worse)", ".0f", limit=100)
+
+
+@section("edits")
+def edits_told(found: PredictionAndEditing) -> Markdown:
+    """What the strongest edits do to the task they are meant for and to everything else."""
+    edits, factors = found.edits, found.edits["factor"]
+    strongest = edits[factors == factors.min()]
+    lines = [
+        f"- **{part}, factor {factors.min():g}.** {_damage_told(found, rows)}"
+        for part, rows in strongest.groupby("part", sort=False)
+    ]
+    boosts = edits[(factors == factors.max()) & (edits["target"] == edits["edited_task"])]
+    if factors.max() > 1 and len(boosts):
+        helped = (boosts["low"] > 0).sum()
+        lines.append(
+            f"- **Boosting** by {factors.max():g} raises the intended task's logit difference, "
+            f"with its whole interval, in {helped} of {len(boosts)} edits, and accuracy in "
+            f"{(boosts['accuracy_after'] > boosts['accuracy_before']).sum()}: turning a component "
+            f"up is {'' if helped > len(boosts) / 2 else 'not '}mostly the reverse of turning it "
+            "down."
+        )
+    lines += [f"- Not a target: {name}: {reason}" for name, reason in found.not_targets.items()]
+    return Markdown("\n".join(lines))
+
+
+def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
+    """What one edit of one part does, as intended and besides."""
+    rows = rows.assign(value=_relative(rows))
+    target, intended = rows["target"], rows["target"] == rows["edited_task"]
+    aimed = "; ".join(
+        f"{TITLES[r.edited_task].lower()} {r.component}: {r.value:+.0f}% (p = {r.p:.2g})"
+        for r in rows[intended].itertuples()
+    )
+    besides = []
+    for name, part in (
+        ("other", rows[target.isin(found.circuit_sizes) & ~intended]),
+        ("control", rows[target.isin(controls.TITLES)]),
+    ):
+        if len(part):
+            besides.append(f"{part['value'].mean():+.0f}% on the {name} tasks")
+    text = rows[target == "text"]
+    if len(text):
+        besides.append(
+            f"{text['change'].mean():+.2f} nats per token on text (matched random edits "
+            f"{text['random_mean'].mean():+.2f})"
+        )
+    told = (
+        f"{', '.join(besides)} (means over the edited tasks)" if besides else "nothing to measure"
+    )
+    return f"Intended: {aimed}. Collateral: {told}."
+
+
+@section("selectivity")
+def selectivity_scatter(found: PredictionAndEditing) -> Figure:
+    """Cost of ablating a circuit's head: to its own task, and to the others."""
+    table = found.selectivity
     looks = {
         "shared head": (ANSWER, "o", "in every circuit"),
         "some": (NEUTRAL, "s", "in some circuits"),
@@ -158,7 +341,7 @@ def selectivity_scatter(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
     for _, row in table.nlargest(4, "own").drop_duplicates("component").head(2).iterrows():
         axis.annotate(
-            f"{row['component']} ({TASKS[row['task']].title.lower()})",
+            f"{row['component']} ({TITLES[row['task']].lower()})",
             (100 * row["own"], 100 * row["others"]),
             xytext=(-6, 4),
             textcoords="offset points",
@@ -171,3 +354,24 @@ def selectivity_scatter(table: pd.DataFrame) -> Figure:
     )
     axis.legend(loc="upper left")
     return _close(figure)
+
+
+def selectivity_told(found: PredictionAndEditing) -> Markdown:
+    """Whether edits of shared or of own heads cost the other tasks more."""
+    shared, own, p = (found.collateral[name] for name in ("shared", "own", "p"))
+    if shared is None or own is None or p is None:
+        return Markdown(
+            "Shared and own heads cannot be compared: both groups need heads of clear effect."
+        )
+    heads = found.selectivity.groupby("group")["component"].nunique()
+    if p > LEVEL:
+        verdict = "The difference may be chance: sharing does not tell which edit is safe."
+    elif own < shared:
+        verdict = "Edits of a task's own heads are safer for the other tasks."
+    else:
+        verdict = "Edits of the shared heads are, against expectation, the safer ones."
+    return Markdown(
+        f"Median collateral: **{shared:.2f}** for the {heads['shared head']} heads that every "
+        f"circuit holds, **{own:.2f}** for the {heads['own head']} that only one holds "
+        f"(Mann–Whitney p = {p:.2g}; a head counts once). {verdict}"
+    )

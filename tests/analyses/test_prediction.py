@@ -193,7 +193,6 @@ def test_error_table_names_what_was_said(gpt2, sets, means):
     whole, circuit = found[0], found[1]
     inside = set(CIRCUIT)
     table = prediction.error_table(gpt2, [cell], [whole], [circuit], inside, 2)
-    assert list(table.columns) == prediction.ERROR_COLUMNS
     assert len(table) == 2  # a random model is wrong on more than two prompts
     first = table.iloc[0]
     row = sets.evaluation.texts.index(first["prompt"])
