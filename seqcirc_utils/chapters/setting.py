@@ -23,6 +23,7 @@ class Setting:
         checkpoints: Path, without its end, of files that interrupted work continues from.
         read: Gives the findings of another chapter (and task).
         model: A loaded model; from the parameters when ``None``.
+        made: Gives the directory with another stage's results (of a task), made first if need be.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class Setting:
         checkpoints: Path | None = None,
         read: Callable[[type[Findings], str | None], Any] | None = None,
         model: Model | None = None,
+        made: Callable[[str, str | None], Path] | None = None,
     ) -> None:
         self.parameters = parameters
-        self._checkpoints, self._read = checkpoints, read
+        self._checkpoints, self._read, self._made = checkpoints, read, made
         self._sets: dict[str, PromptSets] = {}
         self._means: dict[str, Activations] = {}
         if model is not None:
@@ -80,6 +82,12 @@ class Setting:
             self._means[task] = record(self.model, self.sets(task).means).activations.mean()
         return self._means[task]
 
+    @property
+    def directory(self) -> Path:
+        """Where the results of all tasks of this model are, or those of the chapter's own."""
+        assert self._checkpoints is not None, "this setting keeps nothing"
+        return self._checkpoints.parent
+
     def checkpoint(self, suffix: str) -> Path | None:
         """A file that interrupted work continues from; none where nothing is kept."""
         return self._checkpoints and self._checkpoints.with_name(
@@ -95,3 +103,12 @@ class Setting:
         """
         assert self._read is not None, "this setting knows no other chapter"
         return self._read(kind, task)
+
+    def made(self, stage: str, task: str | None = None) -> Path:
+        """The directory with another stage's results, made first when missing or outdated.
+
+        Raises:
+            UserError: as :meth:`read` does.
+        """
+        assert self._made is not None, "this setting knows no other stage"
+        return self._made(stage, task)

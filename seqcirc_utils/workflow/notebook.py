@@ -65,11 +65,12 @@ class Run:
         where = self._directory(task) if task else self.directory
         return where / f"{self.stage}.{suffix}"
 
-    def findings(self, kind: type[F]) -> F:
+    def findings(self, kind: type[F], anew: bool = False) -> F:
         """Return what the chapter found: measured now, or read if it was found before.
 
         Args:
             kind: The class of the findings; its ``measure`` is what is computed.
+            anew: Measure in any case: for what also depends on other models' results.
 
         Raises:
             UserError: as ``measure`` does.
@@ -77,13 +78,15 @@ class Run:
         """
         from seqcirc_utils.chapters.setting import Setting  # with torch
 
-        if self.record:
+        if self.record and not anew:
             print(f"Found before ({self.record['timestamp']}): read.", file=sys.stderr)
         else:
             import torch
 
+            self.record = {}
             torch.manual_seed(self.parameters.get("seed", 0))
-            setting = Setting(self.parameters, self.directory / self.stage, self._read)
+            own = self.directory / self.stage
+            setting = Setting(self.parameters, own, self._read, made=self._made)
             kind.measure(setting).save(self.directory)
             model = vars(setting).get("model")
             self.facts = {"model": dataclasses.asdict(model.facts)} if model else {}

@@ -11,16 +11,25 @@ from seqcirc_utils.models import zoo
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook: whether it runs once per task, and the stages whose results it reads."""
+    """One notebook.
+
+    Attributes:
+        name: The notebook's.
+        per_task: Whether it runs once per task.
+        needs: The stages whose results it reads.
+        measured_in: The module with its findings, below the package; by default the one in
+            ``chapters`` that is named as the notebook is.
+    """
 
     name: str
     per_task: bool = True
     needs: tuple[str, ...] = ()
+    measured_in: str = ""
 
     @property
     def chapter(self) -> str:
         """The module that measures what the notebook tells, below the package."""
-        return f"chapters/{self.name.partition('_')[2]}.py"
+        return self.measured_in or f"chapters/{self.name.partition('_')[2]}.py"
 
 
 STAGES: dict[str, Stage] = {
@@ -46,6 +55,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "09_claims",
             per_task=False,
+            measured_in="paper/verdicts.py",  # paper stands above chapters
             needs=(
                 *("01_task_construction", "02_logit_attribution", "03_patching"),
                 *("04_circuit_discovery", "05_component_roles", "06_cross_task"),

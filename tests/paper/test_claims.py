@@ -1,5 +1,6 @@
 """The claims' rules on made-up results: each can come out either way, and says what it lacks."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,10 +10,14 @@ import pandas as pd
 import pytest
 
 from seqcirc_utils import store
-from seqcirc_utils.figures import claims as claims_module
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.figures import claims as figures
 from seqcirc_utils.paper import claims, faults, role_rules
 from seqcirc_utils.paper.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, published
-from seqcirc_utils.paper.rules import NOT_SUPPORTED, SUPPORTED, VERDICTS
+from seqcirc_utils.paper.rules import NOT_SUPPORTED, SUPPORTED
+from seqcirc_utils.paper.verdicts import OF_TASKS, OVERALL, Claims
+from seqcirc_utils.workflow import stages
 
 ALL = [c["id"] for c in published()["claims"]]
 # Made-up models: who plays which part.
@@ -592,18 +597,75 @@ def test_numbers_in_words():
     assert claims.in_words({"a": [2, None]}, {"a": [1.5, 3]}) == "a: 2 (+0.5) / –"
 
 
+def measured(world, made=lambda stage, task: None, tasks=TASKS):
+    at = Setting({"tasks": list(tasks)}, world.path("09_claims"), made=made)
+    Claims.measure(at).save(world.directory)
+    return Claims.load(world.directory)
+
+
 def test_the_map_shows_every_claim(world):
     world.set("06_cross_task.csv", "mean", 0.7, set="number_words circuit", task="digits")
-    table = claims.claims_table(world.evidence)
-    figure = claims_module.verdict_map(table, VERDICTS)
+    found = measured(world)
+    figure = figures.verdict_map(found)
     shown = {text.get_text() for text in figure.axes[0].texts}
     assert shown == {
         f"{c} {'✓' if v == SUPPORTED else '✗'}"
-        for c, v in zip(table["claim"], table["verdict"], strict=True)
+        for c, v in zip(found.verdicts["claim"], found.verdicts["verdict"], strict=True)
     }
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     most = len(ALL) - 1
     assert labels == [f"✓ supported ({most})", "✗ not supported (1)", "– not tested here (0)"]
+    assert figures.numbers(found) == {
+        **{"claims-supported": str(most), "claims-not-supported": "1"},
+        "claims-not-tested-here": "0",
+    }
+    said = figures.verdicts_told(found).data
+    assert f"**{most} supported**" in said and "**1 not supported** (C8)" in said
+    assert "**0 not tested here** (none). There is no run of GPT-2" in said
+
+
+def test_what_was_found_comes_back_from_the_files(world, gpt2):
+    found = measured(world)
+    made = claims.claims_table(world.evidence, gpt2.evidence)
+    pd.testing.assert_frame_equal(found.verdicts, made, check_dtype=False)
+    effects = faults.faults_table(world.evidence)
+    pd.testing.assert_frame_equal(found.effects, effects, check_dtype=False)
+    assert found.gpt2 == {"name": "any-name", "known_by": "source"}
+    assert (
+        "GPT-2 was run too (`any-name`, known by its source)" in figures.verdicts_told(found).data
+    )
+    assert "reproduced</th>" in figures.verdict_table(found).data
+    alone = figures.verdict_table(dataclasses.replace(found, gpt2={})).data
+    assert "reproduced" not in alone and "<b>" not in alone
+    assert figures.rules_told(found).data.count("\n") == len(ALL) - 1
+    rows = figures.fault_table(found).data
+    assert rows.count("<tr>") == 1 + len(effects) and "B33. " in rows
+    measured_here = len(faults.EFFECTS)
+    assert figures.faults_told(found).data.startswith(f"{measured_here} of 33 faults")
+
+
+def test_what_cannot_be_made_is_not_tried_twice(world):
+    asked = []
+
+    def made(stage, task):
+        asked.append((stage, task))
+        if (stage, task) == ("03_patching", "digits"):
+            raise UserError("its baseline is not positive.")
+
+    found = measured(world, made, tasks=["digits", "months"]).verdicts.set_index("claim")
+    reason = "of digits has no results: it needs 03_patching, and its baseline is not positive."
+    assert found.loc["C1", "verdict"] == NOT_TESTED and reason in found.loc["C1", "reason"]
+    later = ("04_circuit_discovery", "05_component_roles")
+    assert not {(stage, "digits") for stage in later} & set(asked)
+    assert {(stage, "months") for stage in later} | {("07_generalisation", None)} <= set(asked)
+    assert not [task for _, task in asked if task == "number_words"]
+
+
+def test_the_evidence_is_what_the_stage_needs():
+    needs = stages.STAGES[Claims.stage].needs
+    assert needs == (*OF_TASKS, *OVERALL)
+    assert all(stages.STAGES[s].per_task == (s in OF_TASKS) for s in needs)
+    assert all(stages.STAGES[s].needs == needed for s, needed in OF_TASKS.items())
 
 
 def test_published_figures_are_plain_json():

@@ -9,8 +9,8 @@ from test_claims import GPT2, World
 
 from seqcirc_utils import store
 from seqcirc_utils.paper import claims
-from seqcirc_utils.paper.claims import NOT_SUPPORTED, SUPPORTED
 from seqcirc_utils.paper.evidence import CIRCUITS, TASKS
+from seqcirc_utils.paper.rules import NOT_SUPPORTED, SUPPORTED
 
 LIMITS = {
     **{"C1": {"most": 0.25}, "C2": {"p": 0.05}, "C3": {"least": 27, "other": 25}},
