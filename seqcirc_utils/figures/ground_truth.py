@@ -1,4 +1,4 @@
-"""Figures of the chapter on planted circuits."""
+"""How the findings on planted circuits look."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
@@ -7,11 +7,183 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from pandas.io.formats.style import Styler
 
+from seqcirc_utils.chapters.ground_truth import PUBLISHED, GroundTruth, listed, parsed
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, _close
+from seqcirc_utils.planted.circuits import PLANTED
+from seqcirc_utils.planted.parts import Head
+
+SMALL = 0.01
+"""A single ablation has an effect when it changes the logit difference by more than this share."""
+
+
+def anatomy() -> Figure:
+    """The plainest model, and how its parts hand on to each other."""
+    path = PLANTED["path"]
+    texts = {
+        c: f"{part.role}\n({part.looks})" if isinstance(part, Head) else part.role
+        for c, part in path.parts.items()
+    }
+    chain = [c for c in path.parts if c in path.circuit]
+    return planted_map(path.kinds, texts, list(zip(chain, chain[1:], strict=False)))
+
+
+def alone_told(found: GroundTruth) -> Markdown:
+    """How exact single ablations are."""
+    alone = found.alone
+    kinds = {(n, str(c)): kind for n, known in PLANTED.items() for c, kind in known.kinds.items()}
+    kind = pd.Series([kinds[key] for key in zip(alone["planted"], alone["component"], strict=True)])
+    idle = (alone["share"][kind == "idle"] - 1).abs().max()
+    chained = alone["share"][(kind == "works") & (alone["planted"] == "path")].abs().max()
+    n_tasks = alone["task"].nunique()
+    return Markdown(
+        f"The {len(PLANTED) * n_tasks} models ({len(PLANTED)} kinds, {n_tasks} tasks) answer "
+        f"{found.accuracy:.0%} of the prompts right. Mean-ablating a distractor changes the logit "
+        f"difference by {idle:.1%} at most; mean-ablating any of the four parts in the figure "
+        f"leaves {chained:.1%}. So the ablations are exact: corrupted prompts never show two "
+        "consecutive members, hence nothing in them is ever marked."
+    )
+
+
+def models_table() -> Styler:
+    """What was planted in each model."""
+    known = PLANTED.values()
+    table = {
+        "model": [model.title for model in known],
+        "what was planted": [model.story for model in known],
+        "its parts": [listed(model.circuit) for model in known],
+    }
+    return _styled(pd.DataFrame(table), "models").hide()
+
+
+def search_table(found: GroundTruth) -> Styler:
+    """What each search keeps of the models of the first task, and whether that is right."""
+    here = _first(found)
+    mark = here["right"].map({True: "✓", False: "✗"})
+    texts = mark + " " + here["components"] + here["score"].map(" ({:.0%})".format)
+    cells = here.assign(cell=texts).pivot(index="planted", columns="search", values="cell")
+    table = cells.loc[list(PLANTED), here["search"].unique()]
+    orders = found.orders.groupby("planted").agg({"components": "nunique", "right": "sum"})
+    table[f"two-sided, {found.orders['order'].nunique()} random orders"] = [
+        f"{different} different, {right} ✓"
+        for different, right in orders.loc[list(PLANTED)].itertuples(index=False)
+    ]
+    table.index = [known.title for known in PLANTED.values()]
+    table.columns.name = "search"
+    return _styled(table, "searches")
+
+
+def kept_panels(found: GroundTruth) -> Figure:
+    """What the published sweep and the ranked search keep, model by model."""
+    kept = {
+        search: {PLANTED[name].title: parts for name, parts in _kept(found, search).items()}
+        for search in ("published sweep", "ranked")
+    }
+    return search_panels({known.title: known.kinds for known in PLANTED.values()}, kept)
+
+
+def searches_told(found: GroundTruth) -> Markdown:
+    """How often each search is right, and what goes wrong."""
+    here = _first(found)
+    right = here.groupby("search")["right"].sum()
+    swept = here[here["search"] == "published sweep"].set_index("planted")["right"]
+    kept = found.searches.groupby(["planted", "search"])["components"].nunique()
+    same = "the same circuits" if (kept == 1).all() else "but not the same circuits"
+    verdicts = [f"*{PLANTED[n].title}*: {PLANTED[n].verdict}. " for n in swept.index[~swept]]
+    one_sided = found.one_sided
+    blame = "" if one_sided["right"] else ": the rule is to blame, not the order"
+    return Markdown(
+        f"Of {len(PLANTED)} models the published sweep is right about "
+        f"**{right['published sweep']}**, the two-sided sweep about {right['two-sided sweep']}, "
+        f"the ranked search about **{right['ranked']}** ({same} on all "
+        f"{found.searches['task'].nunique()} tasks). "
+        f"{''.join(verdicts) if found.threshold == PUBLISHED else ''}"
+        f"With the one-sided rule the ranked search keeps {one_sided['components']} of the model "
+        f"with the negative head{blame}."
+    )
+
+
+def joint_maps(found: GroundTruth) -> Figure:
+    """What is left with two parts ablated."""
+    names = found.joint["planted"].unique()
+    panels = {PLANTED[name].title: _joint(found, name) for name in names}
+    return joint_ablation(panels, "% of the logit difference left")
+
+
+def completion_table(found: GroundTruth) -> Styler:
+    """What has to be added to the ranked search's circuits, and what no ablation shows."""
+    return _styled(_completion(found), "complete").hide()
+
+
+def completion_told(found: GroundTruth) -> Markdown:
+    """What joint ablations show, and how far each model is known then."""
+    pair, negative = _joint(found, "pair"), _joint(found, "negative")
+    missing = _completion(found)["still missing"]
+    unknown = missing[missing != "none"]
+    unseen = PLANTED["signpost"].unseen
+    if set(unknown.index) == {"signpost"}:
+        exception = f"The exception is head {listed(unseen)} of the signpost: it"
+    else:
+        lacking = [f"{PLANTED[name].title} ({parts})" for name, parts in unknown.items()]
+        exception = f"Missing: {', '.join(lacking) or 'nothing'}. Head {listed(unseen)} of the "
+        exception += "signpost"
+    return Markdown(
+        "In the redundant pair, ablating either head alone leaves "
+        f"{pair.loc['1.0', '1.0']:.0%} and {pair.loc['1.2', '1.2']:.0%}, both together "
+        f"{pair.loc['1.0', '1.2']:.0%}. The negative head shows by itself: without it the model "
+        f"scores {negative.loc['2.2', '2.2']:.0%}. With stand-ins and small single effects added "
+        f"to what the ranked search keeps, {(missing == 'none').sum()} of {len(PLANTED)} models "
+        f"are known completely. {exception} writes the same mark at the same place in every "
+        "prompt, and mean ablation, which puts at each position the mean of what stands there, "
+        "leaves the mark in place. Under zero ablation the ranked search "
+        f"{'keeps it' if unseen <= parsed(found.zeroed) else 'loses it too'} ({found.zeroed})."
+    )
+
+
+def _styled(table: pd.DataFrame, name: str) -> Styler:
+    """A table of texts, with a name that keeps its HTML the same from run to run."""
+    styled = table.style.set_uuid(name).set_table_attributes('class="dataframe"')
+    return styled.set_properties(**{"text-align": "left", "white-space": "normal"})
+
+
+def _first(found: GroundTruth) -> pd.DataFrame:
+    """The searches of the first task."""
+    return found.searches[found.searches["task"] == found.searches["task"].iloc[0]]
+
+
+def _kept(found: GroundTruth, search: str) -> dict[str, set[Component]]:
+    """What a search keeps of each model of the first task."""
+    here = _first(found)
+    kept = here[here["search"] == search].set_index("planted")["components"]
+    return {name: parsed(text) for name, text in kept.items()}
+
+
+def _joint(found: GroundTruth, name: str) -> pd.DataFrame:
+    """A square table of joint ablations of one model."""
+    rows = found.joint[found.joint["planted"] == name]
+    order = rows["first"].unique()
+    return rows.pivot(index="first", columns="second", values="share").loc[order, order]
+
+
+def _completion(found: GroundTruth) -> pd.DataFrame:
+    """What the ranked search keeps of each model, what other ablations add, and what is missing."""
+    alone = found.alone[found.alone["task"] == found.alone["task"].iloc[0]]
+    some = alone[(alone["share"] - 1).abs() > SMALL].set_index("planted")["component"]
+    rows = []
+    for name, circuit in _kept(found, "ranked").items():
+        seconds = parsed(found.stand_ins[name])
+        small = set(map(Component.parse, some[some.index == name])) - circuit - seconds
+        missing = PLANTED[name].circuit - circuit - seconds - small
+        row = {"model": PLANTED[name].title, "ranked search": listed(circuit)}
+        row |= {"stand-ins": listed(seconds), "small effects": listed(small)}
+        rows.append(row | {"still missing": listed(missing)})
+    return pd.DataFrame(rows, index=list(PLANTED))
+
 
 _KINDS = {"works": "#9ecae1", "against": "#f4a582", "unseen": "#fee08b", "idle": "#eeeeee"}
 _KIND_LABELS = {

@@ -1,7 +1,6 @@
 """Models built by hand from a planted circuit."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -10,23 +9,21 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from seqcirc_utils.components import Component
 from seqcirc_utils.models.loading import Facts, Model
 from seqcirc_utils.planted.parts import (
-    _CODE,
-    _FLAGS,
-    _LOGIT,
-    _LOOKS,
-    _POSITIONS,
+    CODE,
+    FLAGS,
+    LOGIT,
+    LOOKS,
     N_HEADS,
     N_LAYERS,
+    POSITIONS,
     Head,
     Mlp,
 )
 from seqcirc_utils.prompts import sequences
 from seqcirc_utils.prompts import vocabulary as vocabulary_module
-
-if TYPE_CHECKING:
-    from seqcirc_utils.planted.circuits import Planted
 
 
 class _Stream:
@@ -35,7 +32,7 @@ class _Stream:
     def __init__(self, n_members: int) -> None:
         wide = ("member", "before", "in order", "halfway", "carried", "next", "unread")
         sizes = dict.fromkeys(wide, n_members)
-        sizes |= dict.fromkeys(("filler", "gossip", "echo"), _CODE) | dict.fromkeys(_FLAGS, 1)
+        sizes |= dict.fromkeys(("filler", "gossip", "echo"), CODE) | dict.fromkeys(FLAGS, 1)
         self.at: dict[str, slice] = {}
         self.half = 0
         for name, size in sizes.items():
@@ -60,7 +57,7 @@ class _Stream:
 def _head_weights(stream: _Stream, part: Head) -> tuple[torch.Tensor, ...]:
     """Weights q, k, v ``[d_model, d_head]`` and o ``[d_head, d_model]`` of one head."""
     q, k, v = (torch.zeros(stream.d_model, stream.d_head) for _ in range(3))
-    for i, (query, key) in enumerate(_LOOKS[part.looks]):
+    for i, (query, key) in enumerate(LOOKS[part.looks]):
         q[:, i] = stream.reader(query) * stream.d_head**0.5  # attention divides by it
         k[:, i] = stream.reader(key)
     source, target = stream.at[part.reads], stream.at[part.writes]
@@ -83,7 +80,7 @@ def _mlp_weights(stream: _Stream, part: Mlp, n: int) -> tuple[torch.Tensor, ...]
                 reads = {at["carried"].start + i - 1: 1.0}
                 rows.append((reads, -threshold, at["next"].start + i, slope))
     if part.does == "echo":
-        for i in range(_CODE):
+        for i in range(CODE):
             rows.append(({at["gossip"].start + i: 1.0}, 0.0, at["echo"].start + i, 1.0))
     w_in, bias = torch.zeros(stream.d_model, len(rows)), torch.zeros(len(rows))
     w_out = torch.zeros(len(rows), stream.half)
@@ -95,7 +92,17 @@ def _mlp_weights(stream: _Stream, part: Mlp, n: int) -> tuple[torch.Tensor, ...]
 
 
 @torch.no_grad()
-def _build(model: "Planted", task: str) -> Model:
+def build(title: str, parts: Mapping[Component, Head | Mlp], task: str) -> Model:
+    """Make a model for one task, on the CPU.
+
+    Args:
+        title: Its name.
+        parts: What each of its components does.
+        task: What it continues.
+
+    Raises:
+        UserError: for an unknown task.
+    """
     tokenizer = word_tokenizer()
     vocabulary = vocabulary_module.vocabulary(task, tokenizer)
     n = len(vocabulary.members)
@@ -105,7 +112,7 @@ def _build(model: "Planted", task: str) -> Model:
     config = GPT2Config(
         architectures=["GPT2LMHeadModel"],
         vocab_size=len(tokenizer),
-        n_positions=_POSITIONS,
+        n_positions=POSITIONS,
         n_embd=stream.d_model,
         n_layer=N_LAYERS,
         n_head=N_HEADS,
@@ -124,7 +131,7 @@ def _build(model: "Planted", task: str) -> Model:
     hf.transformer.wte.weight.copy_(tokens)
     hf.transformer.wpe.weight.copy_(positions)
     hf.lm_head.weight.copy_(unembed)
-    for component, part in model.parts.items():
+    for component, part in parts.items():
         block = hf.transformer.h[component.layer]
         if isinstance(part, Head):
             assert component.head is not None
@@ -147,8 +154,8 @@ def _build(model: "Planted", task: str) -> Model:
     bridge.eval()
     bridge.requires_grad_(False)
     facts = Facts(
-        name=model.title,
-        title=f"planted: {model.title}",
+        name=title,
+        title=f"planted: {title}",
         source="built by hand",
         sha256="",
         revision="",
@@ -178,20 +185,20 @@ def _embeddings(
             continue
         tokens[token, at["member"].start + i] = 1
         tokens[token, at["is member"]] = 1
-        unembed[token, at["next"].start + i] = _LOGIT
+        unembed[token, at["next"].start + i] = LOGIT
     tokens[ids[" in"], at["is in"]] = 1
     tokens[ids["."], at["is stop"]] = 1
     rng = derive_generator(0, "filler codes")
     for filler in sorted(
         {f for template in sequences.TEMPLATES.values() for f in template.fillers}
     ):
-        code = torch.randint(2, (_CODE,), generator=rng) * 2.0 - 1
+        code = torch.randint(2, (CODE,), generator=rng) * 2.0 - 1
         for token in (ids[filler], ids[f" {filler}"]):
             tokens[token, at["filler"]] = code
             tokens[token, at["is filler"]] = 1
-            unembed[token, at["gossip"]] = code / _CODE  # fillers seen come to mind, a little
-    place = torch.arange(_POSITIONS) / _POSITIONS
-    positions = torch.zeros(_POSITIONS, stream.half)
+            unembed[token, at["gossip"]] = code / CODE  # fillers seen come to mind, a little
+    place = torch.arange(POSITIONS) / POSITIONS
+    positions = torch.zeros(POSITIONS, stream.half)
     positions[:, at["one"]] = 1
     positions[:, at["place"]] = place[:, None]
     positions[:, at["square"]] = place[:, None] ** 2

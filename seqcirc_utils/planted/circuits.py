@@ -7,21 +7,34 @@ from dataclasses import dataclass, field
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.models.loading import Model
-from seqcirc_utils.planted.building import _build
-from seqcirc_utils.planted.parts import (
-    _ALMOST,
-    _ECHO,
-    _ONE_IS_ENOUGH,
-    _PATH,
-    _PLAIN,
-    CARRY,
-    DISTRACTOR,
-    Head,
-    Mlp,
-    _set,
-    _writer,
-)
+from seqcirc_utils.planted.building import build
+from seqcirc_utils.planted.parts import BEFORE, CARRY, DISTRACTOR, MARK, NEXT, Head, Mlp
 from seqcirc_utils.statistics import positive_baseline
+
+_ONE_IS_ENOUGH = ((0.6, 5.0), (0.8, -5.0))  # 1 from 0.8 on, however much arrives
+_ALMOST = ((0.6, 5.0), (0.8, -4.95))  # a little more for more
+
+_GOSSIP = Head(DISTRACTOR, "newest filler", "filler", "gossip")
+_FIRST = Head(DISTRACTOR, "first member", "member", "unread")
+_ALL = Head(DISTRACTOR, "everything", "member", "unread")
+_ECHO = Mlp(DISTRACTOR, "echo")
+
+_PLAIN: dict[str, Head | Mlp] = {
+    **{"0.0": _GOSSIP, "0.1": _FIRST, "0.2": BEFORE, "mlp0": MARK},
+    **{"1.0": _ALL, "1.1": _GOSSIP, "1.2": CARRY, "mlp1": NEXT},
+    **{"2.0": _ALL, "2.1": _FIRST, "2.2": _GOSSIP, "mlp2": _ECHO},
+}
+
+
+def _writer(role: str, gain: float) -> Head:
+    return Head(role, "itself", "next", "next", gain)
+
+
+def _set(names: str) -> frozenset[Component]:
+    return frozenset(Component.parse(name) for name in names.split())
+
+
+_PATH = "0.2 mlp0 1.2 mlp1"
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class Planted:
         Raises:
             UserError: for an unknown task.
         """
-        return _build(self, task)
+        return build(self.title, self.parts, task)
 
 
 PLANTED: dict[str, Planted] = {

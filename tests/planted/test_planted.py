@@ -3,7 +3,6 @@
 import functools
 import itertools
 
-import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +11,6 @@ from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.circuits import search as search_module
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.figures import ground_truth
 from seqcirc_utils.planted import building, circuits, parts
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.prompts import drawing, sequences
@@ -243,32 +241,3 @@ def test_the_tokenizer_splits_what_it_is_told_to():
     plain, split = building.word_tokenizer(), building.word_tokenizer(True, ("May",))
     assert len(plain(" May")["input_ids"]) == len(plain(" février")["input_ids"]) == 1
     assert len(split(" May")["input_ids"]) == len(split(" 5")["input_ids"]) == 2
-
-
-def test_the_map_names_every_component():
-    model = PLANTED["signpost"]
-    figure = ground_truth.planted_map(
-        model.kinds, model.roles, [(Component(0, 2), Component(0, None))]
-    )
-    said = {text.get_text().split("\n")[0] for text in figure.axes[0].texts}
-    assert {str(c) for c in model.parts} <= said
-    assert "mean ablation cannot see" in figure.legends[0].get_texts()[1].get_text()
-
-
-def test_panels_mark_what_each_search_kept():
-    kinds = {model.title: model.kinds for model in PLANTED.values()}
-    kept = {
-        "sweep": {model.title: model.swept for model in PLANTED.values()},
-        "ranked": {model.title: model.smallest[0] for model in PLANTED.values()},
-    }
-    figure = ground_truth.search_panels(kinds, kept)
-    for axis, model in zip(figure.axes, PLANTED.values(), strict=True):
-        assert model.title in (axis.get_title(), axis.get_title(loc="left"))  # the style decides
-        drawn = [len(marks.get_offsets()) for marks in axis.collections]
-        assert drawn == [len(model.swept), len(model.smallest[0])]
-
-
-def test_joint_ablation_prints_percentages():
-    table = pd.DataFrame([[1.0, 0.0], [0.0, 2.0]], index=["1.0", "1.1"], columns=["1.0", "1.1"])
-    figure = ground_truth.joint_ablation({"pair": table}, "% left")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["100", "0", "0", "200"]
