@@ -326,11 +326,11 @@ def test_role_holders_tell_shared_from_analogous():
     assert "none" not in table.index and list(table.index) == ["x", "y"]
     many = {Component(i // 12, i % 12): "x" for i in (13, 2, 10)}
     circuits = {"a": set(many) | heads(7), "b": set(many)}  # 0.7 has no role
-    table = role_agreement.role_table({"a": many, "b": many}, circuits)
+    table = role_agreement.role_holders({"a": many, "b": many}, circuits)
     assert table.to_numpy().tolist() == [["x", "0.2, 0.10, 1.1", "", "", ""]]
-    empty = role_agreement.role_table({"a": {}}, {"a": heads(7)})
+    empty = role_agreement.role_holders({"a": {}}, {"a": heads(7)})
     assert empty.empty and list(empty.columns) == ["role", "shared", "changing", "a"]
-    assert list(role_agreement.role_table({}, {}).columns) == ["role", "shared", "changing"]
+    assert list(role_agreement.role_holders({}, {}).columns) == ["role", "shared", "changing"]
 
 
 def test_map_letters_are_the_roles():
