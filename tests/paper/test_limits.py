@@ -8,7 +8,7 @@ import pytest
 from test_claims import GPT2, World
 
 from seqcirc_utils import store
-from seqcirc_utils.paper import claims
+from seqcirc_utils.paper import claims, role_rules
 from seqcirc_utils.paper.evidence import CIRCUITS, TASKS
 from seqcirc_utils.paper.rules import NOT_SUPPORTED, SUPPORTED
 
@@ -79,7 +79,7 @@ def _switching(world, count):
 
 
 def _named_edges(world, count):
-    world.circuit(lambda c: c.update(edges=[*claims._EDGES[:count], "mlp0->9.1.v"]), "digits")
+    world.circuit(lambda c: c.update(edges=[*role_rules.NAMED_EDGES[:count], "mlp0->9.1.v"]), "digits")
 
 
 def _later(world, layer):
