@@ -236,8 +236,8 @@ def _heads(
 
 def _factor(raw: torch.Tensor, target: torch.Tensor, stream: torch.Tensor) -> float | None:
     """The number that ``raw`` is multiplied by to give ``target``; ``None`` where none does."""
-    double = raw.double().flatten(), target.double().flatten()
-    factor = ((double[0] @ double[1]) / (double[0] @ double[0])).item()
+    x, y = (v.cpu().double().flatten() for v in (raw, target))  # MPS has no float64
+    factor = (x @ y / (x @ x)).item()
     if abs(factor - 1) < _tolerance(raw):
         factor = 1.0
     return factor if factor and _close(factor * raw, target, stream) else None

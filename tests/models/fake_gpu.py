@@ -28,7 +28,7 @@ from seqcirc_utils.ablation import pruning as pruning_module
 from seqcirc_utils.analyses import attribution, editing, lens, observation, prediction, writes
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component
-from seqcirc_utils.models import loading, zoo
+from seqcirc_utils.models import devices, loading
 from seqcirc_utils.prompts import drawing, plain_text, probes, questions, scores, vocabulary
 
 NAME = "fakegpu"
@@ -85,7 +85,7 @@ def install():
     """Make the device known to torch and to the package; to be entered as a context."""
     _setup_privateuseone_for_python_backend(NAME)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) by way of the CPU
-    zoo.GPUS, zoo.DEVICES = (NAME,), ("auto", "cpu", NAME)
+    devices.GPUS, loading.DEVICES = (NAME,), ("auto", "cpu", NAME)
     return _Mode()
 
 
