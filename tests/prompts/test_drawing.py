@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import word_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import loading
@@ -107,6 +108,16 @@ def test_prompts_are_what_they_say_with_the_space_apart(apart):
     assert sets.evaluation.texts[0].endswith("in ")
     end = sets.evaluation.groups()["end"]
     assert (sets.evaluation.tokens[end] == apart.tokenizer.convert_tokens_to_ids(" ")).all()
+
+
+def test_a_tokenizer_that_puts_a_token_in_front_by_itself_does_not_do_so_twice():
+    tokenizer = word_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
+    )
+    assert tokenizer(" May")["input_ids"][0] == 1
+    check_writing(model_with(tokenizer), "months")
 
 
 def test_prompts_are_what_they_say_with_nothing_in_front(spaced):
