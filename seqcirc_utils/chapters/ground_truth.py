@@ -116,16 +116,12 @@ class GroundTruth(Findings):
 
 def listed(names: Iterable[Component]) -> str:
     """Components in the order of computation, as in ``0.2 mlp0``; ``none`` for none."""
-    return " ".join(map(str, _ordered(names))) or "none"
+    return " ".join(map(str, sorted(names))) or "none"
 
 
 def parsed(text: str) -> set[Component]:
     """The components that :func:`listed` wrote."""
     return set() if text == "none" else set(map(Component.parse, text.split()))
-
-
-def _ordered(names: Iterable[Component]) -> list[Component]:
-    return sorted(names, key=lambda c: (c.layer, c.head is None, c.head))
 
 
 def _evaluator(at: Setting, name: str, task: str) -> Evaluator:
@@ -148,7 +144,7 @@ def _alone(models: Mapping[tuple[str, str], Evaluator]) -> pd.DataFrame:
 
 def _joint(name: str, evaluator: Evaluator) -> pd.DataFrame:
     """What is left with two parts of a model ablated (of a pair of one part: it alone)."""
-    parts = _ordered(PLANTED[name].circuit)
+    parts = sorted(PLANTED[name].circuit)
     pairs = [[a, b] for a in parts for b in parts]
     left = evaluator.replaced(pairs).logit_diff.mean(1) / evaluator.intact.logit_diff.mean()
     table = pd.DataFrame([list(map(str, pair)) for pair in pairs], columns=["first", "second"])

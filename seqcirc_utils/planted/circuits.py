@@ -187,7 +187,7 @@ def smallest(
         threshold: A circuit's mean logit difference must lie between this share of the whole
             model's and as much above it.
     """
-    among = sorted(among, key=str)
+    among = sorted(among)
     whole = positive_baseline(evaluator.intact.logit_diff, "the planted model")
     for size in range(len(among) + 1):
         sets = [frozenset(some) for some in itertools.combinations(among, size)]
@@ -211,7 +211,7 @@ def stand_ins(
     whole = positive_baseline(evaluator.intact.logit_diff, "the planted model")
     everything = components(evaluator.model)
     outside = [c for c in everything if c not in circuit]
-    pairs = list(itertools.product(sorted(circuit, key=str), outside))
+    pairs = list(itertools.product(sorted(circuit), outside))
 
     def cost(sets: list) -> list[float]:
         return (1 - evaluator.replaced(sets).logit_diff.mean(1) / whole).tolist()
