@@ -154,18 +154,19 @@ def position_attribution(
         lambda module, args, out: out.detach().requires_grad_(torch.is_grad_enabled())
     )
     try:
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        for i in tqdm(range(n), desc=progress, unit="pair"):
-            answer, last = int(prompts.answer_ids[i]), int(prompts.last_ids[i])
-            result = attribution_patch(
-                model.bridge,
-                prompts.tokens[i : i + 1].to(model.device),
-                corrupted.tokens[i : i + 1].to(model.device),
-                lambda logits, a=answer, b=last: logits[0, -1, a] - logits[0, -1, b],
-            )
-            for node, value in result.node_scores.items():
-                if node.layer is not None and node.kind in ("attn_head_out", "mlp_out"):
-                    totals[Component(node.layer, node.head)][node.position] += value / n
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            for i in tqdm(range(n), desc=progress, unit="pair"):
+                answer, last = int(prompts.answer_ids[i]), int(prompts.last_ids[i])
+                result = attribution_patch(
+                    model.bridge,
+                    prompts.tokens[i : i + 1].to(model.device),
+                    corrupted.tokens[i : i + 1].to(model.device),
+                    lambda logits, a=answer, b=last: logits[0, -1, a] - logits[0, -1, b],
+                )
+                for node, value in result.node_scores.items():
+                    if node.layer is not None and node.kind in ("attn_head_out", "mlp_out"):
+                        totals[Component(node.layer, node.head)][node.position] += value / n
     finally:
         handle.remove()
     return totals
