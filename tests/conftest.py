@@ -15,38 +15,11 @@ from seqcirc_utils.models import (
     loading,
     zoo,  # noqa: E402
 )
-from seqcirc_utils.prompts import drawing, sequences
+from seqcirc_utils.planted.building import word_tokenizer
+from seqcirc_utils.prompts import drawing
 
 ARCHITECTURES = ("gpt2", "llama", "gemma2")
 SIZES = {"bos_token_id": 1, "eos_token_id": 2}
-
-
-def word_tokenizer(space_apart: bool = False, without: tuple[str, ...] = ()):
-    """A tokenizer of whole words: all that the tasks write, with and without a leading space.
-
-    ``space_apart`` makes the space before digits a token of its own, as many tokenizers do.
-    Words in ``without`` are split after their first letter.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-    from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["in"]
-    for template in sequences.TEMPLATES.values():
-        words += [template.verb, *template.fillers]
-    for task in sequences.TASKS.values():
-        words += task.members
-    known = ["<unk>", "<bos>", "<eos>", " ", "."]
-    known += [form for word in dict.fromkeys(words) for form in (word, f" {word}")]
-    ids = {word: i for i, word in enumerate(known)}
-    tokenizer = Tokenizer(kinds.WordLevel(ids, unk_token="<unk>"))
-    halves = "".join(rf" ?{word[0]}(?={word[1:]}\b)|" for word in without)
-    number = r"\d+" if space_apart else r" ?\d+"
-    rule = Regex(rf"{halves} ?[A-Za-z]+|{number}|\.| ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(rule, "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def tiny_config(architecture: str, d_vocab: int):
