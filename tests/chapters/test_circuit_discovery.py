@@ -94,11 +94,10 @@ def test_the_planted_circuit_is_found_and_judged(planted):
 def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2_asked):
     at, everything = gpt2_asked, components(gpt2_asked.model)
     evaluator = Evaluator(at.model, at.sets().evaluation, at.means())
+    whole = evaluator.intact.logit_diff.mean()
 
     def share(kept):
-        return (
-            evaluator.kept([kept]).logit_diff.mean() / evaluator.intact.logit_diff.mean()
-        ).item()
+        return (evaluator.kept([kept]).logit_diff.mean() / whole).item()
 
     steps = found.steps[(found.steps["search"] == "ranked search") & found.steps["removed"]]
     gone = [Component.parse(c) for names in steps["component"] for c in names.split()]
