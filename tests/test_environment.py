@@ -1,5 +1,6 @@
 """What is written down about the environment agrees with itself and with what is installed."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from seqcirc_utils.commands import _parser
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = [
@@ -166,6 +169,46 @@ def test_make_help_lists_what_the_readme_documents():
     documented = documented_targets((ROOT / "README.md").read_text(encoding="utf-8"))
     assert {"book", "test"} <= documented, "the README no longer says how to build and test"
     assert documented <= make_help()
+
+
+def written() -> dict[str, str]:
+    """What people read about the project, by file: pages, notebooks' text, settings."""
+    files = [*ROOT.glob("*.md"), *ROOT.glob("book/*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile"]
+    files += [*ROOT.glob(".github/**/*.yml"), *ROOT.glob("scripts/*"), *ROOT.glob("notebooks/*")]
+    texts = {}
+    for file in sorted(files):
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        texts[str(file.relative_to(ROOT))] = text
+    return texts
+
+
+def test_files_that_are_written_of_exist():
+    """By their path from the root; in CONTRIBUTING, from the package too."""
+    asked = set()
+    for name, text in written().items():
+        text = re.sub(r"(?ms)^```diff$.*?^```$", "", text)  # what a reader would add
+        for path in re.findall(r"(?:`|\s)((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|json|ipynb|yml))\b", text):
+            places = [ROOT / path] + [ROOT / "seqcirc_utils" / path] * (name == "CONTRIBUTING.md")
+            if path != "params/mine.yml" and not path.startswith("runs/"):  # made by a reader
+                assert any(p.is_file() for p in places), f"{name}: {path}"
+                asked.add(path)
+    assert len(asked) > 25
+
+
+def test_commands_that_are_written_of_exist():
+    commands = set(re.findall(r"\w+", re.findall(r"\{(.*)\}", _parser().format_usage())[0]))
+    found = {
+        (name, command)
+        for name, text in written().items()
+        for command in re.findall(r"-m (seqcirc_utils\S* [-\w]+)", text)
+    }
+    assert len(found) > 5
+    for name, command in found:
+        module, word = command.split()
+        assert module == "seqcirc_utils" and word in commands | {"--help"}, f"{name}: {command}"
 
 
 def test_the_package_lists_all_its_rooms():
