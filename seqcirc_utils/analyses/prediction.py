@@ -111,8 +111,8 @@ class Said:
     member: torch.Tensor
     logit_diff: torch.Tensor
 
-    def __getitem__(self, row: int) -> "Said":
-        """One row of the first axis."""
+    def __getitem__(self, row: int | slice) -> "Said":
+        """One row of the first axis, or some."""
         return Said(*(value[row] for value in vars(self).values()))
 
     @classmethod

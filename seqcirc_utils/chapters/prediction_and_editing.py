@@ -1,6 +1,6 @@
 """Whether knowing a circuit helps: to predict what the model says, and to edit what it does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -247,11 +247,9 @@ def _predicted_by(
         "circuit": alone.logit_diff.double(),
         "right": whole.token == answers,
     }
-    by_cell = [[cell[row] for cell in said] for row in (0, 1)]
+    by_cell = [cell[0] for cell in said], [cell[1] for cell in said]
     return {
-        "prediction": prediction.agreement_table(
-            answers, whole, alone, everyone[slice(2, None)], seed
-        ),
+        "prediction": prediction.agreement_table(answers, whole, alone, everyone[2:], seed),
         "points": pd.DataFrame(points),
         "errors": prediction.error_table(
             model, cells, *by_cell, circuit, _count(at, 4), f"Errors, {task}"
@@ -284,7 +282,7 @@ def _edited(at: Setting, tasks: Mapping[str, _Known]) -> tuple[pd.DataFrame, dic
     for target, title in titles.items():
         try:
             asked = tasks[target].prompts if target in tasks else _control(at, target)
-            measure = Measured.text if target == "text" else Measured.prompts
+            measure: Callable = Measured.text if target == "text" else Measured.prompts
             few = asked[range(min(_count(at, 8), len(asked)))]
             own = measure(model, asked, edits, f"Edits, {target}")
             null = measure(model, few, random_edits, f"Random edits, {target}")

@@ -79,7 +79,8 @@ def _switching(world, count):
 
 
 def _named_edges(world, count):
-    world.circuit(lambda c: c.update(edges=[*role_rules.NAMED_EDGES[:count], "mlp0->9.1.v"]), "digits")
+    edges = [*role_rules.NAMED_EDGES[:count], "mlp0->9.1.v"]
+    world.circuit(lambda c: c.update(edges=edges), "digits")
 
 
 def _later(world, layer):
