@@ -41,9 +41,8 @@ def planted():
     return replace(PLANTED["path"], changes={**PLANTED["path"].changes, **changes}).build()
 
 
-@pytest.fixture(scope="module")
-def setting(planted):
-    everything = components(planted)
+def setting_of(model):
+    everything = components(model)
     effects = pd.DataFrame({"component": list(map(str, everything))})
     effects["ablation"] = -np.linspace(0, 1, len(everything))  # the later, the more important
     circuit = SimpleNamespace(components={Component(0, 0), Component(1, 1), Component(1, None)})
@@ -51,7 +50,12 @@ def setting(planted):
     def read(kind, task):
         return SimpleNamespace(effects=effects[::-1], circuit=circuit)  # order must not matter
 
-    return Setting(PARAMETERS, read=read, model=planted)
+    return Setting(PARAMETERS, read=read, model=model)
+
+
+@pytest.fixture(scope="module")
+def setting(planted):
+    return setting_of(planted)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +105,12 @@ def test_every_component_has_its_evidence_and_what_others_found(found, planted):
     np.testing.assert_allclose(newest, table.loc[newest.index, "end_to_newest"], atol=1e-6)
 
 
-def test_attention_in_random_order_is_that_of_corrupted_prompts(found, setting, planted):
+def test_attention_in_random_order_is_that_of_corrupted_prompts(gpt2):
+    setting = setting_of(gpt2)
     corrupted = setting.sets().corrupted
     hook, seen = "blocks.0.attn.hook_pattern", {}
     with torch.no_grad():
-        planted.bridge.run_with_hooks(
+        gpt2.bridge.run_with_hooks(
             corrupted.tokens, fwd_hooks=[(hook, lambda v, hook: seen.update(v=v.clone()))]
         )
     paid = [
@@ -113,11 +118,8 @@ def test_attention_in_random_order_is_that_of_corrupted_prompts(found, setting, 
         for row, at in enumerate(corrupted.member_positions.sort(-1).values.tolist())
         for q in at[1:]
     ]
-    column = found.components.set_index("component")["members_to_members_random"]
-    expected = torch.stack(paid).mean(0)  # [head]
-    np.testing.assert_allclose(
-        column[[f"0.{h}" for h in range(len(expected))]], expected, atol=1e-6
-    )
+    column = ComponentRoles.measure(setting).components["members_to_members_random"]
+    np.testing.assert_allclose(column[: gpt2.n_heads], torch.stack(paid).mean(0), atol=1e-6)
 
 
 def test_examples_lead_their_roles():
