@@ -2,13 +2,16 @@
 
 import json
 import re
+import tomllib
 from html.parser import HTMLParser
 
 import pytest
 
+from seqcirc_utils import store
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import circuit_map, style
+from seqcirc_utils.workflow.fingerprint import drawing_sources, sources
 
 SHARED, OWN, MLP = Component(1, 0), Component(2, 1), Component(0, None)
 CIRCUITS = {"digits": {SHARED, MLP}, "months": {SHARED, OWN, MLP}}
@@ -117,3 +120,14 @@ def test_letters_are_initials_and_never_twice():
 def test_ink_can_be_read():
     assert circuit_map.ink("#000000") == "#ffffff" and circuit_map.ink("#ffffff") == "#000000"
     assert circuit_map.ink("#0072B2") == "#ffffff" and circuit_map.ink("#E69F00") == "#000000"
+
+
+def test_its_files_are_installed_and_outdate_the_page_alone():
+    package = store.ROOT / "seqcirc_utils"
+    beside = {path for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    project = tomllib.loads((store.ROOT / "pyproject.toml").read_text("utf-8"))
+    installed = project["tool"]["setuptools"]["package-data"]["seqcirc_utils"]
+    assert {f"**/*{path.suffix}" for path in beside} <= set(installed)
+    files = {package / "figures" / f"circuit_map.{end}" for end in ("html", "css", "js")}
+    assert files <= beside and files <= set(drawing_sources("06_cross_task"))
+    assert not files & set(sources("06_cross_task"))
