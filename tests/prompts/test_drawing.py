@@ -51,7 +51,7 @@ def check_writing(model, task):
     members = sequences.TASKS[task].members
     vocabulary = vocabulary_module.vocabulary(task, tokenizer)
     in_id = tokenizer(" in", add_special_tokens=False)["input_ids"]
-    prefix = [] if model.prepend_id is None else [1]
+    prefix = [] if model.prepend_id is None else [model.prepend_id]
     lengths = set()
     for prompts in parts(sets).values():
         lengths.add(prompts.tokens.shape[1])
