@@ -13,7 +13,7 @@ from seqcirc_utils.chapters.circuit_discovery import RANKED, SWEEP, TWO_SIDED, C
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import _OKABE_ITO, ANSWER, LAST, NEUTRAL, _close
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
 
 SIGNIFICANT = 0.05
 """A component is needed whose q lies below this."""
@@ -27,7 +27,7 @@ def circuits(found: CircuitDiscovery) -> dict[str, Circuit]:
 def search_paths(found: CircuitDiscovery) -> Figure:
     """How the searches shrink a circuit: components left and score kept, trial by trial."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name, colour in zip(circuits(found), _OKABE_ITO, strict=False):
+    for name, colour in zip(circuits(found), OKABE_ITO, strict=False):
         trials = found.steps[found.steps["search"] == name]
         left = len(found.estimates) - (trials["size"] * trials["removed"]).cumsum()
         score = 100 * trials["score"].where(trials["removed"]).ffill().fillna(1)
@@ -37,7 +37,7 @@ def search_paths(found: CircuitDiscovery) -> Figure:
     axes[0].legend()
     axes[1].set(xlabel="components left", ylabel="logit difference kept (%)")
     axes[1].invert_xaxis()
-    return _close(figure)
+    return closed(figure)
 
 
 def _with_interval(score: Mapping[str, float], style: str = ".0%") -> str:
@@ -119,7 +119,7 @@ def size_curve(found: CircuitDiscovery) -> Figure:
         axis.plot([x] * len(scores), scores, marker, color=colour, ms=4, alpha=0.7, label=label)
     axis.set(xlabel="components kept", ylabel="faithfulness (1 = whole model)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _close(figure)
+    return closed(figure)
 
 
 def chance_told(found: CircuitDiscovery) -> Markdown:
@@ -165,7 +165,7 @@ def needed_and_found(found: CircuitDiscovery) -> Figure:
     axes[1].grid(axis="y", lw=0.3)
     figure.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
     figure.tight_layout()
-    return _close(figure)
+    return closed(figure)
 
 
 def needed_told(found: CircuitDiscovery) -> Markdown:

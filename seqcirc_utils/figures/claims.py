@@ -11,7 +11,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from seqcirc_utils.figures.style import ANSWER, LAST, _close
+from seqcirc_utils.figures.style import ANSWER, LAST, closed
 from seqcirc_utils.paper.evidence import NOT_TESTED
 from seqcirc_utils.paper.rules import VERDICTS
 from seqcirc_utils.paper.verdicts import Claims
@@ -41,7 +41,7 @@ def verdict_map(found: Claims) -> Figure:
         for verdict, (colour, mark) in looks.items()
     ]
     figure.legend(handles=handles, ncols=3, loc="outside upper center")
-    return _close(figure)
+    return closed(figure)
 
 
 def _by_verdict(found: Claims) -> dict[str, list[str]]:

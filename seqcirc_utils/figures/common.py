@@ -11,7 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures.circuit_map import ink
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, _close, task_colours
+from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, task_colours
 from seqcirc_utils.prompts.sequences import TASKS
 
 
@@ -52,7 +52,7 @@ def component_heatmaps(
         axis.set(xlabel="head", ylabel="layer")
         bar = figure.colorbar(image, ax=axis, shrink=0.8, extend="both")
         bar.set_label(label)
-    return _close(figure)
+    return closed(figure)
 
 
 def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = False) -> Figure:
@@ -76,7 +76,7 @@ def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = Fals
     axis.set(xlabel=label, ylim=(-0.7, len(top) - 0.3))
     handles = [Patch(color="#0072B2", label="head"), Patch(color="#E69F00", label="MLP")]
     figure.legend(handles=handles, ncols=2, loc="outside upper center", fontsize=8)
-    return _close(figure)
+    return closed(figure)
 
 
 def agreement(
@@ -107,7 +107,7 @@ def agreement(
         axis.annotate(names[i], at, fontsize=8, xytext=(4, 2), textcoords="offset points")
     axis.set(xlabel=labels[0], ylabel=labels[1])
     axis.legend(loc="lower right")
-    return _close(figure)
+    return closed(figure)
 
 
 def table_heatmap(
@@ -140,7 +140,7 @@ def table_heatmap(
     )
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=30)
-    return _close(figure)
+    return closed(figure)
 
 
 def circuit_map(
@@ -215,4 +215,4 @@ def circuit_map(
             va="top",
             fontsize=9,
         )
-    return _close(figure)
+    return closed(figure)

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES, NONE
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, _close
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed
 from seqcirc_utils.statistics import Interval
 
 # What writes a member is orange or pink, what moves one blue, what looks at one green.
@@ -141,7 +141,7 @@ def ov_scatter(found: ComponentRoles) -> Figure | Markdown:
         Patch(color="#bbbbbb", label="head outside"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8)
-    return _close(figure)
+    return closed(figure)
 
 
 def ov_told(found: ComponentRoles, task: str) -> Markdown:
@@ -217,7 +217,7 @@ def lens_steps(found: ComponentRoles) -> Figure | Markdown:
         axis.set_ylabel("change (points)")
     axes[0].legend(loc="upper left", fontsize=8)
     axes[1].set_xlabel("layer")
-    return _close(figure)
+    return closed(figure)
 
 
 def lens_told(found: ComponentRoles) -> Markdown:
@@ -266,7 +266,7 @@ def role_map(found: ComponentRoles) -> Figure:
     ]
     handles.append(Patch(fc="none", ec="black", label="circuit"))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-    return _close(figure)
+    return closed(figure)
 
 
 def roles_table(found: ComponentRoles) -> pd.DataFrame:
@@ -358,4 +358,4 @@ def attention_patterns(found: ComponentRoles) -> Figure:
     figure.supylabel("from", fontsize=9)
     axes[-1, 0].set_xlabel("to")
     figure.colorbar(image, ax=axes, label="attention (%)", shrink=0.6, aspect=30)
-    return _close(figure)
+    return closed(figure)

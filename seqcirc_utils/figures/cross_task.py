@@ -21,7 +21,7 @@ from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures import circuit_map, common, style
-from seqcirc_utils.figures.style import DIVERGING, NEUTRAL, _close, task_colours
+from seqcirc_utils.figures.style import DIVERGING, NEUTRAL, closed, task_colours
 from seqcirc_utils.statistics import Interval
 
 LETTERS = circuit_map.letters([*HEAD_ROLES, *MLP_ROLES])
@@ -204,7 +204,7 @@ def _transfer_heatmaps(found: CrossTask, sets: list[str]) -> Figure:
         axis.tick_params(axis="both", length=0)
         if found.tasks["control"].any():  # a line sets the controls apart
             axis.axvline(len(found.circuits), color="black", lw=2)
-    return _close(figure)
+    return closed(figure)
 
 
 @needs("random")
@@ -230,7 +230,7 @@ def random_panels(found: CrossTask) -> Figure:
         for marker, name, colour in dots
     ]
     figure.legend(handles=handles, ncols=3, loc="outside upper center", fontsize=9)
-    return _close(figure)
+    return closed(figure)
 
 
 def _random_panel(axis: Axes, found: CrossTask, mode: str, circuit: str) -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, _close
+from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, closed
 
 LEVEL = 0.05
 """A corrected p-value below this gets a star."""
@@ -54,7 +54,7 @@ def probe_accuracy(found: Generalisation) -> Figure:
     axis.set(xlabel="accuracy (the whole answer is right)", xlim=(-0.02, 1.02))
     axis.set_ylim(y[-1] - 0.7, -0.3)
     axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
-    return _close(figure)
+    return closed(figure)
 
 
 def abilities_told(found: Generalisation) -> Markdown:
@@ -109,7 +109,7 @@ def effect_map(found: Generalisation, kind: str) -> Figure | Markdown:
     lost = table["random_mean"].isna().all()
     bar.set_label("change of accuracy" if lost else "accuracy, minus random's", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    return _close(figure)
+    return closed(figure)
 
 
 def effects_told(found: Generalisation) -> Markdown:

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.ground_truth import PUBLISHED, GroundTruth, listed, parsed
 from seqcirc_utils.components import Component
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, _close
+from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import Head
 
@@ -239,7 +239,7 @@ def planted_map(
     shown = [kind for kind in _KINDS if kind in kinds.values()]
     handles = [Patch(color=_KINDS[kind], label=_KIND_LABELS[kind]) for kind in shown]
     figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", fontsize=9)
-    return _close(figure)
+    return closed(figure)
 
 
 def search_panels(
@@ -291,7 +291,7 @@ def search_panels(
         for search, m in marks.items()
     ]
     figure.legend(handles=handles, ncols=3, loc="outside upper center", fontsize=9)
-    return _close(figure)
+    return closed(figure)
 
 
 def joint_ablation(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
@@ -323,4 +323,4 @@ def joint_ablation(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
         axis.tick_params(length=0, labelsize=8)
         sns.despine(ax=axis, left=True, bottom=True)
     figure.supxlabel(label, fontsize=9)
-    return _close(figure)
+    return closed(figure)

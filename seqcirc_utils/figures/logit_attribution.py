@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.logit_attribution import LogitAttribution
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, _close
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed
 
 NEXT_MEMBER, LAST_MEMBER = "next member (answer)", "last member"
 VISIBLE = 0.1
@@ -149,7 +149,7 @@ def lens_trajectory(curves: Mapping[str, np.ndarray]) -> Figure:
         axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
     axis.set(xlabel="after block (0: embedding)", ylabel="probability at the end", ylim=(0, None))
     axis.legend()
-    return _close(figure)
+    return closed(figure)
 
 
 def lens_heatmaps(maps: Mapping[str, np.ndarray], columns: Sequence[str]) -> Figure:
@@ -166,4 +166,4 @@ def lens_heatmaps(maps: Mapping[str, np.ndarray], columns: Sequence[str]) -> Fig
         axis.set_xlabel("position")
     np.atleast_1d(axes)[0].set_ylabel("after block (0: embedding)")
     figure.colorbar(image, ax=axes, label="probability", shrink=0.8)
-    return _close(figure)
+    return closed(figure)

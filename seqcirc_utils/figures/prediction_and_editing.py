@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, _close, task_colours
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, task_colours
 from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.sequences import TASKS
 
@@ -76,7 +76,7 @@ def prediction_bars(found: PredictionAndEditing) -> Figure:
     handles = [Patch(color=colours[m], label=f"circuit, {label}") for m, label in measures.items()]
     handles.append(plt.Line2D([], [], marker="x", ls="", color=LAST, label="random circuits, mean"))
     figure.legend(handles=handles, ncols=3, loc="outside upper center", frameon=False)
-    return _close(figure)
+    return closed(figure)
 
 
 @section("prediction")
@@ -103,7 +103,7 @@ def prediction_scatter(found: PredictionAndEditing) -> Figure:
     axes[0][0].set_ylabel("circuit alone (logits)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=3, loc="outside upper center", frameon=False)
-    return _close(figure)
+    return closed(figure)
 
 
 @section("prediction")
@@ -243,7 +243,7 @@ def edit_responses(found: PredictionAndEditing) -> Figure:
         for t, title in titles.items()
     ]
     figure.legend(handles=handles, ncols=len(titles), loc="outside upper center", frameon=False)
-    return _close(figure)
+    return closed(figure)
 
 
 def _relative(edits: pd.DataFrame) -> pd.Series:
@@ -353,7 +353,7 @@ def selectivity_scatter(found: PredictionAndEditing) -> Figure:
         ylabel="mean cost to the other tasks (%)",
     )
     axis.legend(loc="upper left")
-    return _close(figure)
+    return closed(figure)
 
 
 def selectivity_told(found: PredictionAndEditing) -> Markdown:

@@ -12,7 +12,7 @@ from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.store import writing
 
 # Okabe and Ito's palette: told apart with any colour vision.
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ANSWER, LAST, NEUTRAL = "#0072B2", "#D55E00", "#777777"
 DIVERGING = "RdBu"  # red: lowers the score; blue: raises it
 
@@ -39,7 +39,7 @@ def use_style() -> None:
 def task_colours(tasks: Sequence[str]) -> dict[str, str]:
     """One colour per task, the same in every figure."""
     order = [*TASKS, *(t for t in tasks if t not in TASKS)]
-    return {task: _OKABE_ITO[order.index(task) % len(_OKABE_ITO)] for task in tasks}
+    return {task: OKABE_ITO[order.index(task) % len(OKABE_ITO)] for task in tasks}
 
 
 def save(figure: Figure, path: Path | str) -> Path:
@@ -49,6 +49,7 @@ def save(figure: Figure, path: Path | str) -> Path:
     return Path(path)
 
 
-def _close(figure: Figure) -> Figure:
-    plt.close(figure)  # the cell's value shows it; otherwise Jupyter would show it twice
+def closed(figure: Figure) -> Figure:
+    """The figure, for a cell's value to show it; left open, Jupyter would show it twice."""
+    plt.close(figure)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.chapters.task_construction import TaskConstruction
-from seqcirc_utils.figures.style import ANSWER, NEUTRAL, _close
+from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed
 from seqcirc_utils.prompts.sequences import TASKS
 
 
@@ -124,7 +124,7 @@ def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> 
     axis.legend(
         handles=handles, ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8
     )
-    return _close(figure)
+    return closed(figure)
 
 
 def accuracy_panels(table: pd.DataFrame, by: str, label: str) -> Figure:
@@ -152,4 +152,4 @@ def accuracy_panels(table: pd.DataFrame, by: str, label: str) -> Figure:
         axis.set(xlabel=label, ylabel=title, xlim=(-0.5, len(table) - 0.5))
     axes[0].set_ylim(-0.03, 1.03)
     axes[1].axhline(0, color=NEUTRAL, lw=0.8)
-    return _close(figure)
+    return closed(figure)

@@ -10,7 +10,7 @@ import yaml
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.publishing.tables import _row, benchmarks, costs, provenance
+from seqcirc_utils.publishing.tables import benchmarks, costs, markdown_row, provenance
 from seqcirc_utils.workflow.execution import clean
 from seqcirc_utils.workflow.planning import DISCOVERY, Job, Plan
 from seqcirc_utils.workflow.records import skipped
@@ -122,7 +122,7 @@ def _footer(job: Job, data: list[Path]) -> str:
     """What stands below every page made by a notebook: its data and its parameters."""
     links = " · ".join(f"{{download}}`{path.name} <data/{path.name}>`" for path in data)
     given = store.read_json(job.record)["parameters"]
-    rows = [_row([name, value]) for name, value in given.items() if name != "results"]
+    rows = [markdown_row([name, value]) for name, value in given.items() if name != "results"]
     names = _indexed(job)
     index = [f"```{{index}} {', '.join(names)}", "```", ""] if names else []
     return "\n".join(

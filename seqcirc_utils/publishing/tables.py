@@ -22,7 +22,7 @@ def provenance(plan: Plan) -> str:
         prompts = record.get("n_prompts", record["parameters"].get("n_prompts", ""))
         taken = [record.get(name, "") for name in ("seconds", "cpu_seconds")]  # none if skipped
         cells = [record["stage"], record["task"] or "all", *taken, prompts, record["seed"]]
-        lines.append(_row(cells))
+        lines.append(markdown_row(cells))
     for name, label in (("seconds", "stages one after the other"), ("cpu_seconds", "CPU time")):
         minutes = sum(record.get(name, 0) for record in records) / 60
         lines += ["", f"In all, {label}: {minutes:.0f} min."]
@@ -48,7 +48,7 @@ def _discovery_costs(plan: Plan) -> list[str]:
     if not any(taken.values()):
         return []
     parts = dict.fromkeys(part for own in taken.values() for part in own)
-    rows = [_row([part, *(own.get(part, "") for own in taken.values())]) for part in parts]
+    rows = [markdown_row([part, *(own.get(part, "") for own in taken.values())]) for part in parts]
     head = ["| part |" + "".join(f" {task} |" for task in taken), "|---|" + "---:|" * len(taken)]
     return ["", "## CPU seconds of the circuit discovery", "", *head, *rows]
 
@@ -81,7 +81,7 @@ def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) 
     lines += ["|---|---:|---:|---:|---:|"]
     for name, row in mean.iterrows():
         cells = [name, by_stage.size()[name], f"{row['minutes']:.1f}", f"{most[name]:.1f}"]
-        lines.append(_row([*cells, f"{row['disk']:.1f}"]))
+        lines.append(markdown_row([*cells, f"{row['disk']:.1f}"]))
     lines += ["", f"{n_models} models × {n_tasks} tasks × {n_seeds} seeds:", ""]
     lines += ["| stages | jobs | core hours | hours on 100 cores | GB on disk |"]
     lines += ["|---|---:|---:|---:|---:|"]
@@ -92,7 +92,7 @@ def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) 
         part = mean[mean.index.isin(names)]
         hours, disk = ((part["jobs"] * part[name]).sum() for name in ("core_hours", "disk"))
         cells = [title, f"{part['jobs'].sum():,.0f}", f"{hours:,.0f}", f"{hours / 100:,.1f}"]
-        lines.append(_row([*cells, f"{disk / 1e3:,.1f}"]))
+        lines.append(markdown_row([*cells, f"{disk / 1e3:,.1f}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -110,7 +110,7 @@ def benchmarks() -> str:
         # One column per case: there are more measures than cases.
         lines += ["", f"## {key.capitalize()}", ""]
         lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
-        lines += [_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
+        lines += [markdown_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
     lines += _table("Machine", found["machine"] | found["versions"])
     return "\n".join(lines) + "\n"
 
@@ -124,11 +124,12 @@ def _short(value: Any) -> Any:
 
 
 def _table(heading: str, entries: Mapping[str, Any]) -> list[str]:
-    rows = [_row([name, value]) for name, value in entries.items()]
+    rows = [markdown_row([name, value]) for name, value in entries.items()]
     return ["", f"## {heading}", "", "| name | value |", "|---|---|", *rows]
 
 
-def _row(cells: list[Any]) -> str:
+def markdown_row(cells: list[Any]) -> str:
+    """One line of a Markdown table, its values as code."""
     texts = [str(c) for c in cells]
     first = texts[0].replace("|", r"\|")
     rest = [f"`{text}`".replace("|", r"\|") if text else "" for text in texts[1:]]
