@@ -12,6 +12,7 @@ from oracles import evaluator_of
 from seqcirc_utils import store
 from seqcirc_utils.ablation.edges import EdgeEvaluator
 from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.chapters import circuit_discovery
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits import chance
@@ -20,14 +21,14 @@ from seqcirc_utils.figures import circuit_discovery as figures
 from seqcirc_utils.planted.circuits import PLANTED
 
 NUMBERS = {"n_prompts": 4, "n_means": 16, "n_null": 5, "n_repeats": 1, "n_edge_prompts": 2}
-PARAMETERS = {"model": "m", "task": "months", "templates": ["born"], "threshold": 0.8, "seed": 0}
+PARAMETERS = {"model": "m", "task": "months", "templates": ["born"], "seed": 0}
 DRAWN = [figures.search_paths, figures.estimate_scatter, figures.circuit_map, figures.size_curve]
 DRAWN += [figures.needed_and_found, figures.ablation_map]
 TOLD = [figures.searches_told, figures.estimate_told, figures.chance_told, figures.needed_told]
 OF_EDGES = [figures.edge_table, figures.fault_table, figures.strongest_edges]
 
 
-def setting(model, checkpoints=None):
+def setting(model, checkpoints=None, threshold=0.8):
     """A run of the chapter in which chapter 03 found the exact effects."""
 
     def read(kind, task=None):
@@ -40,7 +41,7 @@ def setting(model, checkpoints=None):
             effects=pd.DataFrame({"component": names, "ablation": changes.tolist()})
         )
 
-    at = Setting(PARAMETERS | NUMBERS, checkpoints, read, model)
+    at = Setting(PARAMETERS | NUMBERS | {"threshold": threshold}, checkpoints, read, model)
     return at
 
 
@@ -59,7 +60,7 @@ def planted(directory):
 @pytest.fixture(scope="module")
 def gpt2_asked(gpt2):
     """A run of a random model, asked for what its components raise."""
-    at = setting(gpt2)
+    at = setting(gpt2, threshold=0.3)
     sets, means = at.sets(), at.means()
     answered = {
         name: evaluator_of(gpt2, getattr(sets, name), means).answers
@@ -71,7 +72,9 @@ def gpt2_asked(gpt2):
 
 @pytest.fixture(scope="module")
 def found(gpt2_asked):
-    return CircuitDiscovery.measure(gpt2_asked)
+    with pytest.MonkeyPatch.context() as patch:  # sizes above the circuit's, in so small a model
+        patch.setattr(circuit_discovery, "SIZES", (0.2, 0.8, 0.9))
+        return CircuitDiscovery.measure(gpt2_asked)
 
 
 def test_the_planted_circuit_is_found_and_judged(planted):
@@ -102,6 +105,7 @@ def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2
     steps = found.steps[(found.steps["search"] == "ranked search") & found.steps["removed"]]
     gone = [Component.parse(c) for names in steps["component"] for c in names.split()]
     needed = [Component.parse(c) for c in found.components["component"]]
+    assert found.curve["size"].between(len(needed) + 1, len(everything) - 1).any()
     for size, score in found.curve.itertuples(index=False):
         first_out = set(gone[: len(everything) - size])
         kept = needed[:size] if size <= len(needed) else set(everything) - first_out
@@ -138,7 +142,7 @@ def test_the_kept_edges_keep_the_score(found):
     assert not found.missing
     assert len(found.circuit.edges) == found.edges["ranked search"] < len(found.edge_effects)
     kept = found.edge_scores["ranked search"]["discovery"]
-    assert kept >= min(0.8, found.all_edges)
+    assert kept >= min(0.3, found.all_edges)
     cost = found.edge_effects.set_index("edge")["score"] - found.all_edges
     assert set(found.circuit.edges) <= set(cost.index)
     into_logits = cost.index.str.startswith("mlp") & cost.index.str.endswith("logits")
