@@ -114,26 +114,31 @@ class Findings:
         Raises:
             UserError: for a file that is missing, damaged, or of another version.
         """
-        found: dict[str, Any] = {}
-        kinds = [field.metadata for field in dataclasses.fields(cls)]
-        arrays, document = {}, {}
-        if any("array" in kept for kept in kinds):
-            arrays = store.read_npz(cls._path(directory, "npz"))
-        if any(not kept for kept in kinds):
-            document = store.read_json(cls._path(directory, "json"))
-        for field in dataclasses.fields(cls):
-            kept = field.metadata
-            if "table" in kept:
-                found[field.name] = _read(cls._path(directory, kept["table"]), kept)
-            elif "part" in kept:
-                found[field.name] = kept["kind"].load(cls._path(directory, kept["part"]))
-            else:
-                source = arrays if "array" in kept else document
-                if field.name not in source:
-                    where = cls._path(directory, "npz" if "array" in kept else "json")
-                    raise UserError(f"{where} lacks {field.name}: delete it and run again.")
-                found[field.name] = source[field.name]
-        return cls(**found)
+        return cls(**{f.name: cls.one(directory, f.name) for f in dataclasses.fields(cls)})
+
+    @classmethod
+    def one(cls, directory: Path, name: str) -> Any:
+        """Read one field from a directory.
+
+        Raises:
+            UserError: as :meth:`load` does.
+        """
+        kept = _field(cls, name).metadata
+        if "table" in kept:
+            return _read(cls._path(directory, kept["table"]), kept)
+        if "part" in kept:
+            return kept["kind"].load(cls._path(directory, kept["part"]))
+        path = cls._path(directory, "npz" if "array" in kept else "json")
+        found = store.read_npz(path) if "array" in kept else store.read_json(path)
+        if name not in found:
+            raise UserError(f"{path} lacks {name}: delete it and run again.")
+        return found[name]
+
+    @classmethod
+    def tables(cls) -> dict[str, str]:
+        """The fields that are tables, by the name of their file."""
+        kept = {field.name: field.metadata for field in dataclasses.fields(cls)}
+        return {f"{cls.stage}.{k['table']}": name for name, k in kept.items() if "table" in k}
 
     @classmethod
     def _path(cls, directory: Path, suffix: str) -> Path:

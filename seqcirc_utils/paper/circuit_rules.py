@@ -202,8 +202,7 @@ def _c20(e: Evidence, q: float) -> Finding:
     counts, firm, names = [], [], []
     for task in TASKS:
         own = heads[task] - set.union(*(heads[t] for t in TASKS if t != task))
-        columns = ("component", "q", "inclusion")
-        table = e.table("04_circuit_discovery.csv", task, columns).set_index("component")
+        table = e.table("04_circuit_discovery.csv", task).set_index("component")
         table = table.loc[[c for c in map(str, sorted(own)) if c in table.index]]
         sure = table[(table["q"] < q) & (table["inclusion"] >= 0.5)]
         counts.append(len(own))

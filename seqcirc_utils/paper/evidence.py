@@ -11,6 +11,15 @@ import numpy as np
 import pandas as pd
 
 from seqcirc_utils import store
+from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
+from seqcirc_utils.chapters.component_roles import ComponentRoles
+from seqcirc_utils.chapters.cross_task import CrossTask
+from seqcirc_utils.chapters.findings import Findings
+from seqcirc_utils.chapters.generalisation import Generalisation
+from seqcirc_utils.chapters.logit_attribution import LogitAttribution
+from seqcirc_utils.chapters.patching import Patching
+from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
+from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
@@ -23,6 +32,12 @@ CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
 GPT2 = "gpt2"
 """The paper's model, as the zoo names it."""
 NOT_TESTED = "not tested here"
+CHAPTERS: tuple[type[Findings], ...] = (
+    *(TaskConstruction, LogitAttribution, Patching, CircuitDiscovery),
+    *(ComponentRoles, CrossTask, Generalisation, PredictionAndEditing),
+)
+TABLES = {file: (kind, field) for kind in CHAPTERS for file, field in kind.tables().items()}
+"""What the chapters found, by the name of its file: the class, and the field that is the table."""
 
 
 def published() -> dict[str, Any]:
@@ -78,17 +93,13 @@ class Evidence:
             raise UserError(f"{_of(name, task)} does not exist.")
         return where / name
 
-    def table(
-        self, name: str, task: str | None = None, columns: Sequence[str] = ()
-    ) -> pd.DataFrame:
-        """A table that has these columns."""
+    def table(self, name: str, task: str | None = None) -> pd.DataFrame:
+        """A chapter's table by the name of its file, with the columns and types of its field."""
         path = self.path(name, task)
         found = self._read.get(path)
         if found is None:
-            found = self._read[path] = store.read_csv(path)
-        missing = [c for c in columns if c not in found]
-        if missing:
-            raise UserError(f"{_of(name, task)} has no column {', '.join(missing)}.")
+            kind, field = TABLES[name]
+            found = self._read[path] = kind.one(path.parent, field)
         if found.empty:
             raise UserError(f"{_of(name, task)} has no rows: it does not apply to this model.")
         return found
@@ -117,7 +128,7 @@ class Evidence:
 
     def ablation(self, task: str) -> pd.Series:
         """What ablating each component alone does to the whole model, in points."""
-        table = self.table("03_patching.csv", task, ("component", "ablation"))
+        table = self.table("03_patching.csv", task)
         return 100 * table.set_index("component")["ablation"]
 
     def shape(self) -> tuple[int, int]:
@@ -128,24 +139,24 @@ class Evidence:
 
     def changes(self, task: str) -> pd.Series:
         """What removing each component from the task's circuit does to it, in points."""
-        table = self.table("04_circuit_discovery.csv", task, ("component", "change"))
+        table = self.table("04_circuit_discovery.csv", task)
         return 100 * table.set_index("component")["change"]
 
     def kept(self, circuit: str, task: str) -> float:
         """What one set of components, kept alone, does of a task, in percent."""
-        table = self.table("06_cross_task.csv", columns=("mode", "set", "task", "mean"))
+        table = self.table("06_cross_task.csv")
         return 100 * cell(table, "mean", "06_cross_task.csv", mode="kept", set=circuit, task=task)
 
     def roles(self, task: str) -> pd.DataFrame:
         """The table of roles, by component."""
-        table = self.table("05_component_roles.csv", task, ("component", "role"))
-        if table["role"].isna().any():
+        table = self.table("05_component_roles.csv", task)
+        if (table["role"] == "").any():
             raise UserError(f"{_of('05_component_roles', task)} cannot tell all roles here.")
         return table.set_index("component")
 
     def seen(self, task: str, column: str) -> pd.Series:
         """One attention column of the table of roles, by component, in percent."""
-        table = self.table("05_component_roles.csv", task, ("component", column))
+        table = self.table("05_component_roles.csv", task)
         return 100 * table.set_index("component")[column]
 
     def attention(self, task: str, query: str, key: str) -> pd.Series:
@@ -154,7 +165,7 @@ class Evidence:
         Only heads of the circuit or with a role were measured.
         """
         name = "05_component_roles.attention.csv"
-        table = self.table(name, task, ("component", "query", "key", "mean"))
+        table = self.table(name, task)
         rows = table[(table["query"] == query) & (table["key"] == key)]
         if rows.empty:
             raise UserError(f"{_of(name, task)} has no attention from {query} to {key}.")
@@ -162,9 +173,8 @@ class Evidence:
 
     def ov(self, task: str, score: str, read: str = "own", words: str = "members") -> pd.DataFrame:
         """OV scores of all heads, by component: columns ``top5``, ``low``, ``high``, ``p`` …"""
-        columns = ("component", "score", "input", "words", "top5", "low", "high", "p")
         name = "05_component_roles.ov.csv"
-        table = self.table(name, task, columns)
+        table = self.table(name, task)
         rows = table[(table["score"] == score) & (table["input"] == read)]
         rows = rows[rows["words"] == words].set_index("component")
         if rows.empty:
@@ -176,9 +186,7 @@ class Evidence:
 
         Mean ablation is what the circuits were found with; only rows beside random sets count.
         """
-        name = "07_generalisation.csv"
-        columns = ("probe", "kind", "set", "accuracy_after", "random_mean", "p", "retained")
-        table = self.table(name, columns=(*columns, "n_heads", "n_draws"))
+        table = self.table("07_generalisation.csv")
         table = table[(table["kind"] == "mean") & table["p"].notna()]
         rows = table[table["probe"].isin(probes) & table["set"].isin(sets)]
         if rows.empty:
@@ -187,16 +195,10 @@ class Evidence:
 
     def inability(self, probes: Sequence[str]) -> str:
         """Why probes were not used."""
-        table = self.table("07_generalisation.probes.csv", columns=("probe", "used", "reason"))
+        table = self.table("07_generalisation.probes.csv")
         rows = table[table["probe"].isin(probes)].set_index("probe")
-        used = rows["used"].astype(bool)
-        why = (
-            rows["reason"]
-            .astype(object)
-            .mask(used, "no ablation measured")
-            .reindex(probes)
-            .fillna("not asked")
-        )
+        why = rows["reason"].mask(rows["used"], "no ablation measured")
+        why = why.reindex(probes).fillna("not asked")
         return "; ".join(f"{probe}: {reason.rstrip('.')}" for probe, reason in why.items())
 
     def switches(self, task: str) -> tuple[np.ndarray, np.ndarray]:

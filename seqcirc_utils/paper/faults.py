@@ -64,11 +64,11 @@ def _b4(e: Evidence) -> str:
     "04_circuit_discovery.json, 06_cross_task.csv, 08_prediction_and_editing.prediction.csv",
 )
 def _b5(e: Evidence) -> str:
-    table = e.table("06_cross_task.csv", columns=("mode", "set", "task", "mean"))
+    table = e.table("06_cross_task.csv")
     cells = table[(table["mode"] == "kept") & table["set"].isin([f"{t} circuit" for t in TASKS])]
     cells = cells[cells["task"].isin(TASKS)]["mean"]
     name = "08_prediction_and_editing.prediction.csv"
-    said = e.table(name, columns=("task", "measure", "subset", "agreement"))
+    said = e.table(name)
     key = {"measure": "vocabulary", "subset": "all"}
     same = [cell(said, "agreement", name, task=t, **key) for t in TASKS]
     return (
@@ -90,7 +90,7 @@ def _b6(e: Evidence) -> str:
     for t in TASKS:
         a, b = e.circuit(t).components, e.circuit(t, published=True).components
         alike.append(len(a & b) / len(a | b))
-        table = e.table("04_circuit_discovery.csv", t, ("component", "inclusion"))
+        table = e.table("04_circuit_discovery.csv", t)
         again.append(table["inclusion"].mean())
     return (
         f"two searches with the same threshold agree in {_row(alike, '{:.0%}')} of all components "
@@ -112,10 +112,9 @@ def _b11(e: Evidence) -> str:
 
 
 def _misjudged(e: Evidence, fault: str) -> str:
-    columns = "edges", "candidates", "kept as meant", "kept by the code", "judged differently"
     counts = []
     for t in TASKS:
-        table = e.table("04_circuit_discovery.faults.csv", t, columns)
+        table = e.table("04_circuit_discovery.faults.csv", t)
         rows = table[table["edges"].str.contains(fault, regex=False)]
         if rows.empty:
             raise UserError(f"04_circuit_discovery.faults.csv of {t} has no row on {fault}.")
@@ -197,8 +196,7 @@ def _b20(e: Evidence) -> str:
         f"prompts switching at the best block: {_row([v.max() for v in loose], '{:.0%}')} by the "
         f"published rule, {_row([v.max() for v in exact], '{:.0%}')} from last to next"
     )
-    columns = ("part", "switches")
-    tables = [e.table("05_component_roles.lens.csv", t, columns) for t in TASKS]
+    tables = [e.table("05_component_roles.lens.csv", t) for t in TASKS]
     mlp = [v.loc[v["part"] == "mlp", "switches"].max() for v in tables]
     return f"{text}; across one MLP and in the whole vocabulary {_row(mlp, '{:.0%}')}"
 
@@ -225,13 +223,13 @@ def _b26(e: Evidence) -> str:
 @_effect("B27", "04_circuit_discovery.ablations.csv, 07_generalisation.csv")
 def _b27(e: Evidence) -> str:
     name, kinds = "04_circuit_discovery.ablations.csv", ("mean", "zero", "resample")
-    tables = [e.table(name, t, ("circuit", "ablation", "mean")) for t in TASKS]
+    tables = [e.table(name, t) for t in TASKS]
     said = []
     for kind in kinds:
         key = {"circuit": "ranked search", "ablation": kind}
         said.append(f"{kind} {_row([cell(v, 'mean', name, **key) for v in tables], '{:.0%}')}")
     text = f"kept by the same circuits, by ablation: {'; '.join(said)}"
-    table = e.table("07_generalisation.csv", columns=("kind", "set", "accuracy_after"))
+    table = e.table("07_generalisation.csv")
     left = table[table["set"].isin(CIRCUITS)].groupby("kind")["accuracy_after"].mean()
     beyond = ", ".join(f"{v:.0%} ({k})" for k, v in left.items())
     return f"{text}; right beyond the tasks without a circuit's heads: {beyond}"
@@ -239,7 +237,7 @@ def _b27(e: Evidence) -> str:
 
 @_effect("B28", "07_generalisation.csv")
 def _b28(e: Evidence) -> str:
-    names = e.table("07_generalisation.csv", columns=("probe",))["probe"].unique()
+    names = e.table("07_generalisation.csv")["probe"].unique()
     rows = e.effects(list(names), CIRCUITS)
     means = rows.groupby("set")[["accuracy_after", "random_mean"]].mean().reindex(CIRCUITS)
     return (
@@ -251,7 +249,7 @@ def _b28(e: Evidence) -> str:
 
 @_effect("B29", "07_generalisation.probes.csv, 07_generalisation.csv")
 def _b29(e: Evidence) -> str:
-    probes = e.table("07_generalisation.probes.csv", columns=("probe", "accuracy", "used"))
+    probes = e.table("07_generalisation.probes.csv")
     rows = e.effects(probes["probe"].to_list(), [*CIRCUITS, "shared core"])
     left = rows.assign(core=rows["set"] == "shared core").groupby("core")["accuracy_after"].mean()
     core = f"{left[True]:.0%}" if True in left else "– (no head is shared)"
@@ -265,7 +263,7 @@ def _b29(e: Evidence) -> str:
 
 @_effect("B31", "07_generalisation.probes.csv")
 def _b31(e: Evidence) -> str:
-    table = e.table("07_generalisation.probes.csv", columns=("probe", "n", "accuracy"))
+    table = e.table("07_generalisation.probes.csv")
     rows = table[table["probe"].str.startswith("spanish")]
     if rows.empty:
         raise UserError("no Spanish probe was asked.")

@@ -14,7 +14,14 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import claims as figures
 from seqcirc_utils.paper import claims, faults, role_rules
-from seqcirc_utils.paper.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, published
+from seqcirc_utils.paper.evidence import (
+    CIRCUITS,
+    NOT_TESTED,
+    TABLES,
+    TASKS,
+    Evidence,
+    published,
+)
 from seqcirc_utils.paper.rules import NOT_SUPPORTED, SUPPORTED
 from seqcirc_utils.paper.verdicts import OF_TASKS, OVERALL, Claims
 from seqcirc_utils.workflow import stages
@@ -57,7 +64,13 @@ class World:
         return path
 
     def csv(self, rows, name, task=None):
-        store.write_csv(self.path(name, task), pd.DataFrame(rows))
+        """Write a chapter's table; columns that no rule asks for hold nothing."""
+        kind, field = TABLES[name]
+        empty, frame = kind.empty(field), pd.DataFrame(rows)
+        assert set(frame) <= set(empty)
+        for column in set(empty) - set(frame):
+            frame[column] = {"i": 0, "b": False}.get(empty[column].dtype.kind, "")
+        store.write_csv(self.path(name, task), frame[list(empty)])
 
     def edit(self, name, task, change):
         """Change a written table."""
