@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import string
@@ -714,9 +715,11 @@ def test_a_gpu_that_computes_something_else_is_not_used(tiny_directories, monkey
 @pytest.mark.slow
 def test_everything_is_computed_on_the_gpu_and_is_the_same():
     """On a pretended one: weights are moved, and nothing on the CPU meets what is on the GPU."""
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("fake_gpu.py")], capture_output=True, text=True
-    )
+    script = Path(__file__).with_name("fake_gpu.py")
+    paths = [str(store.ROOT / "tests"), str(store.ROOT)]  # what pytest has on its own
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {line.split()[0] for line in done.stdout.splitlines()} == set(ARCHITECTURES)
 
