@@ -30,8 +30,8 @@ def test_two_sets_follow_the_hypergeometric_law():
 
 
 def test_what_is_shared_comes_in_the_models_order():
-    some = {Component(1, 0), Component(0, 10), Component(0, 2), Component(10, 3)}
-    expected = ["0.2", "0.10", "1.0", "10.3"]
+    some = {Component(1, 0), Component(10, 3), *(Component(0, head) for head in range(12))}
+    expected = [*(f"0.{head}" for head in range(12)), "1.0", "10.3"]
     assert list(map(str, overlap.overlap([some, some], 200).shared)) == expected
     found = overlap.layer_overlap([some, some], 11, 12)
     assert list(map(str, found.shared)) == expected and found.total == 11 * 12
