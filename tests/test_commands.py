@@ -64,7 +64,7 @@ def test_help_and_list_need_no_torch(tmp_path):
 @pytest.mark.slow
 def test_the_snakefile_is_read_without_torch(tmp_path):
     """Where there is no GPU that it would have to ask torch about."""
-    command = ["-m", "snakemake", "--dry-run", "--cores=1", "--config"]
+    command = ["-m", "snakemake", "--dry-run", "--forceall", "--cores=1", "--config"]
     command += ["params_file=params/default.yml"]
     if snakemake.may_have_gpu():
         pytest.skip("a GPU may be here")

@@ -31,6 +31,7 @@ class Claims(Findings):
     Attributes:
         verdicts: A row per claim; see :func:`claims.claims_table`.
         effects: A row per fault; see :func:`faults.faults_table`.
+        counts: Verdict to the number of claims.
         gpt2: The run of the paper's model whose figures stand in ``reproduced``: its ``name``, and
             what it was ``known_by``; empty if there is none.
     """
@@ -39,6 +40,7 @@ class Claims(Findings):
 
     verdicts: pd.DataFrame = table("csv", dict.fromkeys(claims.COLUMNS, str))
     effects: pd.DataFrame = table("faults.csv", dict.fromkeys(faults.COLUMNS, str))
+    counts: dict[str, int]
     gpt2: dict[str, str]
 
     @classmethod
@@ -53,7 +55,8 @@ class Claims(Findings):
         assert (verdicts["reason"] != "")[verdicts["verdict"] != SUPPORTED].all()
         assert len(effects) == len(published()["faults"])
         told = {key: gpt2.model[key] for key in ("name", "known_by")} if gpt2 else {}
-        return cls(verdicts=verdicts, effects=effects, gpt2=told)
+        counts = {v: int((verdicts["verdict"] == v).sum()) for v in VERDICTS}
+        return cls(verdicts=verdicts, effects=effects, counts=counts, gpt2=told)
 
 
 def _problems(at: Setting) -> dict[tuple[str, str | None], str]:

@@ -369,8 +369,8 @@ def test_confidence_is_the_share_of_resamples(gpt2):
     assert unsure["end_to_members_low"] == pytest.approx(bounds[0], abs=0.021)
     assert unsure["end_to_members_high"] == pytest.approx(bounds[1], abs=0.021)
     assert unsure["confidence"] == pytest.approx(binom.sf(9, n, 0.5), abs=0.05)
-    again = roles.role_table(gpt2, found, p, EVEN, seed=0).set_index("component")
-    other = roles.role_table(gpt2, found, p, EVEN, seed=1).set_index("component")
+    again = roles.component_roles(gpt2, found, p, EVEN, seed=0).set_index("component")
+    other = roles.component_roles(gpt2, found, p, EVEN, seed=1).set_index("component")
     assert again.equals(table) and other.loc["0.1", "confidence"] != unsure["confidence"]
 
 
