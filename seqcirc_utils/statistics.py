@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t, yeojohnson, yeojohnson_normmax
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
 
 from seqcirc_utils.errors import CannotDo, UserError
@@ -24,6 +25,57 @@ def finite(values: torch.Tensor) -> torch.Tensor:
 def percentile_p(value: float, null: Sequence[float] | np.ndarray) -> float:
     """One-sided p-value of ``value`` against draws of a null, never 0: (hits + 1) / (draws + 1)."""
     return (int((np.asarray(null) >= value).sum()) + 1) / (len(null) + 1)
+
+
+MIN_DRAWS = 8
+"""Fewer draws than this do not show how a null spreads."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A null known by its draws, for values above it.
+
+    Ranks among ``n`` draws give no p-value below ``1 / (n + 1)``, which no correction for many
+    tests leaves small. So the draws are made normal by a power (Yeo and Johnson 2000, from 0,
+    nearly a logarithm, to 1, none: both without an upper bound, so that any p-value can be
+    reached). Under the null the value is one draw more of that normal law: Student's t.
+
+    Attributes:
+        power: The power.
+        mean: Mean of the draws after it.
+        spread: Standard deviation of one draw more about that mean.
+        n: How many draws.
+    """
+
+    power: float
+    mean: float
+    spread: float
+    n: int
+
+    @classmethod
+    def of(cls, null: Sequence[float] | np.ndarray) -> "Tail | None":
+        """The null of these draws; ``None`` where they are too few or all alike."""
+        null = np.asarray(null, float)
+        if len(null) < MIN_DRAWS or np.isclose(np.ptp(null), 0):
+            return None
+        power = float(np.clip(yeojohnson_normmax(null), 0, 1))
+        drawn = yeojohnson(null, power)
+        spread = drawn.std(ddof=1) * np.sqrt(1 + 1 / len(null))
+        return cls(power, float(drawn.mean()), float(spread), len(null))
+
+    def p(self, value: float) -> float:
+        """Probability of so large a value, or a larger one, under the null."""
+        at = yeojohnson(np.array([value], float), self.power)[0]
+        return float(t.sf((at - self.mean) / self.spread, self.n - 1))
+
+    def needed(self, p: float) -> float:
+        """The least value with so small a p-value: what a test at that level can find."""
+        at = self.mean + t.isf(p, self.n - 1) * self.spread
+        if at < 0:  # the inverse for negative values
+            return float(1 - (1 - (2 - self.power) * at) ** (1 / (2 - self.power)))
+        if self.power == 0:
+            return float(np.expm1(at))
+        return float((self.power * at + 1) ** (1 / self.power) - 1)
 
 
 @dataclass(frozen=True)

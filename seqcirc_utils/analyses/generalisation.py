@@ -10,10 +10,12 @@ Only heads are ablated here, at all positions, as published for Llama-2; every M
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import false_discovery_control
 
 from seqcirc_utils.ablation.answers import Answers, Bench, answered
@@ -23,10 +25,17 @@ from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.probes import Probe
 from seqcirc_utils.prompts.questions import Fitted, fit
-from seqcirc_utils.statistics import rate
+from seqcirc_utils.statistics import Tail, interval, rate
 
 MIN_ACCURACY = 0.25
 """With less than this there is too little to lose."""
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "other steps": tuple(f"plus_{n}" for n in (1, 2, 3, 10, 100)),
+    "sums and differences": tuple(f"{n}_{d}" for n in ("sum", "difference") for d in (1, 2)),
+    "months and dates in words": ("month_after", "months_passing", "date_after", "dates_passing"),
+    "Spanish": ("spanish_number_words", "spanish_months"),
+}
+"""What the paper ablated circuits on, beyond its tasks: the probes of each planned test."""
 
 
 def ability(model: Model, probe: Probe, n: int) -> tuple[dict[str, Any], Fitted | None]:
@@ -65,65 +74,136 @@ def ability(model: Model, probe: Probe, n: int) -> tuple[dict[str, Any], Fitted 
     return row | {"used": not reason, "reason": reason}, able
 
 
-def effects(
-    bench: Bench,
-    sets: Mapping[str, Iterable[Component]],
-    *,
-    n_draws: int,
-    n_hits: int = 3,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """What ablating each set of heads does to a probe, beside matched random sets.
+@dataclass(frozen=True)
+class Ablated:
+    """A probe's questions without one set of heads, and without random sets like it.
 
-    ``p`` is the share of random sets after whose ablation accuracy is as low or lower,
-    (hits + 1) / (draws + 1). Drawing stops early at ``n_hits`` hits (Besag and Clifford 1991): by
-    then the set is not remarkable, and the p-value stays valid.
+    Attributes:
+        probe: The probe.
+        kind: Of ablation.
+        name: The set's.
+        n_heads: How many heads it has.
+        before: Answers of the whole model ``[n]``.
+        own: Answers without the set ``[n]``.
+        random: Answers without each random set ``[draw, n]``; no draw where none was asked for.
+    """
+
+    probe: Probe
+    kind: str
+    name: str
+    n_heads: int
+    before: Answers
+    own: Answers
+    random: Answers
+
+    def row(self) -> dict[str, Any]:
+        """This as a row of the table of effects; see the chapter."""
+        after, null = rate(self.own.correct), self.random.log_prob.mean(1) - self._level
+        change = self.own.log_prob.mean().item() - self._level
+        return {
+            "probe": self.probe.name,
+            "group": self.probe.group,
+            "kind": self.kind,
+            "set": self.name,
+            "n_heads": self.n_heads,
+            "n": len(self.own.correct),
+            "accuracy_before": self.before.correct.double().mean().item(),
+            "accuracy_after": after.mean,
+            "low": after.low,
+            "high": after.high,
+            "retained": _share(self.own.correct[self.before.correct]),
+            "random_mean": _share(self.random.correct),
+            "log_prob_change": change,
+            "random_log_prob_change": _share(null),
+            "n_draws": len(null),
+            "p": tail.p(-change) if (tail := Tail.of(-null.numpy())) else float("nan"),
+        }
+
+    @property
+    def _level(self) -> float:
+        return self.before.log_prob.mean().item()
+
+    def losses(self) -> tuple[float, np.ndarray]:
+        """Mean loss of log probability in nats, without the set, and without each random one."""
+        own, null = self.own.log_prob.mean().item(), self.random.log_prob.mean(1).numpy()
+        return self._level - own, self._level - null
+
+    def gaps(self) -> torch.Tensor:
+        """By question ``[n]``: the share of random sets that leave it right, less the set's."""
+        return self.random.correct.double().mean(0) - self.own.correct.double()
+
+
+def ablated(
+    bench: Bench, sets: Mapping[str, Iterable[Component]], *, n_draws: int, seed: int = 0
+) -> list[Ablated]:
+    """Ask a probe without each set of heads, and without ``n_draws`` matched random sets.
+
+    A head alone is compared with none: it has few others near it, and they are no set.
 
     Args:
         bench: The probe.
-        sets: Heads by name; an empty set gets no row.
-        n_draws: Random sets for each; 0 for none (``p`` and what is random are then NaN).
-        n_hits: When to stop drawing.
+        sets: Heads by name; an empty set is left out.
+        n_draws: Random sets for each; 0 for none.
         seed: Draws the random sets; they are the same for every probe.
-
-    Returns:
-        A row per set. ``low``, ``high``: exact 95% interval of ``accuracy_after``; ``retained``: of
-        the questions right before, the share right after; log probabilities of the answers in
-        nats, mean over questions.
     """
-    before = Answers(bench.intact.correct[0], bench.intact.log_prob[0])
-    rows = []
+    found = []
     for name, heads in sets.items():
         heads = frozenset(heads)
         if not heads:
             continue
-        own = bench.ablated([heads])
-        after, log_prob = rate(own.correct[0]), own.log_prob.mean().item()
-        draws = matched(bench.model, heads, n_draws, seed)
-        null, null_log_prob, hits = np.zeros(0), np.zeros(0), 0
-        while len(null) < len(draws) and hits < n_hits:
-            scores = bench.ablated(draws[len(null) : len(null) + 5])
-            null = np.append(null, scores.correct.double().mean(1))
-            null_log_prob = np.append(null_log_prob, scores.log_prob.mean(1))
-            hits = int((null <= after.mean + 1e-9).sum())
+        draws = matched(bench.model, heads, n_draws, seed) if len(heads) > 1 else []
+        answers = bench.ablated([(), heads, *draws])
+        before, own, random = (
+            Answers(answers.correct[rows], answers.log_prob[rows])
+            for rows in (0, 1, slice(2, None))
+        )
+        kind, probe = bench.kind, bench.fitted.probe
+        found.append(Ablated(probe, kind, name, len(heads), before, own, random))
+    return found
+
+
+def planned(found: Iterable[Ablated], seed: int = 0) -> list[dict[str, Any]]:
+    """The planned tests: each set that has random ones beside it, on each of the paper's subjects.
+
+    Questions of a subject count alike, whatever their probe. The test is of the loss of log
+    probability, averaged over the subject's probes, against that without each random set (the
+    ``i``-th is the same for every probe); see :class:`~seqcirc_utils.statistics.Tail`.
+
+    Returns:
+        A row per kind of ablation, set and subject: ``accuracy`` and ``random`` (shares right
+        after), ``gap`` (random less own) with its 95% interval over questions, ``loss`` and
+        ``random_loss`` in nats, ``p``, and ``needed``: the loss that would have had p = .05 over
+        the number of rows.
+    """
+    cells: dict[tuple[str, str, str], list[Ablated]] = {}
+    for each in found:
+        if len(each.random.correct):
+            for subject, names in SUBJECTS.items():
+                if each.probe.name in names:
+                    cells.setdefault((each.kind, each.name, subject), []).append(each)
+    rows = []
+    for (kind, name, subject), some in cells.items():
+        own, null = zip(*(each.losses() for each in some), strict=True)
+        gap = interval(torch.cat([each.gaps() for each in some]), seed)
+        tail = Tail.of(np.mean(null, axis=0))
         rows.append(
             {
-                "probe": bench.fitted.probe.name,
-                "group": bench.fitted.probe.group,
-                "kind": bench.kind,
+                "kind": kind,
                 "set": name,
-                "n_heads": len(heads),
-                "n": len(bench.fitted),
-                "accuracy_before": before.correct.double().mean().item(),
-                "accuracy_after": after.mean,
-                "low": after.low,
-                "high": after.high,
-                "retained": _share(own.correct[0][before.correct]),
-                "random_mean": _share(null),
-                "log_prob_change": log_prob - before.log_prob.mean().item(),
-                "random_log_prob_change": _share(null_log_prob) - before.log_prob.mean().item(),
-                "n_draws": len(null),
-                "p": (hits + 1) / (len(null) + 1) if n_draws else float("nan"),
+                "subject": subject,
+                "n_heads": some[0].n_heads,
+                "probes": ", ".join(each.probe.name for each in some),
+                "n": sum(len(each.own.correct) for each in some),
+                "accuracy": _share(torch.cat([each.own.correct for each in some])),
+                "random": _share(torch.cat([each.random.correct for each in some], 1)),
+                "gap": gap.mean,
+                "gap_low": gap.low,
+                "gap_high": gap.high,
+                "loss": float(np.mean(own)),
+                "random_loss": float(np.mean(null)),
+                "n_draws": len(null[0]),
+                "p": tail.p(float(np.mean(own))) if tail else float("nan"),
+                "needed": tail.needed(0.05 / len(cells)) if tail else float("nan"),
             }
         )
     return rows
@@ -131,7 +211,7 @@ def effects(
 
 def _share(values: Any) -> float:
     values = np.asarray(values, float)
-    return float(values.mean()) if len(values) else float("nan")
+    return float(values.mean()) if values.size else float("nan")
 
 
 def corrected(p: pd.Series) -> pd.Series:

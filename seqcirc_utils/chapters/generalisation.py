@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import pandas as pd
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.answers import KINDS, Bench
 from seqcirc_utils.analyses import generalisation
+from seqcirc_utils.analyses.generalisation import Ablated
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, table
 from seqcirc_utils.chapters.patching import Patching
@@ -31,13 +32,17 @@ class Generalisation(Findings):
         effects: A row per probe, kind of ablation and set of heads. Accuracies are shares of the
             questions answered rightly before; ``low`` and ``high`` are the exact 95% interval of
             ``accuracy_after``; log probabilities are in nats; ``q`` is ``p`` corrected for all
-            tests. Where no random set was drawn, what is random is NaN.
+            tests. Where no random set was drawn, what is random is NaN, and ``p`` is NaN where too
+            few were.
+        planned: A row per kind of ablation, set of several heads and subject of the paper; see
+            :func:`~seqcirc_utils.analyses.generalisation.planned`. ``q`` is ``p`` corrected for
+            these tests alone.
         probes: A row per probe: the whole model's accuracy with its exact 95% interval,
             ``logit_diff`` (log probability of the answer minus that of the wrong one, in nats), and
             why it is not ``used``.
         model: The model's title.
         key_heads: The heads whose ablation costs the tasks most, the worst first.
-        n_draws: Random sets that each set is compared with, at most.
+        n_draws: Random sets that each set is compared with (fewer where there are not so many).
         headless: Sets without heads, which are left out.
         without: Tasks without a circuit (their titles), and why.
         missing: What does not apply to the model, and why.
@@ -64,6 +69,13 @@ class Generalisation(Findings):
         n_draws=int,
         p=float,
         q=float,
+    )
+    planned: pd.DataFrame = table(
+        "planned.csv",
+        {"kind": str, "set": str, "subject": str, "n_heads": int, "probes": str, "n": int}
+        | dict.fromkeys(("accuracy", "random", "gap", "gap_low", "gap_high"), float)
+        | {"loss": float, "random_loss": float, "n_draws": int}
+        | dict.fromkeys(("p", "q", "needed"), float),
     )
     probes: pd.DataFrame = table(
         "probes.csv",
@@ -106,9 +118,13 @@ class Generalisation(Findings):
                 able.append(fitted)
         missing = {}
         try:
-            effects = pd.DataFrame(_effects(at, able, sets))
+            ablated = _ablated(at, able, sets)
         except UserError as error:
-            effects, missing = pd.DataFrame(), {"effects": str(error)}
+            ablated, missing = [], {"effects": str(error)}
+        effects = pd.DataFrame([each.row() for each in ablated])
+        planned = pd.DataFrame(generalisation.planned(ablated, at["seed"]))
+        planned = cls.empty("planned") if planned.empty else planned
+        planned["q"] = generalisation.corrected(planned["p"])
         if effects.empty:
             missing.setdefault("effects", "the model can do no probe, or no circuit has heads.")
             effects = cls.empty("effects")
@@ -117,6 +133,7 @@ class Generalisation(Findings):
             _check(effects, able)
         return cls(
             effects=effects,
+            planned=planned[[*cls.empty("planned")]],
             probes=pd.DataFrame(rows),
             model=at.model.facts.title,
             key_heads=list(map(str, key_heads)),
@@ -162,16 +179,16 @@ def _sets(circuits: HeadSets, key_heads: Sequence[Component]) -> HeadSets:
     return sets | {f"head {head}": {head} for head in key_heads}
 
 
-def _effects(at: Setting, able: Sequence[Fitted], sets: HeadSets) -> list[dict[str, Any]]:
-    """Rows of what ablating each set does to each probe, beside random sets where asked for."""
-    rows = []
+def _ablated(at: Setting, able: Sequence[Fitted], sets: HeadSets) -> list[Ablated]:
+    """Every probe without each set, beside random sets where these are asked for."""
+    found = []
     for fitted in tqdm(able, desc="Ablation", unit="probe"):
         tested = fitted.only(range(min(at["n_tested"], len(fitted))))
         for kind in KINDS:
             n_draws = at["n_draws"] if kind in at["compared"] else 0
             bench = Bench(at.model, tested, kind)
-            rows += generalisation.effects(bench, sets, n_draws=n_draws, seed=at["seed"])
-    return rows
+            found += generalisation.ablated(bench, sets, n_draws=n_draws, seed=at["seed"])
+    return found
 
 
 def _check(effects: pd.DataFrame, able: Sequence[Fitted]) -> None:

@@ -9,6 +9,7 @@ from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, closed
+from seqcirc_utils.statistics import MIN_DRAWS
 
 LEVEL = 0.05
 """A corrected p-value below this gets a star."""
@@ -118,15 +119,16 @@ def effects_told(found: Generalisation) -> Markdown:
         return Markdown(f"No probe could be tested: {found.missing['effects']}")
     effects, used = found.effects, found.probes["used"].sum()
     lines = [_set_told(name, rows) for name, rows in effects.groupby("set", sort=False)]
-    smallest = 1 / (found.n_draws + 1)
     text = f"Averaged over the {used} probes that the model can do:\n\n" + "\n".join(lines)
-    text += f"\n\nWith {found.n_draws} draws no p-value can be below {smallest:.2g}"
-    text += ", so no star is possible here." if smallest > LEVEL else "."
-    if effects["p"].notna().any():
+    tested = effects["p"].notna()
+    if tested.any():
         text += (
-            f" Corrected for all {effects['p'].notna().sum()} tests, the smallest q is "
+            f"\n\nEach of {tested.sum()} cells was tested against up to "
+            f"{effects['n_draws'].max()} random sets; corrected for all of them, the smallest q is "
             f"{effects['q'].min():.2g}."
         )
+    else:
+        text += f"\n\nNothing was tested: a test takes {MIN_DRAWS} random sets or more."
     if found.headless:
         text += f" Without heads, and so left out: {', '.join(found.headless)}."
     return Markdown(text)
@@ -137,17 +139,65 @@ def _set_told(name: str, rows: pd.DataFrame) -> str:
     mean, zero = (rows[rows["kind"] == kind] for kind in ("mean", "zero"))
     size, tested = rows["n_heads"].iloc[0], mean[mean["p"].notna()]
     beside = beyond = ""
+    if mean["random_mean"].notna().any():
+        beside = f" (random sets {mean['random_mean'].mean():.0%})"
     if len(tested):
-        unmatched = np.isclose(tested["p"], 1 / (tested["n_draws"] + 1)).sum()
-        beside = f" (random sets {tested['random_mean'].mean():.0%})"
-        beyond = (
-            f"; worse than all random sets on {unmatched} of {len(tested)} probes, and on "
-            f"{(tested['q'] < LEVEL).sum()} after correction (q < .05)"
-        )
+        sure = (tested["q"] < LEVEL).sum()
+        beyond = f"; beyond random sets (q < .05) on {sure} of {len(tested)} probes"
     return (
         f"- {name} ({size} head{'' if size == 1 else 's'}): {mean['accuracy_after'].mean():.0%} of "
         f"answers survive mean ablation{beside}, {zero['accuracy_after'].mean():.0%} survive zero "
         f"ablation{beyond}."
+    )
+
+
+def planned_figure(found: Generalisation) -> Figure | Markdown:
+    """What each set costs beyond random sets, by subject of the paper, with 95% intervals."""
+    table = found.planned[found.planned["kind"] == "mean"]
+    if table.empty:
+        return Markdown(f"Not here: {found.missing.get('effects', 'no random set was drawn.')}")
+    subjects, sets = table["subject"].unique(), table["set"].unique()
+    figure, axes = plt.subplots(
+        1,
+        len(subjects),
+        figsize=(2 * len(subjects) + 1.6, 0.32 * len(sets) + 1.3),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, subject in zip(axes[0], subjects, strict=True):
+        rows = table[table["subject"] == subject].set_index("set").reindex(sets)
+        low, high = rows["gap"] - rows["gap_low"], rows["gap_high"] - rows["gap"]
+        sure = rows["q"] < LEVEL
+        for part, colour in ((sure, ANSWER), (~sure, NEUTRAL)):
+            axis.errorbar(
+                100 * rows["gap"][part],
+                np.flatnonzero(part),
+                xerr=100 * np.array([low[part], high[part]]),
+                fmt="o",
+                color=colour,
+            )
+        axis.axvline(0, color="black", lw=0.8)
+        axis.set_title(f"{subject}\n({rows['n'].max():.0f} questions)", fontsize=8)
+    axes[0, 0].set_yticks(range(len(sets)), sets)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("points lost beyond random sets", fontsize=9)
+    return closed(figure)
+
+
+def planned_told(found: Generalisation) -> Markdown:
+    """How many planned tests found something, and what they could have found."""
+    table = found.planned
+    if table["p"].isna().all():
+        return Markdown(f"No planned test was made: each takes {MIN_DRAWS} random sets or more.")
+    sure = table[table["q"] < LEVEL]
+    named = "; ".join(f"{r.set} on {r.subject} (q = {r.q:.2g})" for r in sure.itertuples())
+    return Markdown(
+        f"Planned tests that find more harm than random sets do: {len(sure)} of {len(table)}"
+        f"{': ' + named if named else ''}. The median test would have found a loss of "
+        f"{table['needed'].median():.2f} nats per answer, where random sets cost "
+        f"{table['random_loss'].median():.2f} and the circuits' heads {table['loss'].median():.2f}."
     )
 
 

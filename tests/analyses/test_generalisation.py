@@ -21,6 +21,7 @@ from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import generalisation as generalisation_module
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import probes, questions
+from seqcirc_utils.statistics import Tail
 
 ALL = probes.probes()
 
@@ -262,38 +263,67 @@ class Planned:
     kind, model = "mean", Shape
 
     def __init__(self, worth):
-        self.worth, self.asked = worth, 0
+        self.worth = worth
         probe = probes.Probe("p", "g", "t", ())
         self.fitted = questions.Fitted(probe, (None,) * 4, (), (), {})
-        self.intact = self.answers([4])
 
     def answers(self, right):
         correct = torch.tensor([[i < n for i in range(4)] for n in right])
         return answers_module.Answers(correct, correct.float())
 
     def ablated(self, sets):
-        self.asked += len(sets)
-        return self.answers([self.worth(frozenset(s)) for s in sets])
+        """The intact model for an empty set; what a set is worth otherwise."""
+        return self.answers([self.worth(frozenset(s)) if s else 4 for s in sets])
 
 
 def test_a_set_is_compared_with_its_random_sets():
     bad = frozenset(heads((5, 2), (6, 1)))
-    bench = Planned(lambda s: 1 if s == bad else 3)
-    row, other = generalisation.effects(
-        bench, {"bad": bad, "none": [], "other": heads((1, 1))}, n_draws=19
-    )
-    assert (row["accuracy_before"], row["accuracy_after"], row["retained"]) == (1, 0.25, 0.25)
-    assert row["random_mean"] == 0.75 and row["n_draws"] == 19 and row["p"] == 1 / 20
-    assert row["log_prob_change"] == -0.75 and row["random_log_prob_change"] == -0.25
-    assert 0 < row["low"] < 0.25 < row["high"] < 1
-    # As good as its random sets: drawing stops after the first few, with nothing to report.
-    assert other["set"] == "other" and other["n_draws"] == 5 and other["p"] == 1
-    assert bench.asked == 1 + 19 + 1 + 5
+
+    def worth(chosen):
+        return 0 if chosen == bad else 2 + min(c.head for c in chosen) % 2
+
+    sets = {"bad": bad, "none": [], "head": heads((1, 1)), "other": heads((1, 1), (4, 2))}
+    found = generalisation.ablated(Planned(worth), sets, n_draws=19)
+    row, head, other = (each.row() for each in found)
+    draws = chance.matched(Shape, bad, 19)
+    right = [worth(draw) / 4 for draw in draws]
+    assert (row["accuracy_before"], row["accuracy_after"], row["retained"]) == (1, 0, 0)
+    assert row["n_draws"] == 19 and row["random_mean"] == pytest.approx(np.mean(right))
+    assert row["log_prob_change"] == -1
+    assert row["random_log_prob_change"] == pytest.approx(np.mean(right) - 1)
+    assert row["low"] == 0 < row["high"] < 1
+    assert row["p"] == pytest.approx(Tail.of(1 - np.array(right)).p(1), rel=1e-5)
+    assert row["p"] < 0.05 < other["p"] and other["set"] == "other"
+    # One head is compared with none.
+    assert head["n_draws"] == 0 and np.isnan(head["p"]) and np.isnan(head["random_mean"])
+    # By question: the share of random sets that leave it right, less what the set leaves.
+    expected = [np.mean([worth(draw) > i for draw in draws]) for i in range(4)]
+    assert found[0].gaps().tolist() == pytest.approx(expected)
+
+
+def test_planned_tests_pool_questions_and_pair_the_random_sets():
+    bad = frozenset(heads((5, 2), (6, 1)))
+    found = []
+    for name, left in (("plus_1", 1), ("plus_2", 0), ("months", 0)):
+        bench = Planned(lambda s, left=left: left if s == bad else 2 + min(c.head for c in s) % 2)
+        bench.fitted = questions.Fitted(probes.Probe(name, "g", "t", ()), (None,) * 4, (), (), {})
+        found += generalisation.ablated(bench, {"bad": bad, "head": heads((1, 1))}, n_draws=19)
+    (row,) = generalisation.planned(found)
+    assert (row["set"], row["subject"], row["probes"]) == ("bad", "other steps", "plus_1, plus_2")
+    assert row["n"] == 8 and row["accuracy"] == 1 / 8 and row["loss"] == 7 / 8
+    assert row["gap"] == pytest.approx(row["random"] - row["accuracy"])
+    assert row["gap_low"] < row["gap"] < row["gap_high"]
+    one = found[0].losses()[1]  # either probe has the same random sets
+    assert row["random_loss"] == pytest.approx(one.mean())
+    assert row["p"] == pytest.approx(Tail.of(one).p(7 / 8), rel=1e-5) and row["p"] < 0.01
+    assert Tail.of(one).p(row["needed"]) == pytest.approx(0.05)
 
 
 def test_without_draws_there_is_no_p_value():
-    (row,) = generalisation.effects(Planned(lambda s: 2), {"a": heads((1, 1))}, n_draws=0)
+    found = generalisation.ablated(Planned(lambda s: 2), {"a": heads((1, 1), (2, 1))}, n_draws=0)
+    row = found[0].row()
     assert row["n_draws"] == 0 and np.isnan(row["p"]) and np.isnan(row["random_mean"])
+    assert generalisation.planned(found) == []
 
 
 def test_p_values_are_corrected_for_all_tests():

@@ -22,7 +22,7 @@ PARAMETERS = {
     "probes": ["all"],
     "n_items": 8,
     "n_tested": 3,
-    "n_draws": 4,
+    "n_draws": 8,
     "n_key": 2,
     "compared": ["mean"],
     "seed": 0,
@@ -106,8 +106,12 @@ def test_only_what_the_model_can_do_is_ablated_and_only_means_are_compared(found
     assert set(found.effects["probe"]) == {"own"} and (found.effects["n"] == 3).all()
     assert (found.effects["accuracy_before"] == 1).all()
     mean = found.effects["kind"] == "mean"
-    assert (found.effects[mean]["n_draws"] > 0).all() and not found.effects[~mean]["n_draws"].any()
-    assert found.effects["p"].isna().eq(~mean).all() and found.effects["q"].isna().eq(~mean).all()
+    tested = mean & (found.effects["n_heads"] > 1)  # a head alone is compared with none
+    assert (found.effects[tested]["n_draws"] == 8).all()
+    assert not found.effects[~tested]["n_draws"].any()
+    assert found.effects["p"].isna().eq(~tested).all()
+    assert found.effects["q"].isna().eq(~tested).all()
+    assert found.planned.empty  # its own words are no subject of the paper
 
 
 def test_sentences_tables_and_figures_are_those_of_the_findings(found):
@@ -124,9 +128,10 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     rows = found.effects[found.effects["set"] == "key heads"].set_index("kind")
     after = rows["accuracy_after"]
     assert f"- key heads (2 heads): {after['mean']:.0%} of answers survive mean" in told
-    assert f"{after['zero']:.0%} survive zero ablation; worse than all random sets on" in told
-    assert f"Corrected for all 5 tests, the smallest q is {found.effects['q'].min():.2g}" in told
-    assert "no p-value can be below 0.2, so no star is possible" in told
+    assert f"{after['zero']:.0%} survive zero ablation; beyond random sets (q < .05) on" in told
+    smallest = found.effects["q"].min()
+    assert "Each of 2 cells was tested against up to 8 random sets; corrected" in told
+    assert f"the smallest q is {smallest:.2g}." in told
     assert told.endswith("Without heads, and so left out: shared core.")
     assert list(figures.group_table(found).data.index) == [
         ("sequence", kind, "key heads") for kind in ("mean", "zero")
@@ -140,21 +145,37 @@ def made(found, **changes):
 
 def test_every_test_counts_whatever_the_ablation(found):
     both = made(found[1], p=0.5, q=0.6)
-    assert "Corrected for all 10 tests, the smallest q is 0.6" in figures.effects_told(both).data
+    told = figures.effects_told(both).data
+    assert "Each of 10 cells was tested" in told and "the smallest q is 0.6" in told
     # Without random sets there is nothing to be worse than.
     none = made(found[1], p=float("nan"), q=float("nan"), random_mean=float("nan"))
     told = figures.effects_told(none).data
-    assert "random sets" not in told and "Corrected" not in told
+    assert "random sets)" not in told and "Nothing was tested" in told
 
 
-def test_worse_than_all_is_what_no_random_set_reaches(found):
+def test_beyond_random_sets_is_what_is_below_the_level_after_correction(found):
     rows = found[1].effects
-    rows = rows.assign(n_draws=4, p=[{"months circuit": 1 / 5}.get(s, 2 / 5) for s in rows["set"]])
-    few = rows["set"] == "head 0.0"  # there were but two different sets to draw
-    rows = rows.assign(n_draws=rows["n_draws"].mask(few, 2), p=rows["p"].mask(few, 1 / 3))
+    rows = rows.assign(q=[{"months circuit": 0.049}.get(s, 0.05) for s in rows["set"]], p=0.01)
     told = figures.effects_told(dataclasses.replace(found[1], effects=rows)).data.splitlines()
-    worse = [line.split(" (")[0] for line in told if "worse than all random sets on 1 of 1" in line]
-    assert worse == ["- months circuit", "- head 0.0"]
+    sure = [line.split(" (")[0] for line in told if "random sets (q < .05) on 1 of 1" in line]
+    assert sure == ["- months circuit"]
+
+
+def test_planned_tests_are_told_and_drawn(found, tiny, own, monkeypatch):
+    asked = dataclasses.replace(own, name="plus_2")
+    planned = measure(tiny, [asked], monkeypatch).planned
+    assert planned["set"].tolist() == ["months circuit", "key heads"]
+    assert planned["subject"].unique().tolist() == ["other steps"] and (planned["n"] == 3).all()
+    assert (planned["q"] >= planned["p"]).all() and planned["needed"].notna().all()
+    sure = planned.assign(q=[0.01, 0.2])
+    shown = dataclasses.replace(found[1], planned=sure)
+    assert isinstance(figures.planned_figure(shown), Figure)
+    told = figures.planned_told(shown).data
+    assert (
+        "Of 2 planned tests, 1 find" in told and "months circuit on other steps (q = 0.01)" in told
+    )
+    assert "No planned test was made" in figures.planned_told(found[1]).data
+    assert "no random set was drawn" in figures.planned_figure(found[1]).data
 
 
 def test_a_model_that_can_do_nothing_is_told_so(tiny, monkeypatch, tmp_path):

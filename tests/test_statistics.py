@@ -1,0 +1,43 @@
+"""A null known by its draws: p-values are those of one draw more, and can be very small."""
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from seqcirc_utils.statistics import MIN_DRAWS, Tail
+
+
+@pytest.mark.parametrize("law", ["normal", "lognormal"])
+def test_under_the_null_p_values_are_uniform(law):
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(600):
+        drawn = getattr(rng, law)(1.0, 0.5, 21)
+        found.append(Tail.of(drawn[1:]).p(drawn[0]))
+    found = np.array(found)
+    assert kstest(found, "uniform").pvalue > 0.01
+    assert (found < 0.05).mean() < 0.08  # in the tail too
+
+
+def test_without_a_power_it_is_students_t():
+    drawn = np.arange(10) - 4.5  # symmetric: no power is needed
+    tail = Tail.of(drawn)
+    assert tail.power == pytest.approx(1, abs=0.01)
+    spread = drawn.std(ddof=1) * np.sqrt(1.1)
+    assert tail.spread == pytest.approx(spread, rel=0.02)
+    # t = 2.262 is the two-sided 5% point of Student's t with 9 degrees of freedom (any table).
+    assert tail.p(2.262 * spread) == pytest.approx(0.025, rel=0.05)
+    assert tail.p(0) == pytest.approx(0.5, abs=0.01)
+
+
+def test_no_p_value_is_out_of_reach():
+    for drawn in (np.random.default_rng(0).lognormal(0, 2, 20), -np.arange(9.0), np.arange(9.0)):
+        tail = Tail.of(drawn)
+        for p in (0.4, 0.05, 1e-6):
+            assert np.isfinite(tail.needed(p)) and tail.p(tail.needed(p)) == pytest.approx(p)
+        assert tail.needed(1e-6) > tail.needed(0.05) > tail.needed(0.4)
+
+
+def test_too_few_draws_and_equal_ones_have_no_spread():
+    assert Tail.of(np.arange(MIN_DRAWS - 1)) is None and Tail.of(np.ones(30)) is None
+    assert Tail.of(np.arange(MIN_DRAWS)) is not None
