@@ -82,6 +82,8 @@ class CircuitDiscovery(Findings):
         "csv",
         component=str,
         change=float,
+        low=float,
+        high=float,
         p=float,
         q=float,
         inclusion=float,
@@ -158,7 +160,7 @@ class CircuitDiscovery(Findings):
         judged = {name: quality.quality(judging, c, at["seed"]) for name, c in circuits.items()}
         estimated = _estimated(judging, exact, whole, max(1, len(ours) // 2))
         with _timed(seconds, "judging"):
-            needed = quality.minimality(judging, ours, progress="Minimality")
+            needed = quality.minimality(judging, ours, seed=at["seed"], progress="Minimality")
             compared = _compared(at, judging, needed, searches[RANKED], judged[RANKED])
         with _timed(seconds, "stability"):
             found_again = _found_again(at, needed)

@@ -37,6 +37,9 @@ from seqcirc_utils.prompts.scores import score
 from seqcirc_utils.prompts.vocabulary import Vocabulary, vocabulary
 from seqcirc_utils.statistics import intervals
 
+RANDOM_ORDER = tuple(f"members_to_members_random{end}" for end in ("", "_low", "_high"))
+"""Attention from members to members that stand in random order, with its 95% interval."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentRoles(Findings):
@@ -86,7 +89,8 @@ class ComponentRoles(Findings):
             "rival_share": float,
         }
         | dict.fromkeys(EVIDENCE_COLUMNS, float)
-        | {"p_next": float, "p_copy": float, "members_to_members_random": float}
+        | {"p_next": float, "p_copy": float}
+        | dict.fromkeys(RANDOM_ORDER, float)
         | {"ablation": float},
     )
     ov: pd.DataFrame = table(
@@ -171,7 +175,9 @@ class ComponentRoles(Findings):
         found = roles.component_roles(lm, roles.evidence(by_head, by_mlp), p, spread, seed)
         name, head = found["component"], found["head"].notna()
         found.insert(5, "in_circuit", name.isin(map(str, circuit)))
-        found.loc[head, "members_to_members_random"] = _in_random_order(lm, at.sets().corrupted)
+        random_order = _in_random_order(lm, at.sets().corrupted, seed)
+        for column, values in zip(RANDOM_ORDER, random_order, strict=True):
+            found.loc[head, column] = values.numpy()
         found["ablation"] = ablation[name].to_numpy()
         has_role = ~found["role"].isin([roles.NONE, ""])
         inside = found[found["in_circuit"]]
@@ -261,10 +267,10 @@ def _steps(read: Lens, seed: int) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _in_random_order(lm: Model, corrupted: Prompts) -> np.ndarray:
-    """Mean attention ``[head of all layers]`` from members to members that stand at random."""
+def _in_random_order(lm: Model, corrupted: Prompts, seed: int) -> tuple[torch.Tensor, ...]:
+    """Attention from members to members that stand at random: mean and 95% bounds ``[head]``."""
     groups = ATTENTION_EVIDENCE["members_to_members"]
-    return observe(lm, corrupted).attended(*groups).mean(-1).flatten().numpy()
+    return intervals(observe(lm, corrupted).attended(*groups).flatten(0, 1), seed)
 
 
 def _examples(heads: pd.DataFrame, n: int) -> list[str]:

@@ -57,14 +57,19 @@ def quality(
 
 
 def minimality(
-    evaluator: Evaluator, circuit: Iterable[Component], *, progress: str | None = None
+    evaluator: Evaluator,
+    circuit: Iterable[Component],
+    *,
+    seed: int = 0,
+    progress: str | None = None,
 ) -> pd.DataFrame:
     """What each component of a circuit contributes to it.
 
     Returns:
         A row per component, the most needed first: ``component``, ``change`` (of faithfulness when
-        it is removed from the circuit), ``p`` (Wilcoxon signed rank over prompts, one-sided: the
-        logit difference falls), ``q`` (Benjamini-Hochberg over the circuit).
+        it is removed from the circuit) with its 95% interval ``low`` and ``high``, ``p`` (Wilcoxon
+        signed rank over prompts, one-sided: the logit difference falls), ``q`` (Benjamini-Hochberg
+        over the circuit).
 
     Raises:
         CannotDo: for an empty circuit.
@@ -81,11 +86,12 @@ def minimality(
     full = pruning.score
     rows = []
     for component in tqdm(circuit, desc=progress, unit="set", disable=progress is None):
-        change = (pruning.try_without([component]) - full).numpy()
-        moved = np.abs(change).max() > 0 and len(change) > 1
-        p = wilcoxon(change, alternative="less").pvalue if moved else 1.0
-        rows.append((str(component), change.mean() / whole, p))
-    frame = pd.DataFrame(rows, columns=["component", "change", "p"])
+        change = pruning.try_without([component]) - full
+        moved = change.abs().max() > 0 and len(change) > 1
+        p = wilcoxon(change.numpy(), alternative="less").pvalue if moved else 1.0
+        share = interval(change / whole, seed)
+        rows.append((str(component), share.mean, share.low, share.high, p))
+    frame = pd.DataFrame(rows, columns=["component", "change", "low", "high", "p"])
     frame["q"] = false_discovery_control(frame["p"])
     return frame.sort_values("change", kind="stable", ignore_index=True)
 
