@@ -23,12 +23,14 @@ class Overlap:
         expected: Expected number for independent random sets of these sizes.
         p: Probability of at least so many by chance.
         total: How many there are in the model.
+        range: The smallest and the largest number in the middle 95% of what chance gives.
     """
 
     shared: list[Component]
     expected: float
     p: float
     total: int
+    range: tuple[int, int]
 
 
 def _law(sizes: Sequence[int], total: int) -> np.ndarray:
@@ -49,6 +51,13 @@ def _against(law: np.ndarray, shared: int) -> tuple[float, float]:
     return float(law @ np.arange(len(law))), float(min(1.0, law[shared:].sum()))
 
 
+def _overlap(sets: Sequence[set[Component]], law: np.ndarray, total: int) -> Overlap:
+    """The sets' intersection against the law of its size."""
+    shared = set.intersection(*sets)
+    low, high = np.searchsorted(law.cumsum(), (0.025, 0.975))
+    return Overlap(sorted(shared), *_against(law, len(shared)), total, (int(low), int(high)))
+
+
 def overlap(sets: Sequence[set[Component]], total: int) -> Overlap:
     """Compare the size of the intersection with independent random sets of the same sizes.
 
@@ -58,8 +67,7 @@ def overlap(sets: Sequence[set[Component]], total: int) -> Overlap:
         sets: Sets of components of one kind (heads or MLPs).
         total: How many components of that kind there are.
     """
-    shared = set.intersection(*sets)
-    return Overlap(sorted(shared), *_against(_law(list(map(len, sets)), total), len(shared)), total)
+    return _overlap(sets, _law(list(map(len, sets)), total), total)
 
 
 def layer_overlap(sets: Sequence[set[Component]], n_layers: int, n_heads: int) -> Overlap:
@@ -72,8 +80,7 @@ def layer_overlap(sets: Sequence[set[Component]], n_layers: int, n_heads: int) -
     for layer in range(n_layers):
         sizes = [sum(c.layer == layer for c in s) for s in sets]
         law = np.convolve(law, _law(sizes, n_heads))
-    shared = set.intersection(*sets)
-    return Overlap(sorted(shared), *_against(law, len(shared)), n_layers * n_heads)
+    return _overlap(sets, law, n_layers * n_heads)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""The paper's claims, each judged by a rule of its own on the results of the other stages.
+"""The paper's claims, each judged twice: as published, and whether it carries over.
 
-What was published stands in ``published.json`` with its sources. What a rule needs and does not
-find makes the verdict ``not tested here``, with the reason.
+*As published* a claim is a sentence about one model and its numbers. A rule of its own tests it on
+that model, and on no other: there it stays open. What *carries over* is a statement without names
+and numbers of a model, judged by effects with intervals. What was published stands in
+``published.json`` with its sources.
 """
 
 from collections.abc import Sequence
@@ -9,12 +11,22 @@ from collections.abc import Sequence
 import pandas as pd
 
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.paper import circuit_rules, probe_rules, role_rules  # noqa: F401 (all rules)
+from seqcirc_utils.paper import (  # noqa: F401 (all rules)
+    carried_circuits,
+    carried_roles,
+    circuit_rules,
+    effects,
+    probe_rules,
+    role_rules,
+)
 from seqcirc_utils.paper.evidence import NOT_TESTED, Evidence, published
 from seqcirc_utils.paper.rules import RULES, Figures
 
+OPEN = "open"
+"""As published: nobody has run the model that the claim is about, as far as these results go."""
 COLUMNS = ("claim", "topic", "model", "statement", "rule", "published", "here", "reproduced")
-COLUMNS += ("verdict", "reason")
+COLUMNS += ("as_published", "published_reason", "carried", "kind", "null", "effects", "verdict")
+COLUMNS += ("reason", "flips")
 
 
 def judge(claim: str, evidence: Evidence) -> tuple[str, Figures, str]:
@@ -38,23 +50,35 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
     Returns:
         A row per claim, in order: ``claim``, ``topic``, ``model`` (that it was published of),
         ``statement``, ``rule``, ``published`` figures, those found ``here``, those of GPT-2
-        ``reproduced`` with their difference to the published ones, ``verdict`` and its ``reason``.
+        ``reproduced`` with their difference to the published ones, the verdict ``as_published``
+        with its ``published_reason``; what is ``carried`` over, the ``kind`` of evidence, the
+        ``null``, the ``effects``, the ``verdict``, its ``reason``, and the ``flips``: other
+        verdicts with a limit moved by a fifth.
     """
     rows = []
     for claim in published()["claims"]:
-        verdict, figures, reason = judge(claim["id"], evidence)
-        again = judge(claim["id"], gpt2)[1] if gpt2 else {}
+        name, about = claim["id"], claim["model"]
+        letter, figures, why = judge(name, evidence)
+        if not (evidence.named and about.startswith("GPT-2")):
+            letter, why = OPEN, f"it is about {about}, and this is another model."
+        again = judge(name, gpt2)[1] if gpt2 else {}
         again = {k: v for k, v in again.items() if k in claim["figures"]}
+        carried, found = effects.CARRIED[name], effects.judge(name, evidence)
         rows.append(
             {
-                "claim": claim["id"],
+                "claim": name,
                 **{key: claim[key] for key in ("topic", "model", "statement")},
-                "rule": RULES[claim["id"]].text,
+                "rule": RULES[name].text,
                 "published": in_words(claim["figures"]),
                 "here": in_words(figures),
                 "reproduced": in_words(again, claim["figures"]),
-                "verdict": verdict,
-                "reason": reason,
+                "as_published": letter,
+                "published_reason": why,
+                **{"carried": carried.text, "kind": carried.kind, "null": carried.null},
+                "effects": "; ".join(map(str, found.effects)),
+                "verdict": found.verdict,
+                "reason": found.reason,
+                "flips": "; ".join(f"{limit}: {v}" for limit, v in found.flips.items()),
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -23,6 +23,7 @@ from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.paper.estimates import Estimate
 from seqcirc_utils.prompts.sequences import TASKS as _ALL_TASKS
 
 TASKS = ("digits", "number_words", "months")
@@ -141,6 +142,74 @@ class Evidence:
         """What removing each component from the task's circuit does to it, in points."""
         table = self.table("04_circuit_discovery.csv", task)
         return 100 * table.set_index("component")["change"]
+
+    def n_prompts(self, task: str) -> int:
+        """How many prompts the effects of a task rest on."""
+        return self.ablations(task)[1].shape[1]
+
+    def ablations(self, task: str) -> tuple[list[str], np.ndarray]:
+        """The components, and what ablating each alone does to each prompt ``[component, n]``.
+
+        In points of the whole model's mean logit difference.
+        """
+        names = self.table("03_patching.csv", task)["component"].to_list()
+        values = store.read_npz(self.path("03_patching.npz", task)).get("ablation")
+        if values is None or values.shape[:1] != (len(names),):
+            raise UserError(f"{_of('03_patching.npz', task)} has no ablation of each component.")
+        return names, 100 * values
+
+    def cost(self, task: str, component: str) -> Estimate:
+        """What the task's circuit loses without a component of it, in points."""
+        name = "04_circuit_discovery.csv"
+        row = self._row(name, task, component=component)
+        bounds = (-100 * row[k] for k in ("change", "high", "low"))
+        return Estimate(*bounds, self.n_prompts(task))
+
+    def does(self, circuit: str, task: str) -> Estimate:
+        """What one set of components, kept alone, does of a task, in percent."""
+        row = self._row("06_cross_task.csv", None, mode="kept", set=circuit, task=task)
+        bounds = (100 * row[k] for k in ("mean", "low", "high"))
+        return Estimate(*bounds, self.n_prompts(task))
+
+    def looks(self, task: str, head: str, query: str, *keys: str) -> Estimate:
+        """A head's attention from one group of tokens to some groups together, in percent."""
+        found = Estimate(0, 0, 0, self.n_prompts(task))
+        for key in keys:
+            name = "05_component_roles.attention.csv"
+            row = self._row(name, task, component=head, query=query, key=key)
+            part = Estimate(*(100 * row[k] for k in ("mean", "low", "high")), found.n)
+            found = found.plus(part)
+        return found
+
+    def in_random_order(self, task: str, head: str) -> Estimate:
+        """A head's attention from member to members in random order, in percent."""
+        row = self._row("05_component_roles.csv", task, component=head)
+        columns = (f"members_to_members_random{end}" for end in ("", "_low", "_high"))
+        return Estimate(*(100 * row[c] for c in columns), self.n_prompts(task))
+
+    def spread(self, task: str, column: str) -> float:
+        """What evenly spread attention would give in a column of attention, in percent."""
+        return 100 * self.data("05_component_roles.json", "spread", column, task=task)
+
+    def planned(self, subject: str, sets: Sequence[str]) -> pd.DataFrame:
+        """The planned tests of mean-ablating sets of heads on one subject of the paper."""
+        name = "07_generalisation.planned.csv"
+        table = self.table(name)
+        rows = table[(table["kind"] == "mean") & (table["subject"] == subject)]
+        rows = rows[rows["set"].isin(sets)]
+        if rows.empty:
+            raise UserError(f"nothing of “{subject}” could be asked of the model.")
+        return rows
+
+    def _row(self, name: str, of: str | None, /, **where: str) -> pd.Series:
+        """The first row of a table, of a task, where columns have these values."""
+        rows = self.table(name, of)
+        for key, value in where.items():
+            rows = rows[rows[key] == value]
+        if rows.empty:
+            wanted = ", ".join(f"{k} {v}" for k, v in where.items())
+            raise UserError(f"{_of(name, of)} has no row with {wanted}.")
+        return rows.iloc[0]
 
     def kept(self, circuit: str, task: str) -> float:
         """What one set of components, kept alone, does of a task, in percent."""

@@ -9,8 +9,8 @@ from seqcirc_utils.chapters.findings import Findings, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.paper import claims, faults
+from seqcirc_utils.paper.effects import CARRIED, SUPPORTED, VERDICTS
 from seqcirc_utils.paper.evidence import TASKS, Evidence, published
-from seqcirc_utils.paper.rules import SUPPORTED, VERDICTS
 
 OF_TASKS: dict[str, tuple[str, ...]] = {
     "01_task_construction": (),
@@ -31,7 +31,8 @@ class Claims(Findings):
     Attributes:
         verdicts: A row per claim; see :func:`claims.claims_table`.
         effects: A row per fault; see :func:`faults.faults_table`.
-        counts: Verdict to the number of claims.
+        counts: Verdict on what carries over to the number of claims.
+        title: The model.
         gpt2: The run of the paper's model whose figures stand in ``reproduced``: its ``name``, and
             what it was ``known_by``; empty if there is none.
     """
@@ -41,6 +42,7 @@ class Claims(Findings):
     verdicts: pd.DataFrame = table("csv", dict.fromkeys(claims.COLUMNS, str))
     effects: pd.DataFrame = table("faults.csv", dict.fromkeys(faults.COLUMNS, str))
     counts: dict[str, int]
+    title: str
     gpt2: dict[str, str]
 
     @classmethod
@@ -50,13 +52,15 @@ class Claims(Findings):
         gpt2 = evidence.of_gpt2()
         verdicts, effects = claims.claims_table(evidence, gpt2), faults.faults_table(evidence)
         known = [claim["id"] for claim in published()["claims"]]
-        assert verdicts["claim"].to_list() == known and set(known) == set(claims.RULES)
+        assert verdicts["claim"].to_list() == known
+        assert set(known) == set(claims.RULES) == set(CARRIED)
         assert set(verdicts["verdict"]) <= set(VERDICTS) and (verdicts["rule"] != "").all()
         assert (verdicts["reason"] != "")[verdicts["verdict"] != SUPPORTED].all()
         assert len(effects) == len(published()["faults"])
         told = {key: gpt2.model[key] for key in ("name", "known_by")} if gpt2 else {}
         counts = {v: int((verdicts["verdict"] == v).sum()) for v in VERDICTS}
-        return cls(verdicts=verdicts, effects=effects, counts=counts, gpt2=told)
+        title = evidence.model.get("title", "this model")
+        return cls(verdicts=verdicts, effects=effects, counts=counts, gpt2=told, title=title)
 
 
 def _problems(at: Setting) -> dict[tuple[str, str | None], str]:
