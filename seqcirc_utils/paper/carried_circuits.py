@@ -1,4 +1,4 @@
-"""Which claims on circuits carry over: what they keep, need and share, here and beyond the tasks."""
+"""Which claims on circuits carry over: what they keep, need and share, and serve beyond tasks."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -161,7 +161,7 @@ def _top5(e: Evidence, task: str, head: str, score: str, words: str = "members")
 
 
 def _most_next(e: Evidence, task: str) -> str:
-    """The head with the highest next score on its own input; of equals the one that copies least."""
+    """The head with the highest next score on its own input; of equals, that which copies least."""
     scores = [e.ov(task, score)["top5"] for score in ("next", "copy")]
     return max(scores[0].index, key=lambda head: (scores[0][head], -scores[1][head]))
 
@@ -289,8 +289,8 @@ def _c27(e: Evidence, least: float) -> list[Effect]:
         heads: set[Component] = {c for c, _ in held}
         if len(heads) < 2:
             raise UserError(
-                f"{len(heads)} head{'s' * (len(heads) != 1)} of the circuits in the role of {name}: "
-                "a mean depth with an interval takes two."
+                f"heads of the circuits in the role of {name}: {len(heads)}, and a mean depth with "
+                "an interval takes two."
             )
         depths[name] = np.array([100 * c.layer / (layers - 1) for c in heads])
     names = list(depths)
