@@ -30,7 +30,7 @@ class Overlap:
     expected: float
     p: float
     total: int
-    range: tuple[int, int]
+    range: tuple[int, int] = (0, 0)
 
 
 def _law(sizes: Sequence[int], total: int) -> np.ndarray:

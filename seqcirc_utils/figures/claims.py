@@ -12,23 +12,64 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.figures.style import ANSWER, LAST, closed
+from seqcirc_utils.paper.claims import OPEN
+from seqcirc_utils.paper.effects import CONTRADICTED, SUPPORTED, VERDICTS
 from seqcirc_utils.paper.evidence import NOT_TESTED
-from seqcirc_utils.paper.rules import VERDICTS
+from seqcirc_utils.paper.rules import NOT_SUPPORTED
 from seqcirc_utils.paper.verdicts import Claims
+
+LOOKS: dict[str, tuple[str, str]] = dict(
+    zip(
+        VERDICTS,
+        ((ANSWER, "✓"), (LAST, "✗"), ("#e3b94d", "?"), ("#d5d5d5", "–")),
+        strict=True,
+    )
+)
+"""Verdict to colour and mark."""
+LETTER = {SUPPORTED: (ANSWER, "✓"), NOT_SUPPORTED: (LAST, "✗")}
+LETTER |= {OPEN: ("#ececec", "open"), NOT_TESTED: ("#d5d5d5", "–")}
+"""The same as published."""
+
+
+def scoreboard(found: Claims) -> Figure:
+    """Two counts that are not to be confused: as published, and what carries over."""
+    table = found.verdicts
+    lines = {
+        "As published\n(GPT-2, Llama-2)": (table["as_published"], LETTER),
+        f"Carries over to\n{found.title}?": (table["verdict"], LOOKS),
+    }
+    figure, axis = plt.subplots(figsize=(7, 1.9), layout="constrained")
+    for y, (verdicts, looks) in enumerate(lines.values()):
+        left = 0
+        for verdict, (colour, _) in looks.items():
+            n = int((verdicts == verdict).sum())
+            if n:
+                axis.barh(y, n, left=left, height=0.7, color=colour)
+                text = f"{n} {verdict.replace(' testable here', ' testable')}"
+                shade = "white" if colour in (ANSWER, LAST) else "black"
+                size = 9 if n > 3 else 7
+                text = text.replace(" ", "\n", 1)
+                axis.text(left + n / 2, y, text, ha="center", va="center", color=shade, size=size)
+            left += n
+    axis.set_yticks(range(len(lines)), lines)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, len(table)), xticks=[])
+    axis.tick_params(axis="y", length=0)
+    sns.despine(ax=axis, left=True, bottom=True)
+    return closed(figure)
 
 
 def verdict_map(found: Claims) -> Figure:
-    """Every claim as a square, by topic, with its verdict as colour and mark."""
+    """Every claim as a square, by topic: whether it carries over, as colour and mark."""
     table = found.verdicts
-    looks = dict(zip(VERDICTS, ((ANSWER, "✓"), (LAST, "✗"), ("#d5d5d5", "–")), strict=True))
     topics = list(dict.fromkeys(table["topic"]))
     figure, axis = plt.subplots(figsize=(7, 0.52 * len(topics) + 0.7), layout="constrained")
     for y, topic in enumerate(topics):
         rows = table[table["topic"] == topic]
         for x, (claim, verdict) in enumerate(zip(rows["claim"], rows["verdict"], strict=True)):
-            colour, mark = looks[verdict]
+            colour, mark = LOOKS[verdict]
             axis.add_patch(Rectangle((x, y), 0.92, 0.86, facecolor=colour, edgecolor="none"))
-            shade = "black" if verdict == NOT_TESTED else "white"
+            shade = "white" if verdict in (SUPPORTED, CONTRADICTED) else "black"
             axis.text(x + 0.46, y + 0.43, f"{claim} {mark}", ha="center", va="center", color=shade)
     widest = table.groupby("topic").size().max()
     axis.set(xlim=(0, widest), ylim=(len(topics), 0), xticks=[])
@@ -38,9 +79,9 @@ def verdict_map(found: Claims) -> Figure:
     counts = table["verdict"].value_counts()
     handles = [
         Patch(color=colour, label=f"{mark} {verdict} ({counts.get(verdict, 0)})")
-        for verdict, (colour, mark) in looks.items()
+        for verdict, (colour, mark) in LOOKS.items()
     ]
-    figure.legend(handles=handles, ncols=3, loc="outside upper center")
+    figure.legend(handles=handles, ncols=4, loc="outside upper center", fontsize=9)
     return closed(figure)
 
 
@@ -51,48 +92,73 @@ def _by_verdict(found: Claims) -> dict[str, list[str]]:
 
 def numbers(found: Claims) -> dict[str, str]:
     """How many claims got each verdict, as other pages quote it."""
-    return {f"claims-{v.replace(' ', '-')}": str(len(c)) for v, c in _by_verdict(found).items()}
+    told = {f"claims-{v.replace(' ', '-')}": str(len(c)) for v, c in _by_verdict(found).items()}
+    return told | {"claims": str(len(found.verdicts))}
 
 
 def verdicts_told(found: Claims) -> Markdown:
-    """How many claims got each verdict, and whether GPT-2's figures stand beside them."""
+    """How many claims got each verdict, and what is open."""
+    table = found.verdicts
+    open_ = int((table["as_published"] == OPEN).sum())
+    held = int((table["as_published"] == SUPPORTED).sum())
+    letter = (
+        f"**As published:** {open_} of {len(table)} claims are open here, because they speak of "
+        "another model and its numbers, and nothing on this page says whether they are true of it."
+    )
+    if open_ < len(table):
+        letter += f" Of the {len(table) - open_} others, {held} are supported."
     counted = "; ".join(
         f"**{len(names)} {verdict}** ({', '.join(names) or 'none'})"
         for verdict, names in _by_verdict(found).items()
     )
-    beside = (
-        "There is no run of GPT-2 beside this one, so nothing is reproduced: the published figures "
-        "stand alone."
-    )
+    firm = table[table["verdict"].isin([SUPPORTED, CONTRADICTED]) & (table["flips"] != "")]
+    moved = ", ".join(firm["claim"]) or "none"
+    beside = "There is no run of GPT-2 beside this one: the published figures stand alone."
     if found.gpt2:
         beside = (
             f"GPT-2 was run too (`{found.gpt2['name']}`, known by its {found.gpt2['known_by']}): "
-            f"{(found.verdicts['reproduced'] != '').sum()} claims have reproduced figures, each "
-            "with its difference to the published one in brackets."
+            f"{(table['reproduced'] != '').sum()} claims have reproduced figures, each with its "
+            "difference to the published one in brackets."
         )
-    return Markdown(f"Of {len(found.verdicts)} claims: {counted}. {beside}")
+    return Markdown(
+        f"{letter}\n\n**Carries over to {found.title}?** {counted}. Verdicts that a limit moved by "
+        f"a fifth would change: {moved}.\n\n{beside}"
+    )
 
 
 def verdict_table(found: Claims) -> HTML:
-    """Every claim with the figures that were published, those found here, and the verdict."""
-    columns = ["published", "here", *(["reproduced"] if found.gpt2 else []), "verdict"]
-    shown = found.verdicts[columns].replace("", "–")
-    shown.insert(0, "claim", found.verdicts["claim"] + ". " + found.verdicts["statement"])
-    for column in columns[:-1]:  # a line per figure, whose values stay together
-        lines = shown[column].str.replace("; ", "\n")
-        shown[column] = lines.str.replace(" / ", "\u202f/\u202f").str.replace(" (", "\u202f(")
-    return _page_table(shown)
+    """Every claim: as published with its figures, and what carries over with its effects."""
+    table = found.verdicts
+    lines = {
+        column: table[column].str.replace("; ", "\n").str.replace(" / ", "\u202f/\u202f")
+        for column in ("published", "here", "reproduced", "effects", "flips")
+    }
+    shown = pd.DataFrame({"claim": table["claim"] + ". " + table["statement"]})
+    shown["as published"] = table["as_published"] + "\n" + lines["published"]
+    if found.gpt2:
+        shown["reproduced"] = lines["reproduced"].str.replace(" (", "\u202f(")
+    shown["carries over?"] = table["verdict"] + "\n" + table["carried"] + " (" + table["kind"] + ")"
+    shown["effects here, with 95% intervals"] = lines["effects"].mask(
+        table["effects"] == "", table["reason"]
+    )
+    shown["would change with"] = lines["flips"]
+    return _page_table(shown.replace("", "–"))
 
 
 def rules_told(found: Claims) -> Markdown:
-    """The rule of every claim, and what decided."""
+    """Both rules of every claim, and what decided."""
     return Markdown(
         "\n".join(
-            f"- **{r.claim}: {r.verdict}** ({r.model}). *Rule.* {r.rule} *Found.* "
-            f"{r.reason.rstrip('.') or 'all parts hold'}."
+            f"- **{r.claim}, as published: {r.as_published}** ({r.model}). *Rule.* {r.rule} *Here, "
+            f"for comparison.* {r.here or 'nothing to compare'}. **Carries over: {r.verdict}.** "
+            f"*Null.* {r.null.capitalize()}. {_sentence(r.reason)}"
             for r in found.verdicts.itertuples()
         )
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else "All effects are beyond."
 
 
 def fault_table(found: Claims) -> HTML:

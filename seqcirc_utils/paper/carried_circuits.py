@@ -1,7 +1,6 @@
 """Which claims on circuits carry over: what they keep, need and share, and serve beyond tasks."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,8 +40,8 @@ def _c1(e: Evidence, least: float, most: float) -> list[Effect]:
     found = []
     for task in TASKS:
         circuit = e.circuit(task, published=True)
-        kept = Estimate(*(circuit.faithfulness[k] for k in ("mean", "low", "high")))
-        kept = Estimate(kept.value, kept.low, kept.high, e.n_prompts(task)).times(100)
+        bounds = (100 * circuit.faithfulness[k] for k in ("mean", "low", "high"))
+        kept = Estimate.of(bounds, e.n_prompts(task))
         share = 100 * len(circuit.heads) / (layers * width)
         found += [
             Effect(f"{task}, % kept", kept, least),
@@ -124,12 +123,12 @@ def _c5(e: Evidence, most: float, least: float) -> list[Effect]:
         heads = np.array([not name.startswith("mlp") for name in names])
         of_heads, mine = values[heads], np.isin(np.array(names)[heads], best)
 
-        def mean_drop(some: np.ndarray) -> float:
-            return float(-some.mean(-1).clip(max=0).mean())
+        def mean_drop(means: np.ndarray) -> np.ndarray:
+            return -means.clip(max=0).mean(0)
 
-        def among_worst(some: np.ndarray, mine: np.ndarray = mine) -> float:
-            worst = np.argsort(some.mean(-1))[:10]
-            return 100 * float(mine[worst].sum()) / max(1, len(best))
+        def among_worst(means: np.ndarray, mine: np.ndarray = mine) -> np.ndarray:
+            worst = means.argsort(0)[:10]
+            return 100 * mine[worst].sum(0) / max(1, len(best))
 
         found += [
             Effect(f"{task}, mean drop", resampled(mean_drop, of_heads), most, least=False),
@@ -153,10 +152,9 @@ def _c6(e: Evidence, least: float) -> list[Effect]:
     upper = range((len(mlps) + 1) // 2, len(mlps))
     late = max(upper, key=lambda i: -max(v[i].mean() for v in by_task.values()))
 
-    def margin(some: np.ndarray) -> float:
-        cost = -some.mean(-1)
-        two = min(cost[0], cost[late])
-        return float(two - np.delete(cost, [0, late]).max())
+    def margin(means: np.ndarray) -> np.ndarray:
+        third = -np.delete(means, [0, late], axis=0).min(0)
+        return -means[[0, late]].max(0) - third
 
     return [
         Effect(f"mlp0 and mlp{late} in {t}, points", resampled(margin, v), least)
@@ -280,17 +278,16 @@ def _c22(e: Evidence, least: float) -> list[Effect]:
     return found
 
 
-def _harm(e: Evidence, subject: str, sets: Sequence[str], least: float) -> list[Effect]:
+def _harm(subject: str, sets: Sequence[str]) -> Callable[..., list[Effect]]:
     """What sets of heads cost of a subject beyond random sets, in points."""
-    rows = e.planned(subject, sets)
-    return [
-        Effect(
-            f"{r.set}, {subject}",
-            Estimate(r.gap, r.gap_low, r.gap_high, int(r.n)).times(100),
-            least,
-        )
-        for r in rows.itertuples()
-    ]
+
+    def effects(e: Evidence, least: float) -> list[Effect]:
+        rows = e.planned(subject, sets)
+        gaps = 100 * rows[["gap", "gap_low", "gap_high"]]
+        found = zip(rows["set"], rows["n"], gaps.to_numpy(), strict=True)
+        return [Effect(f"{s}, {subject}", Estimate.of(gap, n), least) for s, n, gap in found]
+
+    return effects
 
 
 _NULL = "random sets of as many heads in nearby layers, same questions"
@@ -309,4 +306,4 @@ for _claim, _subject, _sets, _least, _said in _CLAIMS:
         "(those that the model can do) than ablating random heads does.",
         null=_NULL,
         least=_least,
-    )(partial(_harm, subject=_subject, sets=_sets))
+    )(_harm(_subject, _sets))

@@ -89,7 +89,7 @@ class Carried:
     text: str
     kind: str
     null: str
-    effects: Callable[..., Sequence[Effect]]
+    effects: partial[Sequence[Effect]]
 
     @property
     def limits(self) -> Mapping[str, float]:

@@ -1,7 +1,7 @@
 """Values with 95% intervals, and what follows for their sums, differences and ratios."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,12 @@ class Estimate:
     n: int = 0
 
     @classmethod
+    def of(cls, bounds: Iterable[float], n: int) -> "Estimate":
+        """From a value and its two bounds."""
+        value, low, high = map(float, bounds)
+        return cls(value, low, high, n)
+
+    @classmethod
     def counted(cls, value: float) -> "Estimate":
         """A value without an error."""
         return cls(value, value, value)
@@ -32,7 +38,7 @@ class Estimate:
     def plus(self, other: "Estimate") -> "Estimate":
         """The sum of two values of the same prompts: at worst their errors add up."""
         bounds = self.value + other.value, self.low + other.low, self.high + other.high
-        return Estimate(*bounds, min(self.n, other.n))
+        return Estimate.of(bounds, min(self.n, other.n))
 
     def minus(self, other: "Estimate") -> "Estimate":
         """The difference from a value of other prompts: their errors are independent."""
@@ -59,10 +65,16 @@ class Estimate:
 
 
 def resampled(
-    statistic: Callable[[np.ndarray], float], values: np.ndarray, seed: int = 0, draws: int = 1000
+    statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, seed: int = 0
 ) -> Estimate:
-    """A statistic of ``[…, n]`` values with its percentile bootstrap interval over prompts."""
+    """A statistic of means over prompts, with its percentile bootstrap interval.
+
+    Args:
+        statistic: Makes ``[draw]`` of means ``[component, draw]``.
+        values: ``[component, n]``.
+        seed: Draws the prompts.
+    """
     n = values.shape[-1]
-    rows = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = np.quantile([statistic(values[..., some]) for some in rows], (0.025, 0.975))
-    return Estimate(float(statistic(values)), float(low), float(high), n)
+    rows = np.random.default_rng(seed).integers(n, size=(1000, n))
+    low, high = np.quantile(statistic(values[:, rows].mean(-1)), (0.025, 0.975))
+    return Estimate.of([statistic(values.mean(-1, keepdims=True))[0], low, high], n)

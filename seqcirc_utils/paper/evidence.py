@@ -32,7 +32,7 @@ CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
 """Their circuits, as the results beyond the tasks name them."""
 GPT2 = "gpt2"
 """The paper's model, as the zoo names it."""
-NOT_TESTED = "not tested here"
+NOT_TESTED = "not testable here"
 CHAPTERS: tuple[type[Findings], ...] = (
     *(TaskConstruction, LogitAttribution, Patching, CircuitDiscovery),
     *(ComponentRoles, CrossTask, Generalisation, PredictionAndEditing),
@@ -60,6 +60,9 @@ class Evidence:
     directory: Path
     problems: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
     _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+    _arrays: dict[Path, dict[str, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @cached_property
     def model(self) -> dict[str, Any]:
@@ -153,7 +156,10 @@ class Evidence:
         In points of the whole model's mean logit difference.
         """
         names = self.table("03_patching.csv", task)["component"].to_list()
-        values = store.read_npz(self.path("03_patching.npz", task)).get("ablation")
+        path = self.path("03_patching.npz", task)
+        if path not in self._arrays:
+            self._arrays[path] = store.read_npz(path)
+        values = self._arrays[path].get("ablation")
         if values is None or values.shape[:1] != (len(names),):
             raise UserError(f"{_of('03_patching.npz', task)} has no ablation of each component.")
         return names, 100 * values
@@ -163,13 +169,13 @@ class Evidence:
         name = "04_circuit_discovery.csv"
         row = self._row(name, task, component=component)
         bounds = (-100 * row[k] for k in ("change", "high", "low"))
-        return Estimate(*bounds, self.n_prompts(task))
+        return Estimate.of(bounds, self.n_prompts(task))
 
     def does(self, circuit: str, task: str) -> Estimate:
         """What one set of components, kept alone, does of a task, in percent."""
         row = self._row("06_cross_task.csv", None, mode="kept", set=circuit, task=task)
         bounds = (100 * row[k] for k in ("mean", "low", "high"))
-        return Estimate(*bounds, self.n_prompts(task))
+        return Estimate.of(bounds, self.n_prompts(task))
 
     def looks(self, task: str, head: str, query: str, *keys: str) -> Estimate:
         """A head's attention from one group of tokens to some groups together, in percent."""
@@ -177,7 +183,7 @@ class Evidence:
         for key in keys:
             name = "05_component_roles.attention.csv"
             row = self._row(name, task, component=head, query=query, key=key)
-            part = Estimate(*(100 * row[k] for k in ("mean", "low", "high")), found.n)
+            part = Estimate.of((100 * row[k] for k in ("mean", "low", "high")), found.n)
             found = found.plus(part)
         return found
 
@@ -185,7 +191,7 @@ class Evidence:
         """A head's attention from member to members in random order, in percent."""
         row = self._row("05_component_roles.csv", task, component=head)
         columns = (f"members_to_members_random{end}" for end in ("", "_low", "_high"))
-        return Estimate(*(100 * row[c] for c in columns), self.n_prompts(task))
+        return Estimate.of((100 * row[c] for c in columns), self.n_prompts(task))
 
     def spread(self, task: str, column: str) -> float:
         """What evenly spread attention would give in a column of attention, in percent."""
@@ -203,13 +209,12 @@ class Evidence:
 
     def _row(self, name: str, of: str | None, /, **where: str) -> pd.Series:
         """The first row of a table, of a task, where columns have these values."""
-        rows = self.table(name, of)
-        for key, value in where.items():
-            rows = rows[rows[key] == value]
-        if rows.empty:
+        table = self.table(name, of)
+        fits = np.all([table[key].to_numpy() == value for key, value in where.items()], axis=0)
+        if not fits.any():
             wanted = ", ".join(f"{k} {v}" for k, v in where.items())
             raise UserError(f"{_of(name, of)} has no row with {wanted}.")
-        return rows.iloc[0]
+        return table.iloc[fits.argmax()]
 
     def kept(self, circuit: str, task: str) -> float:
         """What one set of components, kept alone, does of a task, in percent."""

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
-from seqcirc_utils.errors import UserError
 from seqcirc_utils.paper.evidence import CIRCUITS, Evidence
 from seqcirc_utils.paper.rules import Figure, Figures, Finding, only_elsewhere, rule
 
@@ -57,22 +55,8 @@ def _c24(e: Evidence, gap: float, p: float) -> Finding:
     probes = {f"{n}_{d}": f"{t}, {d} digit{'s' * (d > 1)}" for n, t in names for d in (1, 2)}
     figures, rows, unused = _damage(e, probes)
     worse = bool((100 * (rows["random_mean"] - rows["accuracy_after"]) >= gap).all())
-    parts = {"worse": worse, "beyond chance": _beyond(rows, p, worse)}
+    parts = {"worse": worse, "beyond chance": bool((rows["p"] <= p).all())}
     return Finding(figures, parts, _unused(unused))
-
-
-def _beyond(rows: pd.DataFrame, limit: float, rest: bool) -> bool:
-    """Whether every p-value is small enough.
-
-    Raises:
-        UserError: when only the number of random sets keeps them from it (and the rest holds).
-    """
-    large = rows[rows["p"] > limit]
-    unbeaten = np.isclose(large["p"] * (large["n_draws"] + 1), 1)
-    if rest and len(large) and unbeaten.all():
-        draws = int(large["n_draws"].min())
-        raise UserError(f"with {draws} random sets no p can be {limit} or less: raise n_draws.")
-    return large.empty
 
 
 _THREE = "key heads"
@@ -97,7 +81,7 @@ def _c25(e: Evidence, p: float) -> Finding:
             figures[label] = 100 * float(part["retained"].mean())
             figures[f"{label}, random"] = 100 * float(part["random_mean"].mean())
     worse = bool((rows["retained"] < rows["random_mean"]).all())
-    parts = {"worse": worse, "beyond chance": _beyond(rows, p, worse)}
+    parts = {"worse": worse, "beyond chance": bool((rows["p"] <= p).all())}
     asked = ", ".join(rows["probe"])
     return Finding(figures, parts, f"{rows['n_heads'].iloc[0]} heads, on {asked}")
 
@@ -114,7 +98,7 @@ def _c26(e: Evidence, most: float, p: float) -> Finding:
     probes = {"spanish_number_words": "Spanish number words", "spanish_months": "Spanish months"}
     figures, rows, unused = _damage(e, probes)
     broken = bool((100 * rows["accuracy_after"] <= most).all())
-    parts = {"broken": broken, "beyond chance": _beyond(rows, p, broken)}
+    parts = {"broken": broken, "beyond chance": bool((rows["p"] <= p).all())}
     return Finding(figures, parts, _unused(unused))
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import pandas as pd
 
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.paper.evidence import NOT_TESTED, TASKS, Evidence
+from seqcirc_utils.paper.evidence import TASKS, Evidence
 
 KEY = ("0.1", "4.4", "7.11", "9.1")
 """The paper's key heads of GPT-2."""
 SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
-VERDICTS = (SUPPORTED, NOT_SUPPORTED, NOT_TESTED)
 
 Figure = float | None | Sequence[float | None]
 Figures = Mapping[str, Figure]
