@@ -30,7 +30,7 @@ class Overlap:
     expected: float
     p: float
     total: int
-    range: tuple[int, int] = (0, 0)
+    range: list[int] = field(default_factory=lambda: [0, 0])
 
 
 def _law(sizes: Sequence[int], total: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def _overlap(sets: Sequence[set[Component]], law: np.ndarray, total: int) -> Ove
     """The sets' intersection against the law of its size."""
     shared = set.intersection(*sets)
     low, high = np.searchsorted(law.cumsum(), (0.025, 0.975))
-    return Overlap(sorted(shared), *_against(law, len(shared)), total, (int(low), int(high)))
+    return Overlap(sorted(shared), *_against(law, len(shared)), total, [int(low), int(high)])
 
 
 def overlap(sets: Sequence[set[Component]], total: int) -> Overlap:
