@@ -78,6 +78,15 @@ class Tail:
         return float((self.power * at + 1) ** (1 / self.power) - 1)
 
 
+def short(value: float, digits: int = 2) -> str:
+    """A number with so many digits that count, with powers of ten as people write them."""
+    text, _, power = f"{value:.{digits}g}".partition("e")
+    return f"{text} × 10{str(int(power)).translate(_RAISED)}" if power else text
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over prompts with its 95% interval."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from seqcirc_utils.statistics import MIN_DRAWS, Tail
+from seqcirc_utils.statistics import MIN_DRAWS, Tail, short
 
 
 @pytest.mark.parametrize("law", ["normal", "lognormal"])
@@ -41,3 +41,12 @@ def test_no_p_value_is_out_of_reach():
 def test_too_few_draws_and_equal_ones_have_no_spread():
     assert Tail.of(np.arange(MIN_DRAWS - 1)) is None and Tail.of(np.ones(30)) is None
     assert Tail.of(np.arange(MIN_DRAWS)) is not None
+
+
+def test_powers_of_ten_are_written_as_people_do():
+    assert [short(6.1e-25), short(6.1e-25, 1), short(1.2e7)] == [
+        "6.1 × 10⁻²⁵",
+        "6 × 10⁻²⁵",
+        "1.2 × 10⁷",
+    ]
+    assert [short(0.0123), short(0), short(-3.14159, 3), short(1)] == ["0.012", "0", "-3.14", "1"]

@@ -14,6 +14,7 @@ from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
+from seqcirc_utils.statistics import short
 
 SIGNIFICANT = 0.05
 """A component is needed whose q lies below this."""
@@ -128,8 +129,8 @@ def chance_told(found: CircuitDiscovery) -> Markdown:
         f"CPR **{found.cpr:.2f}**, CMD **{found.cmd:.2f}**. "
         + " ".join(
             f"Of {len(scores)} circuits of the kind *{kind}* the best keeps {max(scores):.0%} "
-            f"(p = {found.p[kind]:.2g}; so many draws cannot give less than "
-            f"{1 / (len(scores) + 1):.2g})."
+            f"(p = {short(found.p[kind])}; so many draws cannot give less than "
+            f"{short(1 / (len(scores) + 1))})."
             for kind, scores in found.random.items()
         )
     )

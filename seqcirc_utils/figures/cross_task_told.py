@@ -9,6 +9,7 @@ from IPython.display import Markdown
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.figures.cross_task import needs, size
+from seqcirc_utils.statistics import short
 
 SPARED = 50
 """A control that keeps this percentage of its score without some heads does not depend on them."""
@@ -65,11 +66,11 @@ def overlap_told(found: CrossTask) -> Markdown:
     return Markdown(
         f"All {len(kept)} circuits share **{len(heads['shared'])} heads** "
         f"({', '.join(heads['shared']) or 'none'}) where chance "
-        f"would give {heads['expected']:.1f} (p = {heads['p']:.1g}), and chance that "
+        f"would give {heads['expected']:.1f} (p = {short(heads['p'], 1)}), and chance that "
         f"keeps to the circuits' layers {found.layer_matched['expected']:.1f} "
-        f"(p = {found.layer_matched['p']:.1g}). They share "
+        f"(p = {short(found.layer_matched['p'], 1)}). They share "
         f"**{len(mlps['shared'])} MLPs** where chance would give {mlps['expected']:.1f} "
-        f"(p = {mlps['p']:.2g}).\n\n"
+        f"(p = {short(mlps['p'])}).\n\n"
         f"**What MLP overlap can and cannot say.** {can_say} There is one MLP to a layer, so no "
         "layer-matched null exists for MLPs: that every text needs the first and the last MLPs "
         "cannot be told from a mechanism of sequences. And an MLP is large. Two tasks may use "
@@ -88,7 +89,7 @@ def edges_told(found: CrossTask) -> Markdown:
     return Markdown(
         f"**Edges.** All circuits share {len(edges.shared)} edges. Among the {edges.possible} "
         f"edges that could join components of every circuit, {len(edges.shared)} are in all of "
-        f"them, where chance would give {edges.expected:.1f} (p = {edges.p:.1g})."
+        f"them, where chance would give {edges.expected:.1f} (p = {short(edges.p or 0.0, 1)})."
     )
 
 
@@ -173,7 +174,7 @@ def random_told(found: CrossTask) -> Markdown:
 
     return Markdown(
         f"Random circuits are scored on {found.n_random_prompts} prompts of each task, {n_draws} "
-        f"of each kind; no p-value can be below {least:.2g}. On *other* sequence tasks than its "
+        f"of each kind; no p-value can be below {short(least)}. On *other* sequence tasks than its "
         "own, a circuit kept alone does better than every size-matched random circuit in "
         f"{verdict('kept', 'size')} cases, than every layer-matched one in "
         f"{verdict('kept', 'layer')}. With its heads ablated, it does more harm than every "
@@ -243,8 +244,8 @@ def roles_told(found: CrossTask) -> Markdown:
     return Markdown(
         f"Shared heads and pairs of tasks with the same role: **{agreement['same']} of "
         f"{agreement['pairs']}**, where dealing out the roles gives {agreement['expected']:.1f} "
-        f"(p = {agreement['p']:.2g}): {outcome}. {idle} of {len(heads)} shared heads meet no rule "
-        "in any task.\n\nHeads outside the core with the same role in different tasks: "
+        f"(p = {short(agreement['p'])}): {outcome}. {idle} of {len(heads)} shared heads meet no "
+        "rule in any task.\n\nHeads outside the core with the same role in different tasks: "
         f"{'; '.join(alike) or 'none'}."
     )
 
@@ -273,9 +274,9 @@ def numbers(found: CrossTask) -> dict[str, str]:
         ),
         "n-shared-heads": str(len(heads["shared"])),
         "expected-shared-heads": f"{heads['expected']:.1f}",
-        "p-shared-heads": f"{heads['p']:.1g}",
+        "p-shared-heads": short(heads["p"], 1),
         "layer-expected-shared-heads": f"{found.layer_matched['expected']:.1f}",
-        "layer-p-shared-heads": f"{found.layer_matched['p']:.1g}",
+        "layer-p-shared-heads": short(found.layer_matched["p"], 1),
         "n-heads-total": str(heads["total"]),
         "shared-head-list": ", ".join(heads["shared"]) or "none",
         "n-shared-mlps": str(len(mlps["shared"])),

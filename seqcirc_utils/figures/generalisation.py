@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, closed
-from seqcirc_utils.statistics import MIN_DRAWS
+from seqcirc_utils.statistics import MIN_DRAWS, short
 
 LEVEL = 0.05
 """A corrected p-value below this gets a star."""
@@ -125,7 +125,7 @@ def effects_told(found: Generalisation) -> Markdown:
         text += (
             f"\n\nEach of {tested.sum()} cells was tested against up to "
             f"{effects['n_draws'].max()} random sets; corrected for all of them, the smallest q is "
-            f"{effects['q'].min():.2g}."
+            f"{short(effects['q'].min())}."
         )
     else:
         text += f"\n\nNothing was tested: a test takes {MIN_DRAWS} random sets or more."
@@ -192,7 +192,7 @@ def planned_told(found: Generalisation) -> Markdown:
     if table["p"].isna().all():
         return Markdown(f"No planned test was made: each takes {MIN_DRAWS} random sets or more.")
     sure = table[table["q"] < LEVEL]
-    named = "; ".join(f"{r.set} on {r.subject} (q = {r.q:.2g})" for r in sure.itertuples())
+    named = "; ".join(f"{r.set} on {r.subject} (q = {short(r.q)})" for r in sure.itertuples())
     return Markdown(
         f"Planned tests that find more harm than random sets do: {len(sure)} of {len(table)}"
         f"{': ' + named if named else ''}. The median test would have found a loss of "

@@ -15,6 +15,7 @@ from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, task_colours
 from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.statistics import short
 
 LEVEL = 0.05
 """A p-value up to this is remarkable."""
@@ -133,8 +134,8 @@ def prediction_told(found: PredictionAndEditing) -> Markdown:
     smallest = 1 / (found.n_random + 1)
     if smallest > LEVEL:
         verdict += (
-            f" With {found.n_random} random circuits p cannot fall below {smallest:.2g}: too few "
-            "to tell."
+            f" With {found.n_random} random circuits p cannot fall below {short(smallest)}: too "
+            "few to tell."
         )
     return Markdown("\n".join([*lines, "", verdict]))
 
@@ -145,7 +146,7 @@ def _share(row) -> str:
         return "no such prompt"
     return (
         f"{row.agreement:.0%} ({row.low:.0%} to {row.high:.0%}; random {row.random_mean:.0%}, "
-        f"p = {row.p:.2g}; n = {row.n})"
+        f"p = {short(row.p)}; n = {row.n})"
     )
 
 
@@ -155,7 +156,7 @@ def _correlation(row) -> str:
         return "undefined (no variation)"
     return (
         f"{row.agreement:.2f} ({row.low:.2f} to {row.high:.2f}; random {row.random_mean:.2f}, "
-        f"p = {row.p:.2g})"
+        f"p = {short(row.p)})"
     )
 
 
@@ -298,7 +299,7 @@ def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
     rows = rows.assign(value=_relative(rows))
     target, intended = rows["target"], rows["target"] == rows["edited_task"]
     aimed = "; ".join(
-        f"{TITLES[r.edited_task].lower()} {r.component}: {r.value:+.0f}% (p = {r.p:.2g})"
+        f"{TITLES[r.edited_task].lower()} {r.component}: {r.value:+.0f}% (p = {short(r.p)})"
         for r in rows[intended].itertuples()
     )
     besides = []
@@ -373,5 +374,5 @@ def selectivity_told(found: PredictionAndEditing) -> Markdown:
     return Markdown(
         f"Median collateral: **{shared:.2f}** for the {heads['shared head']} heads that every "
         f"circuit holds, **{own:.2f}** for the {heads['own head']} that only one holds "
-        f"(Mann–Whitney p = {p:.2g}; a head counts once). {verdict}"
+        f"(Mann–Whitney p = {short(p)}; a head counts once). {verdict}"
     )

@@ -13,6 +13,7 @@ from seqcirc_utils.paper.rules import (
     only_elsewhere,
     rule,
 )
+from seqcirc_utils.statistics import short
 
 
 @rule(
@@ -234,7 +235,7 @@ def _c21(e: Evidence, p: float) -> Finding:
         "a late role": all(h & late for h in held),
     }
     figures = {"shared heads": len(found.shared), "expected by chance": found.expected}
-    return Finding(figures, parts, f"p = {found.p:.1g}; {', '.join(e.shared())}")
+    return Finding(figures, parts, f"p = {short(found.p, 1)}; {', '.join(e.shared())}")
 
 
 @rule("C22", "Removed from a circuit, the same head costs most in all three.")

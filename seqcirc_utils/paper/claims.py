@@ -21,6 +21,7 @@ from seqcirc_utils.paper import (  # noqa: F401 (all rules)
 )
 from seqcirc_utils.paper.evidence import NOT_TESTED, Evidence, published
 from seqcirc_utils.paper.rules import RULES, Figures
+from seqcirc_utils.statistics import short
 
 OPEN = "open"
 """As published: nobody has run the model that the claim is about, as far as these results go."""
@@ -100,5 +101,5 @@ def _number(value: float | None, other: float | None = None) -> str:
     if value is None:
         return "–"
     whole = float(value).is_integer()
-    text = f"{value:.0f}" if whole else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.1f}"
+    text = f"{value:.0f}" if whole else short(value) if abs(value) < 0.1 else f"{value:.1f}"
     return text if other is None else f"{text} ({value - other:+.1f})"

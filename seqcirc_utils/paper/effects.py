@@ -13,6 +13,7 @@ from functools import partial
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.paper.estimates import Estimate
 from seqcirc_utils.paper.evidence import NOT_TESTED, Evidence
+from seqcirc_utils.statistics import short
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED)
@@ -72,7 +73,7 @@ class Effect:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.2g}"
+    return f"{value:.0f}" if abs(value) >= 100 or float(value).is_integer() else short(value)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.paper.evidence import TASKS, Evidence
 from seqcirc_utils.paper.rules import Finding, all_hold, best_of, by_task, candidates, rule
+from seqcirc_utils.statistics import short
 
 
 def _detecting(e: Evidence) -> list[str]:
@@ -177,7 +178,7 @@ def _c16(e: Evidence, least: float, p: float) -> Finding:
         "ordinals for months, the paper's way": 100 * float(bare),
     }
     parts = {"often enough": 100 * own["top5"] >= least, "beyond chance": own["p"] <= p}
-    return Finding(figures, parts, f"head {head}, p = {own['p']:.2g}")
+    return Finding(figures, parts, f"head {head}, p = {short(own['p'])}")
 
 
 @rule(
