@@ -13,7 +13,7 @@ from seqcirc_utils.chapters.circuit_discovery import RANKED, SWEEP, TWO_SIDED, C
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed, in_short
 from seqcirc_utils.statistics import short
 
 SIGNIFICANT = 0.05
@@ -231,3 +231,15 @@ def numbers(found: CircuitDiscovery) -> dict[str, str]:
     """Numbers that the book's text shows, by their names there."""
     task, heads, mlps = found.circuit.task, found.circuit.heads, found.circuit.mlps
     return {f"{task}-circuit-heads": str(len(heads)), f"{task}-circuit-mlps": str(len(mlps))}
+
+
+def headline(found: CircuitDiscovery) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    layered = found.p["random heads, same layers"]
+    return in_short(
+        f"{len(found.circuit.heads)} heads and {len(found.circuit.mlps)} MLPs keep "
+        f"{_with_interval(found.circuit.faithfulness)} of the lead of the answer on unseen prompts "
+        f"(p = {short(layered)} against random heads of the same layers). They answer "
+        f"{found.quality[RANKED]['accuracy']['mean']:.0%} of these prompts rightly, the whole "
+        f"model {found.accuracy:.0%}."
+    )

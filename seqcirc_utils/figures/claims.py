@@ -11,7 +11,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from seqcirc_utils.figures.style import ANSWER, LAST, closed
+from seqcirc_utils.figures.style import ANSWER, LAST, closed, in_short
 from seqcirc_utils.paper.claims import OPEN
 from seqcirc_utils.paper.effects import CONTRADICTED, SUPPORTED, VERDICTS
 from seqcirc_utils.paper.evidence import NOT_TESTED
@@ -191,3 +191,14 @@ def _page_table(frame: pd.DataFrame) -> HTML:
 def _cells(values: Iterable[str], kind: str = "td") -> str:
     style = "text-align:left;vertical-align:top;padding:.3em .6em;white-space:pre-line"
     return "".join(f'<{kind} style="{style}">{escape(value)}</{kind}>' for value in values)
+
+
+def headline(found: Claims) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    counts = found.counts
+    return in_short(
+        f"On {found.title}, of {len(found.verdicts)} claims in their model-free form, "
+        f"{counts['supported']} are supported, {counts['contradicted']} contradicted, "
+        f"{counts['undecided']} undecided and {counts[NOT_TESTED]} not testable. Whether the paper "
+        "is right about GPT-2 and Llama-2 is another question, and open here."
+    )

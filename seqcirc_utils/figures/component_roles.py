@@ -10,7 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES, NONE
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
 from seqcirc_utils.statistics import Interval
 
 # What writes a member is orange or pink, what moves one blue, what looks at one green.
@@ -359,3 +359,12 @@ def attention_patterns(found: ComponentRoles) -> Figure:
     axes[-1, 0].set_xlabel("to")
     figure.colorbar(image, ax=axes, label="attention (%)", shrink=0.6, aspect=30)
     return closed(figure)
+
+
+def headline(found: ComponentRoles) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    heads = _heads(found)
+    inside = heads[heads["in_circuit"]]
+    absent = found.absent_head_roles
+    lacking = f" No head of it has the role {' or '.join(absent)}." if absent else ""
+    return in_short(f"The {len(inside)} heads of the circuit: {_counted(inside)}.{lacking}")

@@ -9,6 +9,7 @@ from IPython.display import Markdown
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.figures.cross_task import needs, size
+from seqcirc_utils.figures.style import in_short
 from seqcirc_utils.statistics import short
 
 SPARED = 50
@@ -285,3 +286,25 @@ def numbers(found: CrossTask) -> dict[str, str]:
         "transfer-min": f"{min(others):z.0f}" if others else "none",
         "transfer-max": f"{max(others):z.0f}" if others else "none",
     }
+
+
+def headline(found: CrossTask) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    heads, held = found.shared["heads"], list(found.circuits)
+    if len(held) < 2:
+        return in_short("Fewer than two tasks have a circuit, so there is nothing to share.")
+    share = _shares(found)
+    others = [share["kept", f"{a} circuit", b] for a, b in permutations(held, 2)]
+    control = [share["heads", "core", c] for c in _controls(found) if ("heads", "core", c) in share]
+    ours = [share["heads", "core", t] for t in held if ("heads", "core", t) in share]
+    aside = (
+        f" But without the shared heads the control tasks keep {_span(control)} of their lead, and "
+        f"the sequence tasks {_span(ours)}: not all that is shared is about sequences."
+        if control and ours and min(control) < 80  # percent
+        else ""
+    )
+    return in_short(
+        f"The circuits share {len(heads['shared'])} of {heads['total']} heads, where circuits with "
+        f"as many heads in each layer would share {found.layer_matched['expected']:.1f} by chance. "
+        f"One task's circuit does {_span(others)} of another task.{aside}"
+    )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, closed
+from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, closed, in_short
 from seqcirc_utils.statistics import MIN_DRAWS, short
 
 LEVEL = 0.05
@@ -209,3 +209,18 @@ def group_table(found: Generalisation) -> Styler | Markdown:
     means = rows.groupby(["group", "kind", "set"], sort=False)[["accuracy_after", "random_mean"]]
     look = means.mean().style.set_uuid("groups").set_table_attributes('class="dataframe"')
     return look.format(precision=2, na_rep="not drawn")
+
+
+def headline(found: Generalisation) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    used = found.probes["used"].sum()
+    said = f"The model can do {used} of {len(found.probes)} other things that it is asked."
+    table = found.planned[found.planned["kind"] == "mean"]
+    if len(table):
+        sure = (table["q"] < LEVEL).sum()
+        said += (
+            f" Without the circuits' heads it loses {100 * table['gap'].mean():.0f} points more of "
+            f"them than without random heads, on average over {len(table)} planned tests, of which "
+            f"{sure} reject chance."
+        )
+    return in_short(said)

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.ground_truth import PUBLISHED, GroundTruth, listed, parsed
 from seqcirc_utils.components import Component
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed
+from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, in_short
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import Head
 
@@ -324,3 +324,13 @@ def joint_ablation(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
         sns.despine(ax=axis, left=True, bottom=True)
     figure.supxlabel(label, fontsize=9)
     return closed(figure)
+
+
+def headline(found: GroundTruth) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    right = _first(found).groupby("search")["right"].sum()
+    return in_short(
+        f"Of {len(PLANTED)} models whose circuit is known, the published sweep finds "
+        f"{right['published sweep']}, the same with a two-sided rule {right['two-sided sweep']}, "
+        f"the ranked search {right['ranked']}."
+    )

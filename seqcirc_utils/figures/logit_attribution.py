@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.logit_attribution import LogitAttribution
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
+from seqcirc_utils.statistics import short
 
 NEXT_MEMBER, LAST_MEMBER = "next member (answer)", "last member"
 VISIBLE = 0.1
@@ -117,8 +118,8 @@ def direct_told(found: LogitAttribution) -> Markdown:
     return Markdown(
         f"The parts add up to the measured logit difference "
         f"({found.direct.sum(0).mean():.2f} against {found.logit_diff:.2f}; largest relative error "
-        f"{found.error:.0e}). All MLPs together write {mlps.sum():.2f} of it, all heads "
-        f"{heads.sum():.2f}. The head that writes most is **{heads.idxmax()}** "
+        f"{short(found.error or 0.0, 1)}). All MLPs together write {mlps.sum():.2f} of it, all "
+        f"heads {heads.sum():.2f}. The head that writes most is **{heads.idxmax()}** "
         f"({heads.max():+.2f}); the one that opposes most is {heads.idxmin()} ({heads.min():+.2f})."
     )
 
@@ -167,3 +168,23 @@ def lens_heatmaps(maps: Mapping[str, np.ndarray], columns: Sequence[str]) -> Fig
     np.atleast_1d(axes)[0].set_ylabel("after block (0: embedding)")
     figure.colorbar(image, ax=axes, label="probability", shrink=0.8)
     return closed(figure)
+
+
+def headline(found: LogitAttribution) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    said = []
+    if "lens" not in found.missing:
+        after, blocks = _overtakes(found), len(found.lens_end) - 1
+        said.append(
+            "Read early, the stream never prefers the answer to the last member for good."
+            if after is None
+            else f"After block {after} of {blocks} the answer leads the last member for good."
+        )
+    if "direct" not in found.missing:
+        mlps = _parts(found)["head"].isna()
+        effects = _parts(found)["effect"]
+        said.append(
+            f"Of a lead of {found.logit_diff:.1f} logits, MLPs write {effects[mlps].sum():.1f} "
+            f"directly and heads {effects[~mlps].sum():.1f}."
+        )
+    return in_short(" ".join(said) or f"Nothing can be told: {' '.join(found.missing.values())}")

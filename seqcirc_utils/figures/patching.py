@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.figures import common
+from seqcirc_utils.figures.style import in_short
 
 HARM = 0.02
 """A head counts as harmful whose ablation raises the logit difference by more than this share."""
@@ -92,3 +93,14 @@ def path_map(found: Patching, n: int = 15) -> Figure | Markdown:
     grid: pd.DataFrame = shown.pivot(index="sender", columns="into", values="effect") * 100
     order = [sender for sender in paths["sender"].unique() if sender in grid.index]
     return common.table_heatmap(grid.loc[order], "% recovered", ".1f")
+
+
+def headline(found: Patching) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    effects = found.effects.set_index("component")["ablation"]
+    strong = effects[effects < -0.1]
+    worst = ", ".join(f"{name} ({effect:+.0%})" for name, effect in strong.nsmallest(3).items())
+    return in_short(
+        f"Components whose ablation costs more than a tenth of the lead of the answer: "
+        f"{len(strong)} of {len(effects)}, first of all {worst or 'none'}."
+    )

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, task_colours
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, task_colours
 from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
@@ -376,3 +376,14 @@ def selectivity_told(found: PredictionAndEditing) -> Markdown:
         f"circuit holds, **{own:.2f}** for the {heads['own head']} that only one holds "
         f"(Mann–Whitney p = {short(p)}; a head counts once). {verdict}"
     )
+
+
+def headline(found: PredictionAndEditing) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    rows = found.prediction[found.prediction["measure"] == "vocabulary"]
+    by = rows.set_index(["subset", "task"])["agreement"]
+    means = {s: by[s].mean() for s in ("right", "wrong") if s in by.index}
+    if not means:
+        return in_short("No circuit could be held against what the model says.")
+    told = [f"where it is {subset} in {mean:.0%}" for subset, mean in means.items()]
+    return in_short(f"A circuit says what the model says: {', '.join(told)} of prompts.")

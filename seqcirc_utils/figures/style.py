@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -53,3 +54,8 @@ def closed(figure: Figure) -> Figure:
     """The figure, for a cell's value to show it; left open, Jupyter would show it twice."""
     plt.close(figure)
     return figure
+
+
+def in_short(text: str) -> Markdown:
+    """A chapter's finding, as it stands at the chapter's head."""
+    return Markdown(f"> **In short.** {text}")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.chapters.task_construction import TaskConstruction
-from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed
+from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed, in_short
 from seqcirc_utils.prompts.sequences import TASKS
 
 
@@ -153,3 +153,13 @@ def accuracy_panels(table: pd.DataFrame, by: str, label: str) -> Figure:
     axes[0].set_ylim(-0.03, 1.03)
     axes[1].axhline(0, color=NEUTRAL, lw=0.8)
     return closed(figure)
+
+
+def headline(found: TaskConstruction) -> Markdown:
+    """The chapter's finding in a sentence or two."""
+    right, lead = found.accuracy, found.logit_diff
+    return in_short(
+        f"{found.model_title} names the next member in {right['mean']:.0%} of prompts "
+        f"({right['low']:.0%} to {right['high']:.0%}). It prefers it to the last member shown by "
+        f"{lead['mean']:.1f} logits; on random members by {found.corrupted_logit_diff:.1f}."
+    )
