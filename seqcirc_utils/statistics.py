@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
-from scipy.stats import t, yeojohnson, yeojohnson_normmax
+from scipy.stats import false_discovery_control, t, yeojohnson, yeojohnson_normmax
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
 
 from seqcirc_utils.errors import CannotDo, UserError
@@ -132,3 +133,12 @@ def positive_baseline(logit_diff: torch.Tensor, what: str) -> float:
             "member, so shares of this score mean nothing. Choose another task, model or template."
         )
     return mean
+
+
+def corrected(p: pd.Series) -> pd.Series:
+    """P-values corrected for all tests, after Benjamini and Hochberg; NaN (no test) stays NaN.
+
+    Of the rows with a corrected value below .05, one in twenty is expected to be chance.
+    """
+    tested = p.dropna()
+    return pd.Series(false_discovery_control(tested), tested.index).reindex(p.index)

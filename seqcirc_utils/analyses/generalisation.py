@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import false_discovery_control
 
 from seqcirc_utils.ablation.answers import Answers, Bench, answered
 from seqcirc_utils.circuits.chance import matched
@@ -212,12 +210,3 @@ def planned(found: Iterable[Ablated], seed: int = 0) -> list[dict[str, Any]]:
 def _share(values: Any) -> float:
     values = np.asarray(values, float)
     return float(values.mean()) if values.size else float("nan")
-
-
-def corrected(p: pd.Series) -> pd.Series:
-    """P-values corrected for all tests, after Benjamini and Hochberg; NaN (no test) stays NaN.
-
-    Of the rows with a corrected value below .05, one in twenty is expected to be chance.
-    """
-    tested = p.dropna()
-    return pd.Series(false_discovery_control(tested), tested.index).reindex(p.index)

@@ -19,6 +19,7 @@ from seqcirc_utils.errors import CannotDo, UserError, unknown
 from seqcirc_utils.prompts.probes import probes
 from seqcirc_utils.prompts.questions import Fitted
 from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.statistics import corrected
 
 HeadSets = Mapping[str, set[Component]]
 """Heads that are ablated together, by name."""
@@ -124,12 +125,12 @@ class Generalisation(Findings):
         effects = pd.DataFrame([each.row() for each in ablated])
         planned = pd.DataFrame(generalisation.planned(ablated, at["seed"]))
         planned = cls.empty("planned") if planned.empty else planned
-        planned["q"] = generalisation.corrected(planned["p"])
+        planned["q"] = corrected(planned["p"])
         if effects.empty:
             missing.setdefault("effects", "the model can do no probe, or no circuit has heads.")
             effects = cls.empty("effects")
         else:
-            effects["q"] = generalisation.corrected(effects["p"])
+            effects["q"] = corrected(effects["p"])
             _check(effects, able)
         return cls(
             effects=effects,

@@ -52,6 +52,7 @@ STAGES: dict[str, Stage] = {
             per_task=False,
             needs=("03_patching", "04_circuit_discovery"),
         ),
+        Stage("11_interchange", per_task=False, needs=("03_patching", "04_circuit_discovery")),
         Stage(
             "09_claims",
             per_task=False,

@@ -21,7 +21,7 @@ from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import generalisation as generalisation_module
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import probes, questions
-from seqcirc_utils.statistics import Tail
+from seqcirc_utils.statistics import Tail, corrected
 
 ALL = probes.probes()
 
@@ -327,9 +327,9 @@ def test_without_draws_there_is_no_p_value():
 
 
 def test_p_values_are_corrected_for_all_tests():
-    found = generalisation.corrected(pd.Series([0.01, 0.04, np.nan, 0.03]))
+    found = corrected(pd.Series([0.01, 0.04, np.nan, 0.03]))
     assert found.to_numpy() == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
-    assert generalisation.corrected(pd.Series([np.nan])).isna().all()
+    assert corrected(pd.Series([np.nan])).isna().all()
 
 
 def test_figures_say_what_the_tables_say():
