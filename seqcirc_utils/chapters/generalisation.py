@@ -10,11 +10,11 @@ from tqdm import tqdm
 from seqcirc_utils.ablation.answers import KINDS, Bench
 from seqcirc_utils.analyses import generalisation
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
-from seqcirc_utils.chapters.findings import Findings, table
+from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
-from seqcirc_utils.errors import CannotDo, UserError, unknown
+from seqcirc_utils.errors import CannotDo, section, unknown
 from seqcirc_utils.prompts.probes import probes
 from seqcirc_utils.prompts.questions import Fitted
 from seqcirc_utils.prompts.sequences import TASKS
@@ -47,36 +47,19 @@ class Generalisation(Findings):
 
     effects: pd.DataFrame = table(
         "csv",
-        probe=str,
-        group=str,
-        kind=str,
-        set=str,
-        n_heads=int,
-        n=int,
-        accuracy_before=float,
-        accuracy_after=float,
-        low=float,
-        high=float,
-        retained=float,
-        random_mean=float,
-        log_prob_change=float,
-        random_log_prob_change=float,
+        each(str, "probe", "group", "kind", "set")
+        | each(int, "n_heads", "n")
+        | each(float, "accuracy_before", "accuracy_after", "low", "high", "retained")
+        | each(float, "random_mean", "log_prob_change", "random_log_prob_change"),
         n_draws=int,
         p=float,
         q=float,
     )
     probes: pd.DataFrame = table(
         "probes.csv",
-        probe=str,
-        group=str,
-        title=str,
-        example=str,
-        n=int,
-        chance=float,
-        accuracy=float,
-        low=float,
-        high=float,
-        logit_diff=float,
+        each(str, "probe", "group", "title", "example")
+        | {"n": int}
+        | each(float, "chance", "accuracy", "low", "high", "logit_diff"),
         used=bool,
         reason=str,
     )
@@ -104,11 +87,9 @@ class Generalisation(Findings):
             rows.append(row)
             if fitted is not None:
                 able.append(fitted)
-        missing = {}
-        try:
+        effects, missing = pd.DataFrame(), {}
+        with section(missing, "effects"):
             effects = pd.DataFrame(_effects(at, able, sets))
-        except UserError as error:
-            effects, missing = pd.DataFrame(), {"effects": str(error)}
         if effects.empty:
             missing.setdefault("effects", "the model can do no probe, or no circuit has heads.")
             effects = cls.empty("effects")
