@@ -48,6 +48,9 @@ from seqcirc_utils.prompts.prompts import PromptSets
 TITLES = {name: task.title for name, task in sequences.TASKS.items()} | controls.TITLES
 """What headings call the tasks and the controls."""
 
+SECTIONS = ("circuits", "edges", "random", "text", "roles")
+"""What there may be nothing to compare of."""
+
 _INTERVAL = each(float, "mean", "low", "high")
 
 
@@ -160,6 +163,7 @@ class CrossTask(Findings):
         with section(tried.missing, "text"):
             text, whole = _text(tried, sets, drawn["layer"])
         _check(tried, shares, alike["overlap"])
+        none = dict.fromkeys(SECTIONS, "no task is left that has a circuit.")
         return cls(
             tasks=_scores(tried),
             transfer=shares,
@@ -173,7 +177,7 @@ class CrossTask(Findings):
             n_random_prompts=len(_few(at)),
             model={"title": lm.facts.title, "layers": lm.n_layers, "heads": lm.n_heads},
             left_out=tried.left_out,
-            missing=tried.missing,
+            missing=tried.missing if tried.circuits else none,
             **alike,
             **roles,
         )
@@ -241,8 +245,6 @@ def _tried(at: Setting) -> _Tried:
             pair = _evaluators(at, task, sets, record(at.model, sets.means).activations.mean())
             tried.every[task], tried.few[task] = pair
             tried.sets[task] = sets
-    if not tried.circuits:
-        tried.missing["circuits"] = "no task is left that has a circuit."
     return tried
 
 

@@ -8,7 +8,8 @@ from IPython.display import Markdown
 
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
-from seqcirc_utils.figures.cross_task import needs, size
+from seqcirc_utils.figures.common import needs
+from seqcirc_utils.figures.cross_task import size
 
 SPARED = 50
 """A control that keeps this percentage of its score without some heads does not depend on them."""
