@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models.weights import alike, first_line, end_logits
+from seqcirc_utils.models.weights import alike, end_logits, first_line
 from seqcirc_utils.models.zoo import GPUS
 
 
