@@ -78,11 +78,9 @@ class LogitAttribution(Findings):
             lens = _lens(lm, prompts, answer)
             end, n = lens["lens_end"][-1], torch.arange(len(prompts))  # [n, member]
             ours, last = end[n, answer], end[n, answer - 1]
-            # A float32 softmax over a whole vocabulary is off by 1e-4, the same for all its tokens:
-            # so the lead is held closely, and the probability to what such a softmax can give.
             lead = np.log(ours) - np.log(last)
             assert np.allclose(lead, whole.logit_diff, atol=1e-4), "the lens ends in the model"
-            assert np.allclose(ours, whole.answer_prob, atol=1e-3), "the lens ends in the model"
+            assert np.allclose(ours, whole.answer_prob, atol=1e-4), "the lens ends in the model"
         contributions, direct, error = cls.empty("contributions"), np.zeros((0, len(prompts))), None
         with section(missing, "direct"):  # last: nothing can be measured on the model after it
             names, parts = direct_attribution(processed(lm), prompts)  # [part, n]
