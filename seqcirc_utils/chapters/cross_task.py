@@ -243,8 +243,11 @@ def _tried(at: Setting) -> _Tried:
                 at.model, task, n_prompts=at["n_prompts"], n_means=at["n_means"], seed=at["seed"]
             )
             pair = _evaluators(at, task, sets, record(at.model, sets.means).activations.mean())
-            tried.every[task], tried.few[task] = pair
-            tried.sets[task] = sets
+            tried.every[task], tried.sets[task] = pair[0], sets
+            with section(tried.left_out, f"{TITLES[task]}, beside random circuits"):
+                whole = pair[1].intact.logit_diff
+                statistics.positive_baseline(whole, f"the whole model on few prompts of {task}")
+                tried.few[task] = pair[1]
     return tried
 
 
