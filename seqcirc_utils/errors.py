@@ -1,7 +1,8 @@
 """The one kind of error a user can cause and mend."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, MutableMapping
 
 
 class UserError(ValueError):
@@ -14,6 +15,15 @@ class UserError(ValueError):
 
 class CannotDo(UserError):
     """The model cannot do the task, so there is nothing to explain: the stage is skipped."""
+
+
+@contextlib.contextmanager
+def section(missing: MutableMapping[str, str], name: str) -> Iterator[None]:
+    """What is refused inside ends only itself: the reason goes to ``missing[name]``."""
+    try:
+        yield
+    except UserError as error:
+        missing[name] = str(error)
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str], hint: str = "") -> UserError:

@@ -78,6 +78,8 @@ class EdgeEvaluator:
         self, sets: Sequence[Iterable[Edge]], *, progress: str | None = None
     ) -> torch.Tensor:
         """Logit differences ``[set, n]`` with each set of edges kept and all others cut."""
+        if not sets:
+            return self.score[None][:0]
         keeps = [self.graph.matrix(edges) for edges in sets]
         changed = [(keep != self.whole.keep).any(1).nonzero().flatten().tolist() for keep in keeps]
         # Candidates that differ from the whole at the same component share a batch.

@@ -109,8 +109,10 @@ class Replay:
             progress: Label of a progress bar.
 
         Returns:
-            The tensors of all candidates.
+            The tensors of all candidates; without candidates, empty ones.
         """
+        if not candidates:  # nothing of the right shape and type
+            return [value[:0] for value in read(self.run.residual[-1:, :, -self.last :])]
         candidates = [list(candidate) for candidate in candidates]
         masks = [self.masks(candidate) for candidate in candidates]
         where = [None] * len(candidates) if positions is None else list(positions)

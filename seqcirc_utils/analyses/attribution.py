@@ -10,10 +10,11 @@ from tqdm import tqdm
 from transformer_lens.tools.analysis import (
     attribution_patch,
     direct_logit_attribution,
-    logit_lens,
 )
 
+from seqcirc_utils.ablation.replay import hook_name
 from seqcirc_utils.analyses.heads import head_writes
+from seqcirc_utils.analyses.lens import readout
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.capabilities import require
@@ -40,18 +41,15 @@ def member_lens(
     end = prompts.tokens.shape[1] - 1
     positions = sorted({*prompts.member_positions.flatten().tolist(), end})
     known = [i for i, token in enumerate(vocabulary.ids) if token is not None]
-    ids = [token for token in vocabulary.ids if token is not None]
+    ids = torch.tensor([token for token in vocabulary.ids if token is not None])
+    names = [hook_name(layer, "in") for layer in range(model.n_layers)]
+    names.append(hook_name(model.n_layers - 1, "out"))
     parts = []
     for rows in tqdm(prompts.tokens.split(8), desc="Logit lens", unit="batch"):
-        result = logit_lens(
-            model.bridge,
-            rows.to(model.device),
-            positions=positions,
-            vocab=ids,
-            return_type="probs",
-            chunk_size=256,
-        )
-        parts.append(result.values.cpu())
+        _, kept = model.bridge.run_with_cache(rows.to(model.device), names_filter=names)
+        streams = (kept[name][:, positions] for name in names)  # [n, position, d_model] each
+        read = [readout(model, stream, ids.to(model.device))[0] for stream in streams]
+        parts.append(torch.stack(read))
     found = torch.cat(parts, 1)
     whole = torch.zeros(*found.shape[:-1], len(vocabulary.members))
     whole[..., known] = found

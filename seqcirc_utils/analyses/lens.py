@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from transformer_lens.tools.analysis import logit_readout
 
 from seqcirc_utils.analyses.observation import Observation
-from seqcirc_utils.models.capabilities import require
+from seqcirc_utils.models.capabilities import logits, require
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 
@@ -53,12 +52,32 @@ def lens(model: Model, observation: Observation, prompts: Prompts) -> Lens:
             what attention and MLP write.
     """
     require(model, "readout between", "a logit lens does not apply.")
-    kept = {}
-    for name, ids in (("next", prompts.answer_ids), ("last", prompts.last_ids)):
-        read = logit_readout(
-            model.bridge, observation.end, targets=ids, return_type="probs", chunk_size=256
-        )
-        assert read.target_ranks is not None  # targets were given
-        kept[name] = read.values[..., 0].cpu(), read.target_ranks[..., 0].cpu() == 0
-    top = kept["next"][1].int() - kept["last"][1].int()
-    return Lens(kept["next"][0], kept["last"][0], top)
+    ids = torch.stack([prompts.answer_ids, prompts.last_ids], -1).to(model.device)  # [n, 2]
+    read = [readout(model, stream, ids) for stream in observation.end]
+    probabilities, first = (torch.stack(parts) for parts in zip(*read, strict=True))
+    top = first[..., 0].int() - first[..., 1].int()
+    return Lens(probabilities[..., 0], probabilities[..., 1], top)
+
+
+@torch.no_grad()
+def readout(
+    model: Model, stream: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read streams through the final norm and the unembedding.
+
+    The sum over the vocabulary is taken in double precision: in single precision a softmax over
+    49,152 tokens is off by 1.6e-4.
+
+    Args:
+        model: A model whose logits are made so.
+        stream: Residual streams ``[…, d_model]``.
+        ids: Tokens ``[…, t]``, or ``[t]`` for all streams.
+
+    Returns:
+        Their probabilities ``[…, t]``, and whether each is on top of the whole vocabulary.
+    """
+    read = logits(model, model.bridge.ln_final(stream), slice(None)).float()  # [..., vocab]
+    own = read.gather(-1, ids.expand(*read.shape[:-1], -1))
+    norm = read.double().logsumexp(-1, keepdim=True)
+    probabilities = (own.double() - norm).exp().float()
+    return probabilities.cpu(), (own >= read.amax(-1, keepdim=True)).cpu()

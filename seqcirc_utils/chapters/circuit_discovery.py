@@ -13,14 +13,14 @@ from scipy.stats import spearmanr
 from seqcirc_utils.ablation.edges import EdgeEvaluator
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
-from seqcirc_utils.chapters.findings import Findings, part, table
+from seqcirc_utils.chapters.findings import Findings, each, part, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits import chance, edge_search, quality, search
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.circuits.search import Discovery
 from seqcirc_utils.components import Component, components, split
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import section
 from seqcirc_utils.statistics import percentile_p, positive_baseline, rate
 from seqcirc_utils.versions import versions
 
@@ -80,16 +80,9 @@ class CircuitDiscovery(Findings):
     two_sided: Circuit = part("circuit.two_sided.json", Circuit)
     components: pd.DataFrame = table(
         "csv",
-        component=str,
-        change=float,
-        low=float,
-        high=float,
-        p=float,
-        q=float,
-        inclusion=float,
-        prompts=float,
-        seed=float,
-        order=float,
+        each(str, "component")
+        | each(float, "change", "low", "high", "p", "q")
+        | each(float, "inclusion", "prompts", "seed", "order"),
     )
     estimates: pd.DataFrame = table("estimates.csv", component=str, exact=float, estimate=float)
     steps: pd.DataFrame = table(
@@ -98,33 +91,17 @@ class CircuitDiscovery(Findings):
     curve: pd.DataFrame = table("curve.csv", size=int, faithfulness=float)
     by_ablation: pd.DataFrame = table(
         "ablations.csv",
-        circuit=str,
-        ablation=str,
-        mean=float,
-        low=float,
-        high=float,
-        kl=float,
-        accuracy=float,
+        each(str, "circuit", "ablation") | each(float, "mean", "low", "high", "kl", "accuracy"),
     )
     edge_effects: pd.DataFrame = table(
         "edges.csv",
-        edge=str,
-        sender=str,
-        receiver=str,
-        input=str,
-        score=float,
-        estimate=float,
+        each(str, "edge", "sender", "receiver", "input") | each(float, "score", "estimate"),
         exact=bool,
     )
     faults: pd.DataFrame = table(
         "faults.csv",
-        {
-            "edges": str,
-            "candidates": int,
-            "kept as meant": int,
-            "kept by the code": int,
-            "judged differently": int,
-        },
+        {"edges": str}
+        | each(int, "candidates", "kept as meant", "kept by the code", "judged differently"),
     )
     quality: dict[str, dict[str, dict[str, float]]]
     scores: dict[str, float]
@@ -303,9 +280,11 @@ def _edges(
     at: Setting, judging: Evaluator, ours: set[Component], whole: float
 ) -> tuple[list[str], dict[str, Any]]:
     """The edges that the ranked search keeps, and all fields that are about edges."""
+    about = {name: CircuitDiscovery.empty(name) for name in ("edge_effects", "faults")}
+    about |= {"edges": {}, "edge_scores": {}, "all_edges": None, "missing": {}}
     rows = range(min(at["n_edge_prompts"], at["n_prompts"]))
     few = Evaluator(at.model, at.sets().discovery[rows], at.means())
-    try:
+    with section(about["missing"], "edges"):
         base = positive_baseline(few.intact.logit_diff, "the whole model, on the edges' prompts,")
         graph = EdgeEvaluator(few, ours)
         own = graph.score.mean().item() / base
@@ -324,24 +303,20 @@ def _edges(
                 progress="Edges",
             ),
         }
-        faults = _faults(graph, effects, bar)
         unseen = EdgeEvaluator(judging, ours).differences([found.edges for found in rules.values()])
-    except UserError as refusal:
-        none = {name: CircuitDiscovery.empty(name) for name in ("edge_effects", "faults")}
-        none |= {"edges": {}, "edge_scores": {}, "all_edges": None}
-        return [], none | {"missing": {"edges": str(refusal)}}
-    scores = (unseen.mean(1) / whole).tolist()  # [rule]
-    return sorted(map(str, rules[RANKED].edges)), {
-        "edge_effects": effects,
-        "faults": faults,
-        "edges": {name: len(found.edges) for name, found in rules.items()},
-        "edge_scores": {
-            name: {"discovery": found.score, "evaluation": score}
-            for (name, found), score in zip(rules.items(), scores, strict=True)
-        },
-        "all_edges": own,
-        "missing": {},
-    }
+        scores = (unseen.mean(1) / whole).tolist()  # [rule]
+        about |= {
+            "edge_effects": effects,
+            "faults": _faults(graph, effects, bar),
+            "edges": {name: len(found.edges) for name, found in rules.items()},
+            "edge_scores": {
+                name: {"discovery": found.score, "evaluation": score}
+                for (name, found), score in zip(rules.items(), scores, strict=True)
+            },
+            "all_edges": own,
+        }
+        return sorted(map(str, rules[RANKED].edges)), about
+    return [], about
 
 
 def _faults(graph: EdgeEvaluator, effects: pd.DataFrame, bar: float) -> pd.DataFrame:

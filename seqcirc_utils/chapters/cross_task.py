@@ -8,8 +8,7 @@
 4. Do shared heads have the same role in each task?
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -35,21 +34,24 @@ from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.analyses.transfer import against_random, transfer
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.component_roles import ComponentRoles
-from seqcirc_utils.chapters.findings import Findings, part, table
+from seqcirc_utils.chapters.findings import Findings, each, part, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.circuits.search import ranked
 from seqcirc_utils.components import Component, by_kind, components
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import UserError, section
 from seqcirc_utils.prompts import controls, sequences
 from seqcirc_utils.prompts.prompts import PromptSets
 
 TITLES = {name: task.title for name, task in sequences.TASKS.items()} | controls.TITLES
 """What headings call the tasks and the controls."""
 
-_INTERVAL: dict[str, type] = {"mean": float, "low": float, "high": float}
+SECTIONS = ("circuits", "edges", "random", "text", "roles")
+"""What there may be nothing to compare of."""
+
+_INTERVAL = each(float, "mean", "low", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,29 +101,25 @@ class CrossTask(Findings):
     )
     transfer: pd.DataFrame = table("csv", {"mode": str, "set": str, "task": str} | _INTERVAL)
     random: pd.DataFrame = table(
-        "random.csv", mode=str, circuit=str, kind=str, draw=int, task=str, mean=float
+        "random.csv", each(str, "mode", "circuit", "kind"), draw=int, task=str, mean=float
     )
     against_random: pd.DataFrame = table(
         "against_random.csv",
-        {"mode": str, "circuit": str, "kind": str, "task": str},
-        value=float,
-        random=float,
-        p=float,
+        each(str, "mode", "circuit", "kind", "task") | each(float, "value", "random", "p"),
     )
     overlap: pd.DataFrame = table(
         "overlap.csv",
-        {"kind": str, "tasks": str, "sizes": str, "shared": int, "expected": float, "p": float},
-        layer_expected=float,
-        layer_p=float,
-        jaccard=float,
+        each(str, "kind", "tasks", "sizes")
+        | {"shared": int}
+        | each(float, "expected", "p", "layer_expected", "layer_p", "jaccard"),
     )
     importance: pd.DataFrame = table("importance.csv", component=str, more=float)
     correlation: pd.DataFrame = table("correlation.csv", task=str, more=float)
     text: pd.DataFrame = table(
         "text.csv",
-        {"ablated": str} | _INTERVAL | {f"heads_{k}": v for k, v in _INTERVAL.items()},
-        random=float,
-        p=float,
+        {"ablated": str}
+        | _INTERVAL
+        | each(float, "heads_mean", "heads_low", "heads_high", "random", "p"),
     )
     roles: pd.DataFrame = table("roles.csv", role=str, shared=str, changing=str, more=str)
     assigned: pd.DataFrame = table(
@@ -157,14 +155,15 @@ class CrossTask(Findings):
         shares = transfer(tried.every, sets, at["seed"], progress="Transfer")
         drawn = {kind: _random(tried, by_layer=kind == "layer") for kind in ("size", "layer")}
         draws, against = cls.empty("random"), cls.empty("against_random")
-        with tried.section("random"):
+        with section(tried.missing, "random"):
             draws, against = against_random(
                 tried.few, tried.held, drawn, progress="Random circuits"
             )
         text, whole = cls.empty("text"), {}
-        with tried.section("text"):
+        with section(tried.missing, "text"):
             text, whole = _text(tried, sets, drawn["layer"])
         _check(tried, shares, alike["overlap"])
+        none = dict.fromkeys(SECTIONS, "no task is left that has a circuit.")
         return cls(
             tasks=_scores(tried),
             transfer=shares,
@@ -178,7 +177,7 @@ class CrossTask(Findings):
             n_random_prompts=len(_few(at)),
             model={"title": lm.facts.title, "layers": lm.n_layers, "heads": lm.n_heads},
             left_out=tried.left_out,
-            missing=tried.missing,
+            missing=tried.missing if tried.circuits else none,
             **alike,
             **roles,
         )
@@ -213,14 +212,6 @@ class _Tried:
         """Task to the components of its circuit."""
         return {task: circuit.components for task, circuit in self.circuits.items()}
 
-    @contextlib.contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        """What cannot be measured ends only its own section, and says why."""
-        try:
-            yield
-        except UserError as error:
-            self.missing[name] = str(error)
-
 
 def _evaluators(
     at: Setting, task: str, sets: PromptSets, means: Activations
@@ -240,28 +231,23 @@ def _tried(at: Setting) -> _Tried:
     """Try each task and control; one that the model cannot do is left out, with the reason."""
     tried = _Tried(at)
     for task in at["tasks"]:
-        try:
+        with section(tried.left_out, TITLES[task]):
             pair = _evaluators(at, task, at.sets(task), at.means(task))
             effects = at.read(Patching, task).effects
             tried.circuits[task] = at.read(CircuitDiscovery, task).circuit
-        except UserError as error:
-            tried.left_out[TITLES[task]] = str(error)
-            continue
-        tried.every[task], tried.few[task] = pair
-        tried.effects[task] = effects.set_index("component")["ablation"]
+            tried.every[task], tried.few[task] = pair
+            tried.effects[task] = effects.set_index("component")["ablation"]
     for task in controls.TITLES:
-        try:
+        with section(tried.left_out, TITLES[task]):
             sets = controls.prompt_sets(
                 at.model, task, n_prompts=at["n_prompts"], n_means=at["n_means"], seed=at["seed"]
             )
             pair = _evaluators(at, task, sets, record(at.model, sets.means).activations.mean())
-        except UserError as error:
-            tried.left_out[TITLES[task]] = str(error)
-            continue
-        tried.every[task], tried.few[task] = pair
-        tried.sets[task] = sets
-    if not tried.circuits:
-        tried.missing["circuits"] = "no task is left that has a circuit."
+            tried.every[task], tried.sets[task] = pair[0], sets
+            with section(tried.left_out, f"{TITLES[task]}, beside random circuits"):
+                whole = pair[1].intact.logit_diff
+                statistics.positive_baseline(whole, f"the whole model on few prompts of {task}")
+                tried.few[task] = pair[1]
     return tried
 
 
@@ -292,7 +278,7 @@ def _alike(tried: _Tried) -> dict[str, Any]:
         shared = {k: overlap([circuit[k] for circuit in kinds], totals[k]) for k in totals}
         layered = layer_overlap([circuit["heads"] for circuit in kinds], lm.n_layers, lm.n_heads)
     edges = EdgeOverlap()
-    with tried.section("edges"):
+    with section(tried.missing, "edges"):
         edges = edge_overlap({task: circuit.edges for task, circuit in tried.circuits.items()})
     importance = pd.DataFrame({TITLES[task]: effect for task, effect in tried.effects.items()})
     importance.index.name = "component"
@@ -317,7 +303,7 @@ def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
     found = [CrossTask.empty("assigned")]
     by_task: dict[str, dict[Component, str]] = {}
     holders, agreement = CrossTask.empty("roles"), None
-    with tried.section("roles"):
+    with section(tried.missing, "roles"):
         for task in tried.circuits:
             told = tried.at.read(ComponentRoles, task)
             by_task[task] = told.by_component()
@@ -336,8 +322,8 @@ def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
         tried.left_out["ioi circuit"] = "no circuit is left to compare it with."
         return {}, {}
     sets = {f"{task} circuit": circuit for task, circuit in tried.held.items()}
-    outside = {}
-    try:
+    outside: dict[str, int] = {}
+    with section(tried.left_out, "ioi circuit"):
         if "ioi" not in tried.every:
             raise UserError(tried.left_out[TITLES["ioi"]])
         prompts = tried.sets["ioi"].discovery
@@ -349,8 +335,6 @@ def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
         )
         sets["ioi circuit"] = search.components
         outside = {"trials": search.trials, "prompts": len(prompts)}
-    except UserError as error:
-        tried.left_out["ioi circuit"] = str(error)
     return sets | shared_and_rest(tried.held), outside
 
 

@@ -46,6 +46,11 @@ def table(
     return dataclasses.field(metadata={"table": suffix, "columns": known, "more": more})
 
 
+def each(kind: Any, *names: str) -> dict[str, Any]:
+    """Columns of one type, for :func:`table`."""
+    return dict.fromkeys(names, kind)
+
+
 def array() -> Any:
     """A field that is a numpy array, kept in ``<stage>.npz`` under the field's name."""
     return dataclasses.field(metadata={"array": True})

@@ -11,11 +11,11 @@ from seqcirc_utils.ablation.answers import KINDS, Bench
 from seqcirc_utils.analyses import generalisation
 from seqcirc_utils.analyses.generalisation import Ablated
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
-from seqcirc_utils.chapters.findings import Findings, table
+from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
-from seqcirc_utils.errors import CannotDo, UserError, unknown
+from seqcirc_utils.errors import CannotDo, section, unknown
 from seqcirc_utils.prompts.probes import probes
 from seqcirc_utils.prompts.questions import Fitted
 from seqcirc_utils.prompts.sequences import TASKS
@@ -53,20 +53,10 @@ class Generalisation(Findings):
 
     effects: pd.DataFrame = table(
         "csv",
-        probe=str,
-        group=str,
-        kind=str,
-        set=str,
-        n_heads=int,
-        n=int,
-        accuracy_before=float,
-        accuracy_after=float,
-        low=float,
-        high=float,
-        retained=float,
-        random_mean=float,
-        log_prob_change=float,
-        random_log_prob_change=float,
+        each(str, "probe", "group", "kind", "set")
+        | each(int, "n_heads", "n")
+        | each(float, "accuracy_before", "accuracy_after", "low", "high", "retained")
+        | each(float, "random_mean", "log_prob_change", "random_log_prob_change"),
         n_draws=int,
         p=float,
         q=float,
@@ -74,22 +64,15 @@ class Generalisation(Findings):
     planned: pd.DataFrame = table(
         "planned.csv",
         {"kind": str, "set": str, "subject": str, "n_heads": int, "probes": str, "n": int}
-        | dict.fromkeys(("accuracy", "random", "gap", "gap_low", "gap_high"), float)
-        | {"loss": float, "random_loss": float, "n_draws": int}
-        | dict.fromkeys(("p", "q", "needed"), float),
+        | each(float, "accuracy", "random", "gap", "gap_low", "gap_high", "loss", "random_loss")
+        | {"n_draws": int}
+        | each(float, "p", "q", "needed"),
     )
     probes: pd.DataFrame = table(
         "probes.csv",
-        probe=str,
-        group=str,
-        title=str,
-        example=str,
-        n=int,
-        chance=float,
-        accuracy=float,
-        low=float,
-        high=float,
-        logit_diff=float,
+        each(str, "probe", "group", "title", "example")
+        | {"n": int}
+        | each(float, "chance", "accuracy", "low", "high", "logit_diff"),
         used=bool,
         reason=str,
     )
@@ -117,12 +100,10 @@ class Generalisation(Findings):
             rows.append(row)
             if fitted is not None:
                 able.append(fitted)
-        missing = {}
-        try:
+        ablated, missing = [], {}
+        with section(missing, "effects"):
             ablated = _ablated(at, able, sets)
-        except UserError as error:
-            ablated, missing = [], {"effects": str(error)}
-        effects = pd.DataFrame([each.row() for each in ablated])
+        effects = pd.DataFrame([one.row() for one in ablated])
         planned = pd.DataFrame(generalisation.planned(ablated, at["seed"]))
         planned = cls.empty("planned") if planned.empty else planned
         planned["q"] = corrected(planned["p"])

@@ -9,7 +9,7 @@ import pandas as pd
 from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.chapters.findings import Findings, table
+from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.search import Discovery, ranked, shuffled_orders, sweep
 from seqcirc_utils.components import Component, components
@@ -55,11 +55,7 @@ class GroundTruth(Findings):
 
     searches: pd.DataFrame = table(
         "csv",
-        planted=str,
-        task=str,
-        search=str,
-        score=float,
-        components=str,
+        each(str, "planted", "task", "search") | {"score": float, "components": str},
         size=int,
         trials=int,
         right=bool,

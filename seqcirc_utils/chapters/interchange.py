@@ -17,7 +17,7 @@ from seqcirc_utils.chapters.findings import Findings, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import matched
 from seqcirc_utils.components import Component
-from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.errors import CannotDo, section
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import corrected
 
@@ -106,10 +106,8 @@ class Interchange(Findings):
         elif best is None or best == lm.n_layers:
             missing["subspace"] = "no swap before a block of another task gives a wanted answer."
         else:
-            try:
+            with section(missing, "subspace"):
                 directions = _subspace(at, swaps, best)
-            except UserError as error:
-                missing["subspace"] = str(error)
         return cls(
             layers=layers,
             heads=heads,

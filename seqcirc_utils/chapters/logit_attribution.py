@@ -11,7 +11,7 @@ from seqcirc_utils.analyses.attribution import direct_attribution, member_lens, 
 from seqcirc_utils.chapters.findings import Findings, array, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import components
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import UserError, section
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.scores import score
@@ -72,29 +72,24 @@ class LogitAttribution(Findings):
         whole = score(lm, prompts)
         answer = torch.tensor(prompts.starts) + prompts.member_positions.shape[1]
         missing = {}
-        try:
+        shapes = {"lens_end": (0, len(prompts), 0), "lens_shown": (0, 0), "lens_next": (0, 0)}
+        lens = {name: np.zeros(shape) for name, shape in shapes.items()}
+        with section(missing, "lens"):
             lens = _lens(lm, prompts, answer)
             end, n = lens["lens_end"][-1], torch.arange(len(prompts))  # [n, member]
             ours, last = end[n, answer], end[n, answer - 1]
-            # A float32 softmax over a whole vocabulary is off by 1e-4, the same for all its tokens:
-            # so the lead is held closely, and the probability to what such a softmax can give.
             lead = np.log(ours) - np.log(last)
             assert np.allclose(lead, whole.logit_diff, atol=1e-4), "the lens ends in the model"
-            assert np.allclose(ours, whole.answer_prob, atol=1e-3), "the lens ends in the model"
-        except UserError as error:
-            missing["lens"] = str(error)
-            shapes = {"lens_end": (0, len(prompts), 0), "lens_shown": (0, 0), "lens_next": (0, 0)}
-            lens = {name: np.zeros(shape) for name, shape in shapes.items()}
-        try:  # last: nothing can be measured on the model after it
-            names, direct = direct_attribution(processed(lm), prompts)  # [part, n]
-            error = _error(direct, whole.logit_diff)
-            contributions = _contributions(lm, names, direct, at["seed"])
-        except UserError as reason:
-            missing["direct"], error = str(reason), None
-            contributions, direct = cls.empty("contributions"), torch.zeros(0, len(prompts))
+            assert np.allclose(ours, whole.answer_prob, atol=1e-4), "the lens ends in the model"
+        contributions, direct, error = cls.empty("contributions"), np.zeros((0, len(prompts))), None
+        with section(missing, "direct"):  # last: nothing can be measured on the model after it
+            names, parts = direct_attribution(processed(lm), prompts)  # [part, n]
+            error = _error(parts, whole.logit_diff)
+            contributions = _contributions(lm, names, parts, at["seed"])
+            direct = parts.numpy()
         return cls(
             contributions=contributions,
-            direct=direct.numpy(),
+            direct=direct,
             **lens,
             answer=answer.numpy(),
             logit_diff=whole.logit_diff.mean().item(),

@@ -13,10 +13,10 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.paths import path_effects
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses.attribution import position_attribution
-from seqcirc_utils.chapters.findings import Findings, array, table
+from seqcirc_utils.chapters.findings import Findings, array, each, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import section
 from seqcirc_utils.statistics import intervals, positive_baseline
 
 N_SENDERS = 3
@@ -48,15 +48,9 @@ class Patching(Findings):
 
     effects: pd.DataFrame = table(
         "csv",
-        component=str,
-        layer=int,
-        head="Int64",
-        ablation=float,
-        ablation_low=float,
-        ablation_high=float,
-        patching=float,
-        patching_low=float,
-        patching_high=float,
+        {"component": str, "layer": int, "head": "Int64"}
+        | each(float, "ablation", "ablation_low", "ablation_high")
+        | each(float, "patching", "patching_low", "patching_high"),
     )
     positions: pd.DataFrame = table("positions.csv", component=str, more=float)
     exact: pd.DataFrame = table("exact_positions.csv", component=str, more=float)
@@ -105,11 +99,9 @@ class Patching(Findings):
 
         heads = strength[[c.head is not None for c in everything]]
         ranked = [everything[i] for i in heads.nlargest(at["n_top"]).index]
-        missing = {}
-        try:
+        paths, missing = cls.empty("paths"), {}
+        with section(missing, "paths"):
             paths = _paths(restoring, sorted(ranked[:N_SENDERS]), sorted(ranked), gap)
-        except UserError as error:
-            paths, missing = cls.empty("paths"), {"paths": str(error)}
 
         _check_alone(evaluator, effects, ablated.logit_diff, everything)
         return cls(

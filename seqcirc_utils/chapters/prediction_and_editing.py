@@ -10,12 +10,12 @@ import torch
 from seqcirc_utils.analyses import editing, prediction
 from seqcirc_utils.analyses.editing import Edit, Measured
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
-from seqcirc_utils.chapters.findings import Findings, table
+from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import section
 from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.drawing import clean_prompts
 from seqcirc_utils.prompts.plain_text import text_chunks
@@ -59,58 +59,29 @@ class PredictionAndEditing(Findings):
 
     edits: pd.DataFrame = table(
         "csv",
-        edit=str,
-        part=str,
-        component=str,
-        factor=float,
-        edited_task=str,
-        target=str,
-        score_before=float,
-        score_after=float,
-        change=float,
-        low=float,
-        high=float,
-        random_mean=float,
-        p=float,
-        accuracy_before=float,
-        accuracy_after=float,
-        n=int,
-        draws=int,
+        each(str, "edit", "part", "component")
+        | {"factor": float}
+        | each(str, "edited_task", "target")
+        | each(float, "score_before", "score_after", "change", "low", "high", "random_mean", "p")
+        | each(float, "accuracy_before", "accuracy_after")
+        | each(int, "n", "draws"),
     )
     prediction: pd.DataFrame = table(
         "prediction.csv",
-        task=str,
-        subset=str,
-        agreement=float,
-        low=float,
-        high=float,
-        random_mean=float,
-        p=float,
+        each(str, "task", "subset") | each(float, "agreement", "low", "high", "random_mean", "p"),
         n=int,
         measure=str,
     )
     errors: pd.DataFrame = table(
         "errors.csv",
-        task=str,
-        prompt=str,
-        answer=str,
-        said=str,
-        circuit_said=str,
-        margin=float,
-        component=str,
-        effect=float,
-        mended=bool,
+        each(str, "task", "prompt", "answer", "said", "circuit_said")
+        | {"margin": float, "component": str, "effect": float, "mended": bool},
         n_mending=int,
         in_circuit=bool,
     )
     selectivity: pd.DataFrame = table(
         "selectivity.csv",
-        task=str,
-        component=str,
-        group=str,
-        own=float,
-        others=float,
-        collateral=float,
+        each(str, "task", "component", "group") | each(float, "own", "others", "collateral"),
     )
     points: pd.DataFrame = table("points.csv", task=str, whole=float, circuit=float, right=bool)
     model: str
@@ -184,19 +155,17 @@ def _count(at: Setting, part: int) -> int:
 
 def _tasks(at: Setting) -> tuple[dict[str, _Known], dict[str, str]]:
     """The tasks that can be examined, and why others (by title) cannot."""
-    tasks, skipped = {}, {}
+    tasks: dict[str, _Known] = {}
+    skipped: dict[str, str] = {}
     for task in at["tasks"]:
         title = TASKS[task].title
-        try:
+        with section(skipped, title):
             prompts = clean_prompts(
                 at.model, task, _count(at, 2), seed=at["seed"], templates=at["templates"]
             )
             positive_baseline(score(at.model, prompts).logit_diff, title)
             effects = at.read(Patching, task).effects
             circuit = at.read(CircuitDiscovery, task).circuit.components
-        except UserError as error:
-            skipped[title] = str(error)
-        else:
             tasks[task] = _Known(prompts, effects, circuit)
     return tasks, skipped
 
@@ -206,10 +175,10 @@ def _predicted(
 ) -> tuple[dict[str, list[pd.DataFrame]], dict[str, str]]:
     """The tables of every task's prediction, by name, and what is left out."""
     tables: dict[str, list[pd.DataFrame]] = {"prediction": [], "points": [], "errors": []}
-    left_out = {}
+    left_out: dict[str, str] = {}
     for task, circuit in circuits.items():
         title = TASKS[task].title
-        try:
+        with section(left_out, title):
             cells, without = prediction.pool(
                 at.model,
                 task,
@@ -221,13 +190,10 @@ def _predicted(
             )
             left_out |= {f"{title}, {name}": reason for name, reason in without.items()}
             found = _predicted_by(at, task, circuit, cells) if cells else {}
-        except UserError as error:
-            left_out[title] = str(error)
-            continue
-        for name, frame in found.items():
-            if len(frame):
-                frame.insert(0, "task", task)
-                tables[name].append(frame)
+            for name, frame in found.items():
+                if len(frame):
+                    frame.insert(0, "task", task)
+                    tables[name].append(frame)
     return tables, left_out
 
 
@@ -278,17 +244,16 @@ def _edited(at: Setting, tasks: Mapping[str, _Known]) -> tuple[pd.DataFrame, dic
     edits = [Edit(pick.component, factor) for pick in picks for factor in at["factors"]]
     random_edits = [Edit(component, factor) for component in random for factor in at["factors"]]
     titles = {task: TASKS[task].title for task in tasks} | controls.TITLES | {"text": "Text"}
-    targets, without = {}, {}
+    targets: dict[str, Measured] = {}
+    without: dict[str, str] = {}
     for target, title in titles.items():
-        try:
+        with section(without, title):
             asked = tasks[target].prompts if target in tasks else _control(at, target)
             measure: Callable = Measured.text if target == "text" else Measured.prompts
             few = asked[range(min(_count(at, 8), len(asked)))]
             own = measure(model, asked, edits, f"Edits, {target}")
             null = measure(model, few, random_edits, f"Random edits, {target}")
             targets[target] = own.with_random(null)
-        except UserError as error:
-            without[title] = str(error)
     return editing.edit_table(picks, at["factors"], random, targets, at["seed"]), without
 
 

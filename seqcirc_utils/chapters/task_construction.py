@@ -9,7 +9,7 @@ import torch
 
 from seqcirc_utils.chapters.findings import Findings, table
 from seqcirc_utils.chapters.setting import Setting
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import section
 from seqcirc_utils.prompts.drawing import clean_prompts, tally
 from seqcirc_utils.prompts.scores import Scores, passes_paper_filter, score
 from seqcirc_utils.prompts.sequences import TEMPLATES
@@ -122,14 +122,12 @@ def _on_others(
     at: Setting, label: str, choices: Mapping[Any, Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Scores on prompts drawn as each choice says, a row each, and why there is no row."""
-    rows, missing = [], {}
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
     for choice, how in choices.items():
         asked = {"seed": at["seed"], "templates": at["templates"], **how}
-        try:
+        with section(missing, f"{label} {choice}"):
             prompts = clean_prompts(at.model, at["task"], at["n_prompts"], **asked)
-        except UserError as error:
-            missing[f"{label} {choice}"] = str(error)
-        else:
             rows.append({label: choice} | _summary(score(at.model, prompts), at["seed"]))
     return rows, missing
 

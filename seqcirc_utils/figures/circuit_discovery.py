@@ -98,10 +98,8 @@ def estimate_told(found: CircuitDiscovery) -> Markdown:
 
 def circuit_map(found: CircuitDiscovery) -> Figure:
     """The circuit in the model: a cell per component."""
-    names = [Component.parse(name) for name in found.estimates["component"]]
-    n_heads = 1 + max(c.head for c in names if c.head is not None)
-    n_layers = 1 + max(c.layer for c in names)
-    return common.circuit_map({found.circuit.task: found.circuit.components}, n_layers, n_heads)
+    shape = common.shape(map(Component.parse, found.estimates["component"]))
+    return common.circuit_map({found.circuit.task: found.circuit.components}, *shape)
 
 
 def size_curve(found: CircuitDiscovery) -> Figure:
@@ -192,14 +190,9 @@ def ablation_map(found: CircuitDiscovery) -> Figure:
     return common.table_heatmap(grid * 100, "faithfulness (%)", ".0f", limit=150)
 
 
-def _without_edges(found: CircuitDiscovery) -> Markdown:
-    return Markdown(f"No edges here: {found.missing['edges']}")
-
-
-def edge_table(found: CircuitDiscovery) -> pd.DataFrame | Markdown:
+@common.needs("edges")
+def edge_table(found: CircuitDiscovery) -> pd.DataFrame:
     """A column per rule: the edges kept, and what they keep together."""
-    if "edges" in found.missing:
-        return _without_edges(found)
     return pd.DataFrame(
         {
             rule: {
@@ -212,15 +205,15 @@ def edge_table(found: CircuitDiscovery) -> pd.DataFrame | Markdown:
     )
 
 
-def fault_table(found: CircuitDiscovery) -> pd.DataFrame | Markdown:
+@common.needs("edges")
+def fault_table(found: CircuitDiscovery) -> pd.DataFrame:
     """How often the published code judges an edge differently than it meant to."""
-    return _without_edges(found) if "edges" in found.missing else found.faults
+    return found.faults
 
 
-def strongest_edges(found: CircuitDiscovery, n: int = 12) -> pd.DataFrame | Markdown:
+@common.needs("edges")
+def strongest_edges(found: CircuitDiscovery, n: int = 12) -> pd.DataFrame:
     """The edges whose cut costs the circuit most, run exactly."""
-    if "edges" in found.missing:
-        return _without_edges(found)
     exact = found.edge_effects[found.edge_effects["exact"]]
     table = exact.assign(change=exact["score"] - found.all_edges).sort_values("change").head(n)
     table["change"] = table["change"].map("{:+.0%}".format)

@@ -1,18 +1,75 @@
 """Figures that several chapters draw."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from pandas.io.formats.style import Styler
 
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures.circuit_map import ink
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, task_colours
 from seqcirc_utils.prompts.sequences import TASKS
+
+
+def absent(found: Any, *sections: str) -> Markdown | None:
+    """Why sections of a chapter's findings are missing; nothing where all are there."""
+    reasons = dict.fromkeys(found.missing[name] for name in sections if name in found.missing)
+    return Markdown(f"Not here: {' '.join(reasons)}") if reasons else None
+
+
+def needs(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Show, in place of what needs sections of the findings, why they are missing."""
+
+    def decorate(show: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(show)
+        def shown(found: Any, *args: Any, **named: Any) -> Any:
+            return absent(found, *sections) or show(found, *args, **named)
+
+        return shown
+
+    return decorate
+
+
+def styled(table: pd.DataFrame, name: str, **look: str) -> Styler:
+    """A table of texts, with a name that keeps its HTML the same from run to run."""
+    style = table.style.set_uuid(name).set_table_attributes('class="dataframe"')
+    return style.set_properties(**{"text-align": "left"} | look)
+
+
+def spread(frame: pd.DataFrame, mean: str, low: str = "low", high: str = "high") -> np.ndarray:
+    """How far the bounds of intervals are below and above their means ``[2, row]``."""
+    return np.abs(frame[[low, high]].to_numpy().T - frame[mean].to_numpy())
+
+
+def shape(names: Iterable[Component]) -> tuple[int, int]:
+    """Layers, and heads in a layer, of the model that has these components."""
+    names = list(names)
+    return 1 + max(c.layer for c in names), 1 + max(c.head for c in names if c.head is not None)
+
+
+def corner(component: Component, n_heads: int, gap: float) -> tuple[float, int]:
+    """Lower left corner of a component's cell in a map of the model, its MLPs ``gap`` apart."""
+    return (n_heads + gap if component.head is None else component.head), component.layer
+
+
+def model_axes(
+    axis: Axes, n_layers: int, n_heads: int, gap: float, step: int = 1, head: str = ""
+) -> None:
+    """Label a map of the model: each ``step``-th layer, heads (behind the word ``head``), MLPs."""
+    axis.set_xticks(
+        [*(h + 0.5 for h in range(n_heads)), n_heads + gap + 0.5],
+        [*(f"{head}{h}" for h in range(n_heads)), "MLP"],
+    )
+    axis.set_yticks(np.arange(0, n_layers, step) + 0.5, range(0, n_layers, step))
 
 
 def component_grid(frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -65,13 +122,12 @@ def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = Fals
         percent: Show as percentages.
     """
     scale = 100 if percent else 1
-    top = frame.reindex(frame["effect"].abs().sort_values(ascending=False).index).head(n)[::-1]
+    top = frame.sort_values("effect", key=abs, ascending=False).head(n)[::-1]
     figure, axis = plt.subplots(figsize=(7, 0.24 * len(top) + 1), layout="constrained")
-    mean = scale * top["effect"].to_numpy()
-    spread = np.abs(scale * top[["low", "high"]].T.to_numpy() - mean)
+    mean, error = scale * top["effect"].to_numpy(), scale * spread(top, "effect")
     mlp = top["component"].str.startswith("mlp").to_numpy()
     axis.barh(top["component"], mean, color=np.where(mlp, "#E69F00", "#0072B2"))
-    axis.errorbar(mean, range(len(top)), xerr=spread, fmt="none", ecolor="black", lw=1)
+    axis.errorbar(mean, range(len(top)), xerr=error, fmt="none", ecolor="black", lw=1)
     axis.axvline(0, color="black", lw=0.8)
     axis.set(xlabel=label, ylim=(-0.7, len(top) - 0.3))
     handles = [Patch(color="#0072B2", label="head"), Patch(color="#E69F00", label="MLP")]
@@ -110,36 +166,51 @@ def agreement(
     return closed(figure)
 
 
-def table_heatmap(
-    table: pd.DataFrame, label: str, format: str = ".2f", diverging: bool = True, limit: float = 0
-) -> Figure:
-    """A labelled table as a heat map, with its numbers.
+def heatmap(
+    axis: Axes,
+    table: pd.DataFrame,
+    texts: pd.DataFrame | np.ndarray,
+    limit: float,
+    diverging: bool = True,
+    fontsize: float = 8,
+    **bar: Any,
+) -> None:
+    """Draw a labelled table as colours up to ``limit`` with a text in each cell.
 
     Args:
+        axis: Where.
         table: Values; index and columns are the labels (their names the axis labels).
-        label: Colour bar label.
-        format: Number format.
+        texts: What stands in the cells.
+        limit: Colour limit.
         diverging: Centre the colours at zero.
-        limit: Colour limit; the largest absolute value when 0.
+        fontsize: Of the texts.
+        bar: How the colour bar looks.
     """
-    limit = limit or max(float(np.nanmax(np.abs(table.to_numpy(float)))), 1e-9)
-    size = (1.0 * table.shape[1] + 3, max(0.34 * table.shape[0] + 1.6, 2.6))
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
-    texts = table.map(lambda v: f"{v:z{format}}")
     sns.heatmap(
         table,
-        annot=texts.to_numpy(),
+        annot=np.asarray(texts),
         fmt="",
-        annot_kws={"fontsize": 8},
+        annot_kws={"fontsize": fontsize},
         cmap=DIVERGING if diverging else "viridis",
         vmin=-limit if diverging else 0,
         vmax=limit,
-        cbar_kws={"label": label},
+        cbar_kws=bar,
         linewidths=0.5,
         ax=axis,
     )
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=30)
+
+
+def table_heatmap(
+    table: pd.DataFrame, label: str, format: str = ".2f", diverging: bool = True, limit: float = 0
+) -> Figure:
+    """A table as one :func:`heatmap` with its numbers; without a limit, up to their largest."""
+    limit = limit or max(float(np.nanmax(np.abs(table.to_numpy(float)))), 1e-9)
+    size = (1.0 * table.shape[1] + 3, max(0.34 * table.shape[0] + 1.6, 2.6))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    texts = table.map(lambda v: f"{v:z{format}}")
+    heatmap(axis, table, texts, limit, diverging, label=label)
     return closed(figure)
 
 
@@ -147,7 +218,6 @@ def circuit_map(
     circuits: Mapping[str, set[Component]],
     n_layers: int,
     n_heads: int,
-    title: str = "",
     *,
     roles: Mapping[str, Mapping[Component, str]] | None = None,
     role_letters: Mapping[str, str] | None = None,
@@ -165,40 +235,27 @@ def circuit_map(
         figsize=(0.55 * n_heads + 2.5, 0.22 * n_layers + 1.8), layout="constrained"
     )
     shared = set.intersection(*circuits.values()) if len(circuits) > 1 else set()
-    for layer in range(n_layers):
-        for head in [*range(n_heads), None]:
-            component = Component(layer, head)
-            x = n_heads + gap if head is None else head
-            axis.add_patch(Rectangle((x + 0.05, layer + 0.08), 0.9, 0.84, fc="#eeeeee", ec="none"))
-            width = 0.9 / max(len(circuits), 1)
-            for i, (task, circuit) in enumerate(circuits.items()):
-                if component in circuit:
-                    corner = (x + 0.05 + i * width, layer + 0.08)
-                    axis.add_patch(Rectangle(corner, width, 0.84, fc=colours[task], ec="none"))
-                    role = roles.get(task, {}).get(component, "")
-                    if role in role_letters:
-                        seen.add(role)
-                        axis.text(
-                            corner[0] + width / 2,
-                            layer + 0.47,
-                            role_letters[role],
-                            ha="center",
-                            va="center",
-                            fontsize=7.5,
-                            fontweight="bold",
-                            color=ink(colours[task]),
-                        )
-            if component in shared:
-                frame = Rectangle(
-                    (x + 0.02, layer + 0.04), 0.96, 0.92, fc="none", ec="black", lw=1.4
-                )
-                axis.add_patch(frame)
+    width = 0.9 / max(len(circuits), 1)
+    for component in (Component(i, h) for i in range(n_layers) for h in [*range(n_heads), None]):
+        x, y = corner(component, n_heads, gap)
+        axis.add_patch(Rectangle((x + 0.05, y + 0.08), 0.9, 0.84, fc="#eeeeee", ec="none"))
+        for i, (task, circuit) in enumerate(circuits.items()):
+            if component not in circuit:
+                continue
+            left = x + 0.05 + i * width
+            axis.add_patch(Rectangle((left, y + 0.08), width, 0.84, fc=colours[task], ec="none"))
+            role = roles.get(task, {}).get(component, "")
+            if role in role_letters:
+                seen.add(role)
+                look = {"fontsize": 7.5, "fontweight": "bold", "color": ink(colours[task])}
+                place = left + width / 2, y + 0.47
+                axis.text(*place, role_letters[role], ha="center", va="center", **look)
+        if component in shared:
+            frame = Rectangle((x + 0.02, y + 0.04), 0.96, 0.92, fc="none", ec="black", lw=1.4)
+            axis.add_patch(frame)
     axis.set(xlim=(-0.2, n_heads + gap + 1.2), ylim=(-0.2, n_layers + 0.2))
-    axis.set(xlabel="head", ylabel="layer", title=title)
-    axis.set_xticks(
-        [*(h + 0.5 for h in range(n_heads)), n_heads + gap + 0.5], [*range(n_heads), "MLP"]
-    )
-    axis.set_yticks(np.arange(0, n_layers, 2) + 0.5, range(0, n_layers, 2))
+    axis.set(xlabel="head", ylabel="layer")
+    model_axes(axis, n_layers, n_heads, gap, step=2)
     handles = [Patch(color=colours[t], label=TASKS[t].title if t in TASKS else t) for t in circuits]
     if len(circuits) > 1:
         handles.append(Patch(fc="none", ec="black", label="in all circuits"))
@@ -206,13 +263,6 @@ def circuit_map(
     if seen:
         named = [f"{letter} {role}" for role, letter in role_letters.items() if role in seen]
         lines = ["   ".join(named[i : i + 4]) for i in range(0, len(named), 4)]
-        axis.text(
-            0.5,
-            -0.6 / n_layers - 0.06,
-            "\n".join(lines),
-            transform=axis.transAxes,
-            ha="center",
-            va="top",
-            fontsize=9,
-        )
+        where = {"transform": axis.transAxes, "ha": "center", "va": "top"}
+        axis.text(0.5, -0.6 / n_layers - 0.06, "\n".join(lines), fontsize=9, **where)
     return closed(figure)

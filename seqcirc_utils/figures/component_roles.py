@@ -9,6 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES, NONE
 from seqcirc_utils.chapters.component_roles import ComponentRoles
+from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
 from seqcirc_utils.statistics import Interval
@@ -37,12 +38,6 @@ _LOOKS = {
     "member → token\nbefore it": "members_to_previous",
     "member →\nfirst token": "members_to_first",
 }
-
-
-def _not_here(found: ComponentRoles, *sections: str) -> Markdown | None:
-    """The reasons why sections do not apply to the model; none where they do."""
-    reasons = dict.fromkeys(found.missing[name] for name in sections if name in found.missing)
-    return Markdown(f"Not here: {' '.join(reasons)}") if reasons else None
 
 
 def _heads(found: ComponentRoles) -> pd.DataFrame:
@@ -107,10 +102,9 @@ def _scores(
     return scores.loc[_heads(found).index]
 
 
-def ov_scatter(found: ComponentRoles) -> Figure | Markdown:
+@common.needs("ov")
+def ov_scatter(found: ComponentRoles) -> Figure:
     """OV copy score against next score of every head, on two inputs; the best are named."""
-    if missing := _not_here(found, "ov"):
-        return missing
     panels = {"own": "on the head's own input", "after block 0": "on the stream after block 0"}
     threshold, in_circuit = found.thresholds["ov_share"], _heads(found)["in_circuit"]
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.9), layout="constrained")
@@ -144,10 +138,9 @@ def ov_scatter(found: ComponentRoles) -> Figure | Markdown:
     return closed(figure)
 
 
+@common.needs("ov")
 def ov_told(found: ComponentRoles, task: str) -> Markdown:
     """The best heads by next score, and what the published shortcuts change."""
-    if missing := _not_here(found, "ov"):
-        return missing
     own, p, t = _scores(found, "own"), _scores(found, "own", column="p"), found.thresholds
     high = own >= t["ov_share"]  # columns copy and next
     significant = p <= t["ov_p"]
@@ -184,10 +177,9 @@ def ov_told(found: ComponentRoles, task: str) -> Markdown:
     return Markdown(text)
 
 
+@common.needs("direct")
 def direct_told(found: ComponentRoles) -> Markdown:
     """Which heads write most against the last member, and most for the answer."""
-    if missing := _not_here(found, "direct"):
-        return missing
     heads = _heads(found)
     low, top = heads.loc[heads["direct_last"].idxmin()], heads.loc[heads["direct_next"].idxmax()]
     against = Interval(*low[["direct_last", "direct_last_low", "direct_last_high"]])
@@ -199,16 +191,15 @@ def direct_told(found: ComponentRoles) -> Markdown:
     )
 
 
-def lens_steps(found: ComponentRoles) -> Figure | Markdown:
+@common.needs("lens")
+def lens_steps(found: ComponentRoles) -> Figure:
     """Change of the lens probability across each attention layer and each MLP."""
-    if missing := _not_here(found, "lens"):
-        return missing
     frame = found.lens[found.lens["part"] != "block"]
     figure, axes = plt.subplots(2, 1, figsize=(7.5, 4.6), sharex=True, layout="constrained")
     for axis, (part, rows) in zip(axes, frame.groupby("part", sort=True), strict=True):
         for name, colour, shift in (("next", ANSWER, -0.2), ("last", LAST, 0.2)):
             x, mean = rows["layer"] + shift, 100 * rows[name]
-            spread = np.abs(100 * rows[[f"{name}_low", f"{name}_high"]].T.to_numpy() - [mean, mean])
+            spread = 100 * common.spread(rows, name, f"{name}_low", f"{name}_high")
             label = {"next": "next member (answer)", "last": "last member"}[name]
             axis.bar(x, mean, width=0.4, color=colour, label=label)
             axis.errorbar(x, mean, yerr=spread, fmt="none", ecolor="black", elinewidth=0.7)
@@ -220,10 +211,9 @@ def lens_steps(found: ComponentRoles) -> Figure | Markdown:
     return closed(figure)
 
 
+@common.needs("lens")
 def lens_told(found: ComponentRoles) -> Markdown:
     """Which MLPs add to the answer, and where it passes the last member."""
-    if missing := _not_here(found, "lens"):
-        return missing
     by_part = found.lens.set_index(["part", "layer"])
     added, overtakes = by_part.loc["mlp", "next"], by_part["overtakes"]
     switches = by_part["switches"].groupby("part").max()
@@ -243,21 +233,20 @@ def lens_told(found: ComponentRoles) -> Markdown:
 def role_map(found: ComponentRoles) -> Figure:
     """Role of every component as the colour of its cell; the circuit's components are framed."""
     frame = found.components
-    n_layers, n_heads = int(frame["layer"].max()) + 1, int(frame["head"].max()) + 1
+    names = list(map(Component.parse, frame["component"]))
+    n_layers, n_heads = common.shape(names)
     figure, axis = plt.subplots(
         figsize=(min(0.6 * n_heads + 3.4, 9), 0.2 * n_layers + 1.2), layout="constrained"
     )
-    for row in frame.itertuples():
-        x = n_heads + 0.6 if pd.isna(row.head) else row.head
-        corner = (x + 0.06, row.layer + 0.1)
-        axis.add_patch(Rectangle(corner, 0.88, 0.8, fc=_ROLE_COLOURS[row.role], ec="none"))
-        if row.in_circuit:
-            axis.add_patch(Rectangle(corner, 0.88, 0.8, fc="none", ec="black", lw=1.2))
+    for name, role, kept in zip(names, frame["role"], frame["in_circuit"], strict=True):
+        x, y = common.corner(name, n_heads, gap=0.6)
+        cell = (x + 0.06, y + 0.1), 0.88, 0.8
+        axis.add_patch(Rectangle(*cell, fc=_ROLE_COLOURS[role], ec="none"))
+        if kept:
+            axis.add_patch(Rectangle(*cell, fc="none", ec="black", lw=1.2))
     axis.set(xlim=(-0.2, n_heads + 1.8), ylim=(-0.2, n_layers + 0.2))
     axis.set(xlabel="head", ylabel="layer")
-    axis.set_xticks([*(h + 0.5 for h in range(n_heads)), n_heads + 1.1], [*range(n_heads), "MLP"])
-    step = 2 if n_layers > 8 else 1
-    axis.set_yticks(np.arange(0, n_layers, step) + 0.5, range(0, n_layers, step))
+    common.model_axes(axis, n_layers, n_heads, gap=0.6, step=2 if n_layers > 8 else 1)
     taken = {*frame["role"], NONE}
     handles = [
         Patch(color=colour, label=role or "cannot be told (blank)")
@@ -296,10 +285,9 @@ def numbers(found: ComponentRoles) -> dict[str, str]:
     return {"head-roles": _counted(heads[heads["in_circuit"]])}
 
 
+@common.needs("ov", "direct", "lens")
 def roles_told(found: ComponentRoles) -> Markdown:
     """The roles of the circuit's components and of others, and how sure they are."""
-    if missing := _not_here(found, "ov", "direct", "lens"):
-        return missing
     everything, heads = found.components, _heads(found)
     inside = everything[everything["in_circuit"]]
     mlps = inside[inside["head"].isna()]

@@ -3,15 +3,12 @@
 :mod:`seqcirc_utils.figures.cross_task_told` has the sentences.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,28 +18,14 @@ from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures import circuit_map, common, style
-from seqcirc_utils.figures.style import DIVERGING, NEUTRAL, closed, task_colours
+from seqcirc_utils.figures.common import needs
+from seqcirc_utils.figures.style import NEUTRAL, closed, task_colours
 from seqcirc_utils.statistics import Interval
 
 LETTERS = circuit_map.letters([*HEAD_ROLES, *MLP_ROLES])
 """The letter of each role in the maps."""
 RANDOM = {"size": ("random, size-matched", "x"), "layer": ("random, layer-matched", "+")}
 """Kinds of random circuit: label and marker."""
-
-
-def absent(found: CrossTask, section: str) -> Markdown | None:
-    """Why a section does not apply, or nothing where it does."""
-    why = found.missing.get("circuits") or found.missing.get(section)
-    return Markdown(f"Not here: {why}") if why else None
-
-
-def needs(section: str) -> Callable[[Callable[[CrossTask], Any]], Callable[[CrossTask], Any]]:
-    """Show, in place of what a section that does not apply would show, why it does not."""
-
-    def decorate(show: Callable[[CrossTask], Any]) -> Callable[[CrossTask], Any]:
-        return functools.wraps(show)(lambda found: absent(found, section) or show(found))
-
-    return decorate
 
 
 def size(names: Iterable[str]) -> str:
@@ -172,36 +155,18 @@ def _transfer_heatmaps(found: CrossTask, sets: list[str]) -> Figure:
         "heads": "its heads alone ablated",
     }
     tasks = found.tasks["task"].tolist()
-    shares = found.transfer.set_index(["mode", "set", "task"]) * 100
-    figure, axes = plt.subplots(
-        len(titles),
-        1,
-        figsize=(1.15 * len(tasks) + 2.4, (0.42 * len(sets) + 0.4) * len(titles) + 0.8),
-        layout="constrained",
-        sharex=True,
-    )
+    shares = 100 * found.transfer.set_index(["mode", "set", "task"])
+    texts = shares.apply(lambda c: f"{c['mean']:z.0f}\n[{c['low']:z.0f}, {c['high']:z.0f}]", axis=1)
+    size = 1.15 * len(tasks) + 2.4, (0.42 * len(sets) + 0.4) * len(titles) + 0.8
+    figure, axes = plt.subplots(len(titles), 1, figsize=size, layout="constrained", sharex=True)
     for axis, (mode, title) in zip(axes, titles.items(), strict=True):
-        cells = [[shares.loc[(mode, s, t)] for t in tasks] for s in sets]
-        words = [
-            [f"{c['mean']:z.0f}\n[{c['low']:z.0f}, {c['high']:z.0f}]" for c in r] for r in cells
-        ]
-        sns.heatmap(
-            pd.DataFrame([[c["mean"] for c in r] for r in cells], [*map(label, sets)]),
-            annot=np.array(words),
-            fmt="",
-            annot_kws={"fontsize": 7.5},
-            cmap=DIVERGING,
-            vmin=-150,
-            vmax=150,
-            cbar_kws={"label": "%", "extend": "both"},
-            linewidths=0.5,
-            ax=axis,
-        )
+        cells, words = (part[mode].unstack().loc[sets, tasks] for part in (shares["mean"], texts))
+        cells = cells.rename(label).rename_axis(index=None, columns=None)
+        common.heatmap(axis, cells, words, 150, fontsize=7.5, label="%", extend="both")
         axis.set_title(title)
         ticks = np.arange(len(tasks)) + 0.5
         axis.set_xticks(ticks, [TITLES[t] for t in tasks], rotation=20, ha="right")
-        axis.tick_params(axis="y", rotation=0)
-        axis.tick_params(axis="both", length=0)
+        axis.tick_params(length=0)
         if found.tasks["control"].any():  # a line sets the controls apart
             axis.axvline(len(found.circuits), color="black", lw=2)
     return closed(figure)

@@ -8,7 +8,8 @@ from IPython.display import Markdown
 
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
-from seqcirc_utils.figures.cross_task import needs, size
+from seqcirc_utils.figures.common import needs
+from seqcirc_utils.figures.cross_task import size
 from seqcirc_utils.figures.style import in_short
 from seqcirc_utils.statistics import short
 
@@ -41,7 +42,7 @@ def _controls(found: CrossTask) -> list[str]:
 
 def left_out_told(found: CrossTask) -> Markdown:
     """Which tasks and controls are left out, and why."""
-    left_out = {k: why for k, why in found.left_out.items() if k in TITLES.values()}
+    left_out = {k: why for k, why in found.left_out.items() if k != "ioi circuit"}
     if left_out:
         reasons = "; ".join(f"*{name}*, because {why}" for name, why in left_out.items())
         return Markdown(f"Left out: {reasons}")

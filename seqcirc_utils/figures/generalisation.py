@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, LAST, NEUTRAL, closed, in_short
+from seqcirc_utils.figures import common
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
 from seqcirc_utils.statistics import MIN_DRAWS, short
 
 LEVEL = 0.05
@@ -34,18 +35,9 @@ def probe_accuracy(found: Generalisation) -> Figure:
         (False, LAST, "cannot do it"),
     ):
         rows = ((table["used"] == used) & table["accuracy"].notna()).to_numpy()
-        part = table[rows]
-        spread = np.abs(part[["low", "high"]].T.to_numpy() - part["accuracy"].to_numpy())
-        axis.errorbar(
-            part["accuracy"],
-            y[rows],
-            xerr=spread,
-            fmt="o" if used else "s",
-            ms=5,
-            lw=1.2,
-            color=colour,
-            label=label,
-        )
+        spread = common.spread(table[rows], "accuracy")
+        look = {"fmt": "o" if used else "s", "ms": 5, "lw": 1.2, "color": colour, "label": label}
+        axis.errorbar(table["accuracy"][rows], y[rows], xerr=spread, **look)
     axis.scatter(table["chance"], y, marker="|", s=60, color="black", label="guessing", zorder=3)
     for row in np.flatnonzero(table["accuracy"].isna()):
         axis.text(0.5, y[row], "not in the tokenizer's words", va="center", fontsize=8)
@@ -73,50 +65,46 @@ def question_table(found: Generalisation) -> Styler:
     """A question of each probe, and how the model answers."""
     table = found.probes[["title", "example", "n", "accuracy", "logit_diff"]]
     table = table.rename(columns={"logit_diff": "log p(answer) - log p(wrong)"})
-    look = table.style.set_uuid("questions").set_table_attributes('class="dataframe"')
-    look = look.hide(axis="index").format(precision=2, na_rep="")
-    return look.set_properties(**{"text-align": "left", "font-size": "85%"})
+    look = common.styled(table, "questions", **{"font-size": "85%"})
+    return look.hide(axis="index").format(precision=2, na_rep="")
 
 
-def effect_map(found: Generalisation, kind: str) -> Figure | Markdown:
+@common.needs("effects")
+def effect_map(found: Generalisation, kind: str) -> Figure:
     """Accuracy lost by one kind of ablation of each set, beyond what matched random sets lose.
 
     Each cell gives the accuracy after the ablation and, in brackets, the mean after ablating
     random sets; its colour is the difference in percentage points; a star marks q below
     :data:`LEVEL`. Where nothing random was drawn, the colour is the accuracy lost.
     """
-    if found.missing.get("effects"):
-        return Markdown(f"Not here: {found.missing['effects']}")
     table = found.effects[found.effects["kind"] == kind]
-    sets = {s: f"{s}\n({n})" for s, n in zip(table["set"], table["n_heads"], strict=True)}
-    probes = list(dict.fromkeys(table["probe"]))
     random = table["random_mean"].fillna(table["accuracy_before"])
-    cells = table.assign(beyond=100 * (table["accuracy_after"] - random))
-    grid = cells.pivot(index="probe", columns="set", values="beyond").reindex(probes)[[*sets]]
-    figure, axis = plt.subplots(
-        figsize=(0.62 * len(sets) + 2.2, 0.4 * len(probes) + 1.5), layout="constrained"
+    star = np.where(table["q"] < LEVEL, "*", "")
+    beside = table["random_mean"].map("\n({:.2f})".format).where(table["random_mean"].notna(), "")
+    cells = table.assign(
+        beyond=100 * (table["accuracy_after"] - random),
+        text=table["accuracy_after"].map("{:.2f}".format) + star + beside,
+        probe=table["probe"].str.replace("_", " "),
+        set=table["set"] + "\n(" + table["n_heads"].astype(str) + ")",
     )
-    image = axis.imshow(grid, cmap=DIVERGING, vmin=-100, vmax=100, aspect="auto")
-    for row in cells.itertuples():
-        text = f"{row.accuracy_after:.2f}{'*' if row.q < LEVEL else ''}"
-        text += "" if np.isnan(row.random_mean) else f"\n({row.random_mean:.2f})"
-        place = [*sets].index(row.set), probes.index(row.probe)
-        colour = "white" if abs(row.beyond) > 65 else "black"
-        axis.text(*place, text, ha="center", va="center", fontsize=7, color=colour)
-    axis.set_xticks(range(len(sets)), sets.values(), fontsize=8, rotation=40, ha="right")
-    axis.set_yticks(range(len(probes)), [p.replace("_", " ") for p in probes], fontsize=8)
-    axis.set(xlabel="heads ablated (how many)")
-    bar = figure.colorbar(image, ax=axis, shrink=0.7, format="%+d pts")
+    sets, probes = cells["set"].unique(), cells["probe"].unique()
+    grid, texts = (
+        cells.pivot(index="probe", columns="set", values=values).loc[probes, sets]
+        for values in ("beyond", "text")
+    )
+    size = 0.62 * len(sets) + 2.2, 0.4 * len(probes) + 1.5
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     lost = table["random_mean"].isna().all()
-    bar.set_label("change of accuracy" if lost else "accuracy, minus random's", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    label = "change of accuracy" if lost else "accuracy, minus random's"
+    common.heatmap(axis, grid, texts, 100, fontsize=7, label=label, format="%+d pts")
+    axis.set_xticks(axis.get_xticks(), sets, fontsize=8, rotation=40, ha="right")
+    axis.set(xlabel="heads ablated (how many)", ylabel="")
     return closed(figure)
 
 
+@common.needs("effects")
 def effects_told(found: Generalisation) -> Markdown:
     """What is left of the answers without each set of heads, and how many p-values stand out."""
-    if found.missing.get("effects"):
-        return Markdown(f"No probe could be tested: {found.missing['effects']}")
     effects, used = found.effects, found.probes["used"].sum()
     lines = [_set_told(name, rows) for name, rows in effects.groupby("set", sort=False)]
     text = f"Averaged over the {used} probes that the model can do:\n\n" + "\n".join(lines)
@@ -201,14 +189,12 @@ def planned_told(found: Generalisation) -> Markdown:
     )
 
 
-def group_table(found: Generalisation) -> Styler | Markdown:
+@common.needs("effects")
+def group_table(found: Generalisation) -> Styler:
     """What ablating the shared core and the key heads leaves of each group of probes."""
-    if found.missing.get("effects"):
-        return Markdown(f"Not here: {found.missing['effects']}")
     rows = found.effects[found.effects["set"].isin(["shared core", "key heads"])]
     means = rows.groupby(["group", "kind", "set"], sort=False)[["accuracy_after", "random_mean"]]
-    look = means.mean().style.set_uuid("groups").set_table_attributes('class="dataframe"')
-    return look.format(precision=2, na_rep="not drawn")
+    return common.styled(means.mean(), "groups").format(precision=2, na_rep="not drawn")
 
 
 def headline(found: Generalisation) -> Markdown:

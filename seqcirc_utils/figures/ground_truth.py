@@ -8,16 +8,19 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.ground_truth import PUBLISHED, GroundTruth, listed, parsed
 from seqcirc_utils.components import Component
+from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, in_short
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import Head
 
+WRAPPED = {"white-space": "normal"}
 SMALL = 0.01
 """A single ablation has an effect when it changes the logit difference by more than this share."""
 
@@ -58,7 +61,7 @@ def models_table() -> Styler:
         "what was planted": [model.story for model in known],
         "its parts": [listed(model.circuit) for model in known],
     }
-    return _styled(pd.DataFrame(table), "models").hide()
+    return common.styled(pd.DataFrame(table), "models", **WRAPPED).hide()
 
 
 def search_table(found: GroundTruth) -> Styler:
@@ -75,7 +78,7 @@ def search_table(found: GroundTruth) -> Styler:
     ]
     table.index = [known.title for known in PLANTED.values()]
     table.columns.name = "search"
-    return _styled(table, "searches")
+    return common.styled(table, "searches", **WRAPPED)
 
 
 def kept_panels(found: GroundTruth) -> Figure:
@@ -117,7 +120,7 @@ def joint_maps(found: GroundTruth) -> Figure:
 
 def completion_table(found: GroundTruth) -> Styler:
     """What has to be added to the ranked search's circuits, and what no ablation shows."""
-    return _styled(_completion(found), "complete").hide()
+    return common.styled(_completion(found), "complete", **WRAPPED).hide()
 
 
 def completion_told(found: GroundTruth) -> Markdown:
@@ -143,12 +146,6 @@ def completion_told(found: GroundTruth) -> Markdown:
         "leaves the mark in place. Under zero ablation the ranked search "
         f"{'keeps it' if unseen <= parsed(found.zeroed) else 'loses it too'} ({found.zeroed})."
     )
-
-
-def _styled(table: pd.DataFrame, name: str) -> Styler:
-    """A table of texts, with a name that keeps its HTML the same from run to run."""
-    styled = table.style.set_uuid(name).set_table_attributes('class="dataframe"')
-    return styled.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
 def _first(found: GroundTruth) -> pd.DataFrame:
@@ -194,9 +191,15 @@ _KIND_LABELS = {
 }
 
 
-def _cell(component: Component, n_heads: int) -> tuple[float, float]:
-    """Lower left corner of a component's cell in a map of the model: MLPs a little apart."""
-    return (n_heads + 0.25 if component.head is None else component.head), component.layer
+_GAP = 0.25  # sets the MLP column apart
+
+
+def _bare_axes(axis: Axes, n_layers: int, n_heads: int, head: str = "") -> None:
+    """A map of a model without lines around it."""
+    axis.set(xlim=(0, n_heads + 1.25), ylim=(0, n_layers))
+    common.model_axes(axis, n_layers, n_heads, _GAP, head=head)
+    axis.tick_params(length=0)
+    sns.despine(ax=axis, left=True, bottom=True)
 
 
 def planted_map(
@@ -211,18 +214,17 @@ def planted_map(
         texts: What stands in each cell.
         links: Pairs (writer, reader), drawn as arrows.
     """
-    n_heads = 1 + max(c.head for c in kinds if c.head is not None)
-    n_layers = 1 + max(c.layer for c in kinds)
+    n_layers, n_heads = common.shape(kinds)
     figure, axis = plt.subplots(figsize=(8.6, 1.25 * n_layers + 0.9), layout="constrained")
     for component, kind in kinds.items():
-        x, y = _cell(component, n_heads)
+        x, y = common.corner(component, n_heads, _GAP)
         axis.add_patch(Rectangle((x + 0.05, y + 0.14), 0.9, 0.72, fc=_KINDS[kind], ec="none"))
         dim = NEUTRAL if kind == "idle" else "black"
         lines = [line for part in texts[component].split("\n") for line in wrap(part, 24)]
         text = "\n".join([f"{component}", *lines])
         axis.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=8, color=dim)
     for writer, reader in links:
-        (x0, y0), (x1, y1) = _cell(writer, n_heads), _cell(reader, n_heads)
+        (x0, y0), (x1, y1) = (common.corner(c, n_heads, _GAP) for c in (writer, reader))
         start, end = (x0 + 0.95, y0 + 0.5), (x1 + 0.05, y1 + 0.5)
         bend = "arc3,rad=0"
         if y1 > y0:
@@ -230,12 +232,8 @@ def planted_map(
             bend = "arc3,rad=-0.1"
         arrow = {"arrowstyle": "-|>", "lw": 1.4, "color": ANSWER, "connectionstyle": bend}
         axis.annotate("", end, start, arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
-    axis.set(xlim=(0, n_heads + 1.25), ylim=(0, n_layers), ylabel="layer")
-    ticks = [*(h + 0.5 for h in range(n_heads)), n_heads + 0.75]
-    axis.set_xticks(ticks, [*(f"head {h}" for h in range(n_heads)), "MLP"])
-    axis.set_yticks(np.arange(n_layers) + 0.5, range(n_layers))
-    axis.tick_params(length=0)
-    sns.despine(ax=axis, left=True, bottom=True)
+    _bare_axes(axis, n_layers, n_heads, head="head ")
+    axis.set_ylabel("layer")
     shown = [kind for kind in _KINDS if kind in kinds.values()]
     handles = [Patch(color=_KINDS[kind], label=_KIND_LABELS[kind]) for kind in shown]
     figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", fontsize=9)
@@ -264,21 +262,16 @@ def search_panels(
     for axis in axes.flat[len(models) :]:
         axis.set_axis_off()
     for axis, (title, kinds) in zip(axes.flat, models.items(), strict=False):
-        n_heads = 1 + max(c.head for c in kinds if c.head is not None)
-        n_layers = 1 + max(c.layer for c in kinds)
+        n_layers, n_heads = common.shape(kinds)
         for component, kind in kinds.items():
-            x, y = _cell(component, n_heads)
+            x, y = common.corner(component, n_heads, _GAP)
             axis.add_patch(Rectangle((x + 0.06, y + 0.1), 0.88, 0.8, fc=_KINDS[kind], ec="none"))
         for i, (search, found) in enumerate(kept.items()):
-            places = [_cell(c, n_heads) for c in kinds if c in found[title]]
+            places = [common.corner(c, n_heads, _GAP) for c in kinds if c in found[title]]
             x, y = [x + 0.3 + 0.4 * i for x, _ in places], [y + 0.5 for _, y in places]
             axis.scatter(x, y, zorder=3, **marks[search])
-        axis.set(xlim=(0, n_heads + 1.25), ylim=(0, n_layers), title=title)
-        ticks = [*(h + 0.5 for h in range(n_heads)), n_heads + 0.75]
-        axis.set_xticks(ticks, [*range(n_heads), "MLP"])
-        axis.set_yticks(np.arange(n_layers) + 0.5, range(n_layers))
-        axis.tick_params(length=0)
-        sns.despine(ax=axis, left=True, bottom=True)
+        axis.set_title(title)
+        _bare_axes(axis, n_layers, n_heads)
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
     for axis in axes[-1]:

@@ -1,8 +1,6 @@
 """How the findings on lens and direct attribution look."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,20 +16,6 @@ from seqcirc_utils.statistics import short
 NEXT_MEMBER, LAST_MEMBER = "next member (answer)", "last member"
 VISIBLE = 0.1
 """The answer counts as visible to the lens from this probability on."""
-
-
-def _section(name: str) -> Callable[[Callable], Callable]:
-    """What is drawn of a section of the chapter: the reason in its place, where it is missing."""
-
-    def shown(draw: Callable) -> Callable:
-        @functools.wraps(draw)
-        def drawn(found: LogitAttribution) -> Any:
-            reason = found.missing.get(name)
-            return Markdown(f"Not here: {reason}") if reason else draw(found)
-
-        return drawn
-
-    return shown
 
 
 def _curves(found: LogitAttribution) -> dict[str, np.ndarray]:
@@ -50,13 +34,13 @@ def _overtakes(found: LogitAttribution) -> int | None:
     return int(after) if after < len(found.lens_end) else None
 
 
-@_section("lens")
+@common.needs("lens")
 def lens_curves(found: LogitAttribution) -> Figure:
     """What the lens reads at the end, block by block."""
     return lens_trajectory(_curves(found))
 
 
-@_section("lens")
+@common.needs("lens")
 def lens_told(found: LogitAttribution) -> Markdown:
     """When the next member overtakes the last one."""
     answer, last = (_curves(found)[name].mean(1) for name in (NEXT_MEMBER, LAST_MEMBER))
@@ -80,7 +64,7 @@ def lens_told(found: LogitAttribution) -> Markdown:
     )
 
 
-@_section("lens")
+@common.needs("lens")
 def lens_maps(found: LogitAttribution) -> Figure:
     """What the lens reads where the members stand."""
     maps = {
@@ -96,21 +80,21 @@ def _parts(found: LogitAttribution) -> pd.DataFrame:
     return found.contributions.dropna(subset="layer").astype({"layer": int})
 
 
-@_section("direct")
+@common.needs("direct")
 def direct_map(found: LogitAttribution) -> Figure:
     """The direct contribution of every component."""
     grid = common.component_grid(_parts(found), "effect")
     return common.component_heatmaps({"direct contribution": grid}, "logits")
 
 
-@_section("direct")
+@common.needs("direct")
 def direct_bars(found: LogitAttribution) -> Figure:
     """The largest direct contributions, with intervals."""
     label = "direct contribution to the logit difference (logits)"
     return common.component_bars(_parts(found), 15, label)
 
 
-@_section("direct")
+@common.needs("direct")
 def direct_told(found: LogitAttribution) -> Markdown:
     """What MLPs and heads write, which head writes most, and which opposes most."""
     effects, of_head = _parts(found).set_index("component")["effect"], _parts(found)["head"].notna()

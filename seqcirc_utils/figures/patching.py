@@ -83,10 +83,9 @@ def layer_map(found: Patching) -> Figure:
     return common.table_heatmap(by_layer[::-1], "% recovered (estimate)", ".0f")
 
 
-def path_map(found: Patching, n: int = 15) -> Figure | Markdown:
+@common.needs("paths")
+def path_map(found: Patching, n: int = 15) -> Figure:
     """Recovery by one path: senders against the inputs of the strongest paths' receivers."""
-    if found.missing.get("paths"):
-        return Markdown(f"Not here: {found.missing['paths']}")
     paths = found.paths.assign(into=found.paths["receiver"] + " " + found.paths["input"])
     strongest = paths["effect"].abs().nlargest(n).index
     shown = paths[paths["into"].isin(paths.loc[strongest, "into"])]

@@ -1,8 +1,5 @@
 """How the findings on prediction and editing look."""
 
-import functools
-from collections.abc import Callable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,6 +7,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from seqcirc_utils.chapters.cross_task import TITLES
 from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, task_colours
@@ -19,22 +17,6 @@ from seqcirc_utils.statistics import short
 
 LEVEL = 0.05
 """A p-value up to this is remarkable."""
-TITLES = {name: task.title for name, task in TASKS.items()} | controls.TITLES
-"""What headings call each task."""
-
-
-def section(name: str) -> Callable:
-    """Show, in place of what a function draws, why its section does not apply to the model."""
-
-    def decorate(draw: Callable) -> Callable:
-        @functools.wraps(draw)
-        def shown(found: PredictionAndEditing) -> Figure | pd.DataFrame | Markdown:
-            why = found.missing.get(name)
-            return Markdown(f"Not here: {why}") if why else draw(found)
-
-        return shown
-
-    return decorate
 
 
 def tasks_told(found: PredictionAndEditing) -> Markdown:
@@ -46,7 +28,7 @@ def tasks_told(found: PredictionAndEditing) -> Markdown:
     )
 
 
-@section("prediction")
+@common.needs("prediction")
 def prediction_bars(found: PredictionAndEditing) -> Figure:
     """Agreement of circuits with the whole model, a panel per task, beside random circuits."""
     table = found.prediction
@@ -62,11 +44,11 @@ def prediction_bars(found: PredictionAndEditing) -> Figure:
             rows = rows.set_index("subset").loc[subsets]
             x = np.arange(len(subsets)) + 0.4 * i - 0.2
             shown = rows["n"].to_numpy() > 0
-            mean, rows = rows["agreement"].to_numpy()[shown], rows[shown]
-            axis.bar(x[shown], mean, 0.36, color=colours[measure])
-            spread = np.abs(rows[["low", "high"]].to_numpy().T - mean)
-            axis.errorbar(x[shown], mean, spread, fmt="none", ecolor="black", lw=1, capsize=2)
-            axis.scatter(x[shown], rows["random_mean"], marker="x", color=LAST, s=28, zorder=3)
+            x, rows = x[shown], rows[shown]
+            axis.bar(x, rows["agreement"], 0.36, color=colours[measure])
+            spread = common.spread(rows, "agreement")
+            axis.errorbar(x, rows["agreement"], spread, fmt="none", ecolor="black", lw=1, capsize=2)
+            axis.scatter(x, rows["random_mean"], marker="x", color=LAST, s=28, zorder=3)
         counts = table[(table["task"] == task) & (table["measure"] == "vocabulary")]
         counts = counts.set_index("subset")["n"]
         axis.set_xticks(range(len(subsets)), [f"{s}\n(n = {counts[s]})" for s in subsets])
@@ -80,7 +62,7 @@ def prediction_bars(found: PredictionAndEditing) -> Figure:
     return closed(figure)
 
 
-@section("prediction")
+@common.needs("prediction")
 def prediction_scatter(found: PredictionAndEditing) -> Figure:
     """Logit differences of the circuit against the whole model's, a panel per task."""
     points = found.points
@@ -107,7 +89,7 @@ def prediction_scatter(found: PredictionAndEditing) -> Figure:
     return closed(figure)
 
 
-@section("prediction")
+@common.needs("prediction")
 def prediction_told(found: PredictionAndEditing) -> Markdown:
     """How often each circuit says what the model says, and whether any foretells its errors."""
     lines = []
@@ -160,7 +142,7 @@ def _correlation(row) -> str:
     )
 
 
-@section("prediction")
+@common.needs("prediction")
 def error_table(found: PredictionAndEditing) -> pd.DataFrame | Markdown:
     """The errors that were looked into, and the component that turned each."""
     if found.errors.empty:
@@ -175,7 +157,7 @@ def error_table(found: PredictionAndEditing) -> pd.DataFrame | Markdown:
     return shown.rename(columns=names)
 
 
-@section("prediction")
+@common.needs("prediction")
 def errors_told(found: PredictionAndEditing) -> Markdown:
     """How many errors the circuit repeats, and what turns them."""
     lines = []
@@ -194,7 +176,7 @@ def errors_told(found: PredictionAndEditing) -> Markdown:
     return Markdown("\n".join(lines) or "No errors.")
 
 
-@section("edits")
+@common.needs("edits")
 def edit_responses(found: PredictionAndEditing) -> Figure:
     """What scaling one component does to every task: a row per part, a column per edited task."""
     table = found.edits
@@ -253,7 +235,7 @@ def _relative(edits: pd.DataFrame) -> pd.Series:
     return 100 * sign * edits["change"] / edits["score_before"]
 
 
-@section("edits")
+@common.needs("edits")
 def damage_map(found: PredictionAndEditing) -> Figure:
     """What the strongest edit of each component does to every target."""
     edits = found.edits[found.edits["factor"] == found.edits["factor"].min()]
@@ -271,7 +253,7 @@ def damage_map(found: PredictionAndEditing) -> Figure:
     return common.table_heatmap(grid, "% of unedited (negative: worse)", ".0f", limit=100)
 
 
-@section("edits")
+@common.needs("edits")
 def edits_told(found: PredictionAndEditing) -> Markdown:
     """What the strongest edits do to the task they are meant for and to everything else."""
     edits, factors = found.edits, found.edits["factor"]
@@ -321,7 +303,7 @@ def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
     return f"Intended: {aimed}. Collateral: {told}."
 
 
-@section("selectivity")
+@common.needs("selectivity")
 def selectivity_scatter(found: PredictionAndEditing) -> Figure:
     """Cost of ablating a circuit's head: to its own task, and to the others."""
     table = found.selectivity

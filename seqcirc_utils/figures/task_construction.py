@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.chapters.task_construction import TaskConstruction
+from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed, in_short
 from seqcirc_utils.prompts.sequences import TASKS
 
@@ -144,9 +145,7 @@ def accuracy_panels(table: pd.DataFrame, by: str, label: str) -> Figure:
         ("accuracy (top token is the answer)", "logit difference"),
         strict=True,
     ):
-        spread = np.abs(
-            table[[f"{name}_low", f"{name}_high"]].T.to_numpy() - table[name].to_numpy()
-        )
+        spread = common.spread(table, name, f"{name}_low", f"{name}_high")
         axis.errorbar(x, table[name], yerr=spread, fmt="o", color=ANSWER, capsize=3)
         axis.set_xticks(x, table[by], rotation=30 if table[by].dtype.kind not in "if" else 0)
         axis.set(xlabel=label, ylabel=title, xlim=(-0.5, len(table) - 0.5))

@@ -8,20 +8,28 @@ from typing import Any
 import torch
 
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models.weights import _alike, _first_line, end_logits
+from seqcirc_utils.models.weights import alike, end_logits, first_line
 from seqcirc_utils.models.zoo import GPUS
 
 
-def _not_used(device: str, why: Iterable[str]) -> None:
-    """Refuse the GPU that was asked for; say in one line that ``auto`` does without."""
+def not_used(device: str, why: Iterable[str]) -> None:
+    """Say in one line that ``auto`` does without the GPU.
+
+    Raises:
+        UserError: for a GPU that was asked for by name.
+    """
     why = "; ".join(why)
     if device != "auto":
         raise UserError(f"device {device!r} was asked for, but {why}: use 'cpu' or 'auto'.")
     print(f"The GPU is not used, the CPU is: {why}.", file=sys.stderr)
 
 
-def _working(device: str) -> str:
-    """The kind of device that is meant, after a tiny computation on it."""
+def working(device: str) -> str:
+    """The kind of device that is meant, after a tiny computation on it.
+
+    Raises:
+        UserError: for a named GPU that does not work.
+    """
     faults = []
     for kind in GPUS if device == "auto" else (device,):
         if kind == "cpu":
@@ -37,21 +45,21 @@ def _working(device: str) -> str:
                         return kind
                     why = f"{kind} computes a wrong product"
             except (RuntimeError, AssertionError) as error:
-                why = f"{kind} cannot compute: {_first_line(error)}"
+                why = f"{kind} cannot compute: {first_line(error)}"
         if said and not there:
-            why += f" ({_first_line(said[-1].message)})"
+            why += f" ({first_line(said[-1].message)})"
         if there or said or device != "auto":
             faults.append(why)
     if faults:
-        _not_used(device, faults)
+        not_used(device, faults)
     return "cpu"
 
 
-def _moved(model: Any, kind: str) -> str:
+def moved(model: Any, kind: str) -> str:
     """Move a model to a GPU; returns why it must not stay there, or nothing."""
     expected = end_logits(model)
     try:
         found = end_logits(model.to(kind))
     except RuntimeError as error:
-        return f"{kind} cannot run the model: {_first_line(error)}"
-    return "" if _alike(found, expected, model.dtype) else f"{kind} computes other logits"
+        return f"{kind} cannot run the model: {first_line(error)}"
+    return "" if alike(found, expected, model.dtype) else f"{kind} computes other logits"

@@ -128,11 +128,11 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from seqcirc_utils.models.weights import _causal_model
+    from seqcirc_utils.models.weights import causal_model
 
     print("Converting the weights to safetensors (once, about 20 s).", file=sys.stderr)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = _causal_model(gguf.name, **where, dtype=torch.float32)
+    model = causal_model(gguf.name, **where, dtype=torch.float32)
     # save_pretrained refuses a model read from GGUF ("quantized"), though these are plain floats.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from seqcirc_utils.errors import UserError, unknown
-from seqcirc_utils.models.devices import _moved, _not_used, _working
+from seqcirc_utils.models.devices import moved, not_used, working
 from seqcirc_utils.models.fetching import fetch
-from seqcirc_utils.models.weights import _causal_model, _reading
+from seqcirc_utils.models.weights import causal_model, reading
 from seqcirc_utils.models.zoo import DEFAULT, DEVICES, ZOO, Entry, resolve
 from seqcirc_utils.store import sha256
 
@@ -126,7 +126,7 @@ def front(name: str, directory: Path, prepend: str) -> tuple[Any, dict[str, Any]
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    with _reading(name):
+    with reading(name):
         tokenizer = AutoTokenizer.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory).get_text_config()
     zoo, known_by = _known(resolve(name), tokenizer, config)
@@ -181,19 +181,19 @@ def load(
         raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
-    kind = _working(device)
+    kind = working(device)
     entry = resolve(name)
     directory = fetch(name)
     tokenizer, in_front = front(name, directory, prepend)
-    hf_model = _causal_model(
+    hf_model = causal_model(
         name,
         pretrained_model_name_or_path=directory,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation="eager",
     )
-    if kind != "cpu" and (why := _moved(hf_model, kind)):
-        _not_used(device, [why])
+    if kind != "cpu" and (why := moved(hf_model, kind)):
+        not_used(device, [why])
         hf_model.to("cpu")
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
     # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.

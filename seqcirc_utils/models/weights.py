@@ -10,23 +10,32 @@ from safetensors import SafetensorError
 from seqcirc_utils.errors import UserError
 
 
-def _first_line(error: object) -> str:
+def first_line(error: object) -> str:
+    """The first line of what an error or a warning says; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading(name: str) -> Iterator[None]:
+    """Turn what libraries raise over a model's files into one line.
+
+    Raises:
+        UserError: for what cannot be read.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{name} is not a model we can read: {_first_line(error)}") from error
+        raise UserError(f"{name} is not a model we can read: {first_line(error)}") from error
 
 
-def _causal_model(name: str, **options: Any) -> Any:
+def causal_model(name: str, **options: Any) -> Any:
     """Read a language model of transformers, or refuse weights that are not exactly its own.
 
     Left to itself, transformers fills in random values for what is missing, and the seed makes the
     nonsense look reproducible.
+
+    Raises:
+        UserError: for such weights, and for a model that does not continue texts.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -35,7 +44,7 @@ def _causal_model(name: str, **options: Any) -> Any:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # its report takes a screen; ours is one line
     try:
-        with _reading(name):
+        with reading(name):
             model, report = AutoModelForCausalLM.from_pretrained(
                 **options, output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -83,15 +92,15 @@ def end_logits(model: Any, last: int = 4) -> torch.Tensor:
     return model(tokens).logits[0].float().cpu()
 
 
-def _alike(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits differ by no more than rounding."""
+def alike(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits of one shape, computed in ``dtype``, differ by no more than rounding."""
     largest = b.nan_to_num(0, 0, 0).abs().max().item()
     return torch.allclose(a, b, 0, torch.finfo(dtype).eps ** 0.5 * largest, equal_nan=True)
 
 
 def _check_causal(name: str, model: Any) -> None:
     here, there = (end_logits(model, last)[:-1] for last in (4, 0))
-    if not _alike(here, there, model.dtype):
+    if not alike(here, there, model.dtype):
         raise UserError(
             f"{name} is no model that continues a text: what its {type(model).__name__} says of a "
             "token depends on later tokens (an encoder?). Choose a causal language model."

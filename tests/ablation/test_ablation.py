@@ -37,6 +37,14 @@ def test_replacement_equals_whole_passes(any_tiny, sets):
     assert (fast[0] - fast[-1]).abs().max() > 1e-3  # replacing something changes something
 
 
+def test_no_candidates_give_empty_scores(gpt2, sets, means):
+    evaluator, n = Evaluator(gpt2, sets.evaluation, means["gpt2"]), len(sets.evaluation)
+    for found in (evaluator.replaced([]), evaluator.kept([])):
+        some = evaluator.replaced([[]])
+        for name, value in vars(found).items():
+            assert value.shape == (0, n) and value.dtype == getattr(some, name).dtype
+
+
 def test_position_masks_equal_whole_passes(any_tiny, sets):
     replacement = replay.record(any_tiny, sets.corrupted).activations
     evaluator = Evaluator(any_tiny, sets.evaluation, replacement)

@@ -296,6 +296,12 @@ def test_what_is_not_there_is_refused(gpt2, sets):
         EdgeEvaluator(circuit.evaluator, [Component(7, 0)])
 
 
+def test_no_sets_of_edges_give_empty_scores(gpt2, sets):
+    circuit = circuit_of(gpt2, sets)
+    for found in (circuit.differences([]), circuit.without([])):
+        assert found.shape == (0, len(sets.evaluation)) and found.dtype == torch.float32
+
+
 def test_a_circuit_without_components_has_no_edges(gpt2, sets):
     circuit = circuit_of(gpt2, sets, [])
     assert circuit.edges == [] and circuit.estimate() == {}

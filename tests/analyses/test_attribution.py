@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformer_lens.tools.analysis import logit_lens
 
 from seqcirc_utils.analyses import attribution
 from seqcirc_utils.components import Component, components
@@ -31,6 +32,9 @@ def test_the_lens_ends_in_the_model(gpt2, sets, tokenizer):
     probabilities = gpt2.bridge(sets.evaluation.tokens).softmax(-1)[:, positions]
     expected = probabilities[..., list(vocabulary.ids)].detach()
     torch.testing.assert_close(lens[-1], expected, atol=1e-5, rtol=1e-4)
+    asked = {"positions": positions, "vocab": list(vocabulary.ids), "return_type": "probs"}
+    theirs = logit_lens(gpt2.bridge, sets.evaluation.tokens, **asked).values
+    torch.testing.assert_close(lens, theirs, atol=1e-6, rtol=1e-4)
 
 
 def test_position_attribution_is_gradient_times_difference(gpt2, sets):

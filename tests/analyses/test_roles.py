@@ -1,6 +1,7 @@
 """Measurements against slow plain computations, rules on made-up evidence and planted models."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,6 +235,19 @@ def test_direct_writes_are_what_the_logits_lose(tiny, prompts, architecture):
 
 
 # --- Lens ----------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_exact_over_a_large_vocabulary(monkeypatch):
+    # What a float32 softmax makes of so many tokens is off by a few in ten thousand.
+    read = torch.randn(2, 49_152, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(lens, "logits", lambda model, normed, ids: read)
+    model = SimpleNamespace(bridge=SimpleNamespace(ln_final=lambda stream: stream))
+    best = read.argmax(-1)
+    ids = torch.stack([best, torch.tensor([5, 7])], -1)
+    found, on_top = lens.readout(model, torch.zeros(2, 1), ids)
+    expected = read.double().softmax(-1).gather(-1, ids)
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=2e-7)
+    assert on_top.tolist() == [[True, False]] * 2
 
 
 def test_lens_ends_in_the_model_and_its_steps_add_up(any_tiny, prompts):

@@ -134,7 +134,7 @@ def test_a_model_without_edges_loses_their_section_only(planted, tmp_path):
     back = CircuitDiscovery.load(tmp_path)
     assert "edge circuits do not apply" in back.missing["edges"] and back.circuit.edges == []
     assert back.edge_effects.empty and back.faults.empty and back.edges == {}
-    assert all(show(back).data.startswith("No edges here: ") for show in OF_EDGES)
+    assert all(show(back).data.startswith("Not here: ") for show in OF_EDGES)
     assert all(isinstance(draw(back), Figure) for draw in DRAWN)
 
 

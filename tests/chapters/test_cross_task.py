@@ -256,6 +256,26 @@ def test_a_refused_section_leaves_the_others(model, measured, monkeypatch):
     assert "from outside" not in text(told.transfer_told(found))
 
 
+def test_a_control_that_fails_on_few_prompts_refuses_only_itself(model, measured, monkeypatch):
+    first, other = controls.TITLES
+    draw = controls.prompt_sets
+
+    def drawn(lm, task, **counts):
+        sets = draw(lm, task, **counts)
+        wrong = liked(lm, sets.evaluation, [0] if task == first else [])
+        return replace(sets, evaluation=wrong)
+
+    monkeypatch.setattr(controls, "prompt_sets", drawn)
+    monkeypatch.setattr(cross_task, "_few", lambda at: range(1))
+    found = CrossTask.measure(Small(model))
+    name = f"{controls.TITLES[first]}, beside random circuits"
+    assert list(found.left_out) == [name] and "random" not in found.missing
+    assert set(found.random["task"]) == {*TASKS, other}
+    assert set(found.transfer["task"]) == {*TASKS, first, other}
+    assert name in text(told.left_out_told(found))
+    assert isinstance(figures.random_panels(found), Figure)
+
+
 def test_a_task_that_the_model_cannot_do_is_left_out(model):
     found = CrossTask.measure(Small(model, but=[0, 1, 2]))
     assert set(found.left_out) == {"Number words", "Months", "ioi circuit"}

@@ -680,7 +680,7 @@ def test_a_gpu_that_does_not_work_is_told_in_one_line(
     monkeypatch.setattr(zoo, "GPUS", ("cuda",))
     monkeypatch.setattr(torch.cuda, "is_available", is_available)
     monkeypatch.setattr(torch, "ones", ones)
-    assert devices._working("auto") == "cpu"
+    assert devices.working("auto") == "cpu"
     told = capfd.readouterr().err
     assert re.search(f"The GPU is not used, the CPU is: .*{said}", told) and told.count("\n") == 1
     with pytest.raises(
@@ -693,9 +693,9 @@ def test_a_gpu_that_does_not_work_is_told_in_one_line(
 def test_no_gpu_is_no_fault(monkeypatch, capfd):
     for kind in zoo.GPUS:
         monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: False)
-    assert devices._working("auto") == "cpu" and not capfd.readouterr().err
+    assert devices.working("auto") == "cpu" and not capfd.readouterr().err
     with pytest.raises(UserError, match="sees no GPU of kind mps"):
-        devices._working("mps")
+        devices.working("mps")
 
 
 def test_a_gpu_that_computes_something_else_is_not_used(tiny_directories, monkeypatch, capfd):
@@ -703,7 +703,7 @@ def test_a_gpu_that_computes_something_else_is_not_used(tiny_directories, monkey
     logits = weights_module.end_logits
     # The CPU under another name, so that this runs without a GPU; its second answer is wrong.
     monkeypatch.setattr(weights_module, "_check_causal", lambda *_: None)
-    monkeypatch.setattr(loading, "_working", lambda device: "cpu:0")
+    monkeypatch.setattr(loading, "working", lambda device: "cpu:0")
     times = iter([1, 1.01] * 2)
     monkeypatch.setattr(devices, "end_logits", lambda model: logits(model) * next(times))
     assert loading.load(str(tiny_directories["gpt2"])).facts.device == "cpu"

@@ -18,6 +18,7 @@ from seqcirc_utils.paper import claims, faults, role_rules
 from seqcirc_utils.paper.claims import OPEN
 from seqcirc_utils.paper.effects import UNDECIDED
 from seqcirc_utils.paper.evidence import (
+    CHAPTERS,
     CIRCUITS,
     NOT_TESTED,
     TABLES,
@@ -624,6 +625,41 @@ def test_gpt2_is_found_by_what_it_is_and_not_by_its_name(tmp_path, world):
     assert copy.evidence.named
     problems = {("03_patching", t): "none" for t in TASKS}  # what lies there is of another run
     assert not Evidence(own.directory, problems).named
+
+
+def test_what_is_read_of_documents_and_arrays_is_a_field_of_findings(world, gpt2, monkeypatch):
+    """Tables are read by their field; the names in JSON and npz files are held to fields here."""
+    asked: set[tuple[str, str]] = set()
+    data, read_npz = Evidence.data, store.read_npz
+
+    def noted(self, name, *keys, task=None):
+        asked.add((name, keys[0]))
+        return data(self, name, *keys, task=task)
+
+    class Noting(dict):
+        def __init__(self, path, arrays):
+            super().__init__(arrays)
+            self.name = Path(path).name
+
+        def __getitem__(self, key):
+            asked.add((self.name, key))
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(Evidence, "data", noted)
+    monkeypatch.setattr(store, "read_npz", lambda path: Noting(path, read_npz(path)))
+    for made in (world, gpt2):
+        claims.claims_table(made.evidence)
+        faults.faults_table(made.evidence)
+    fields = {
+        (f"{kind.stage}.{'npz' if 'array' in field.metadata else 'json'}", field.name)
+        for kind in CHAPTERS
+        for field in dataclasses.fields(kind)
+        if not field.metadata.keys() & {"table", "part"}
+    }
+    records = {("03_patching.run.json", "model")}  # what a run records beside its findings
+    assert asked - records <= fields
+    assert {name for name, _ in asked} >= {"01_task_construction.json", "06_cross_task.json"}
+    assert {("02_logit_attribution.npz", k) for k in ("lens_end", "answer")} <= asked
 
 
 def test_figures_follow_the_evidence(world):

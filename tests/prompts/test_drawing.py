@@ -287,6 +287,28 @@ def test_a_task_that_the_tokenizer_splits_is_refused_and_named():
     assert len(drawing.clean_prompts(model, "months", 3, n_members=2)) == 3
 
 
+def test_prompts_of_unequal_length_are_refused(spaced, monkeypatch):
+    # A name whose neighbourhood costs one token more: what tokenizers do to some pairs of words.
+    encode = spaced.tokenizer
+
+    class Uneven:
+        def __getattr__(self, name):
+            return getattr(encode, name)
+
+        def __call__(self, text, **options):
+            found = encode(text, **options)
+            if len(text) > 40 and next(calls) == 1:  # one whole prompt of several
+                found["input_ids"] = [*found["input_ids"], found["input_ids"][-1]]
+            return found
+
+    calls = itertools.count()
+    uneven = model_with(Uneven())
+    length = drawing.clean_prompts(spaced, "months", 3).tokens.shape[1]
+    said = rf"the prompts of 'months' have \[{length}, {length + 1}\] tokens .* of one length"
+    with pytest.raises(UserError, match=said):
+        drawing.clean_prompts(uneven, "months", 3)
+
+
 def test_a_template_whose_fillers_are_split_is_refused(monkeypatch, spaced):
     monkeypatch.setitem(
         sequences.TEMPLATES, "born", sequences.Template("born", tuple(f"Ab{i}" for i in range(20)))
