@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models import fetching, zoo
+from seqcirc_utils.models import fetching, terms, zoo
 from seqcirc_utils.publishing import building, pages, pdf
 from seqcirc_utils.workflow import execution, parameters, progress, records, snakemake, stages
 from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
@@ -227,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     paper.add_argument("file", nargs="?", type=Path, default=store.ROOT / "_build" / "book.pdf")
     wanted = add("fetch", _fetch, alone=False, help="get a model's files, to be without a network")
     wanted.add_argument("name")
+    wanted.add_argument("--accept-terms", action="store_true", help="its terms of use, once")
     add("list", _list, alone=False, help="what is known of the models that have short names")
     return parser
 
@@ -261,6 +262,8 @@ def _pdf(given: argparse.Namespace) -> None:
 
 
 def _fetch(given: argparse.Namespace) -> None:
+    if given.accept_terms:
+        os.environ[terms.ACCEPT] = given.name
     print(f"{given.name} is ready in {fetching.fetch(given.name)}")
 
 
