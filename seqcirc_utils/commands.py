@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -10,16 +11,18 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models import fetching, zoo
-from seqcirc_utils.publishing import building, pages, pdf
+from seqcirc_utils.models import fetching, terms, zoo
+from seqcirc_utils.publishing import building, pages, pdf, shelf
 from seqcirc_utils.workflow import execution, parameters, progress, records, snakemake, stages
 from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
+
+ACROSS = "13_across_models"
 
 
 def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
@@ -65,6 +68,48 @@ def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     run(plan, cores, profile=profile)
     pages.publish(plan)
     return building.build()
+
+
+def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
+    """Make the books of all models that are compared, side by side, and the page before them.
+
+    Each model's chapters are run first, then those that compare the models. A model that fails
+    takes none of the others with it: the page before the books says why it is missing.
+
+    Args:
+        plan: Its ``compare`` lists the models; the same parameters for all.
+        cores: As :func:`run` takes it.
+        profile: As :func:`run` takes it.
+
+    Raises:
+        UserError: if no model's book could be made.
+    """
+    names = [plan.model, *plan.parameters(ACROSS)["compare"]]
+    alone = [name for name, stage in stages.STAGES.items() if not stage.across]
+    plans, failed = [dataclasses.replace(plan, model=m) for m in dict.fromkeys(names)], {}
+
+    def attempt(one: Plan, do: Callable[[], Any]) -> None:
+        try:
+            if one.model not in failed:
+                do()
+        except UserError as error:
+            failed[one.model] = str(error)
+            print(f"{one.model}: {error}", file=sys.stderr)
+
+    for one in plans:
+        attempt(one, partial(run, one, cores, alone, profile))
+    for one in reversed(plans):  # so that _build/html holds the plan's own in the end
+        attempt(one, partial(_shelved, one, cores, profile))
+    page = shelf.write(plans, failed)
+    if len(failed) == len(plans):
+        raise UserError(f"no model's book was made: {'; '.join(failed.values())}")
+    print(f"The books are in {page}")
+    return page
+
+
+def _shelved(plan: Plan, cores: int | None, profile: str) -> None:
+    book(plan, cores, profile)
+    shelf.put(plan)
 
 
 @contextlib.contextmanager
@@ -213,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     add("book", _book, *both, help="run everything, build the book")
     part = add("run", _run, *both, help="run stages, build no book")
     part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
+    add("models", _models, *both, help="run the models that are compared, a book for each")
     add("sweep", _sweep, *both, help="run a file of models, tasks and seeds")
     add("notebooks", lambda given: notebooks(), help="run the committed notebooks again, in place")
     one = add("stage", _stage, common, alone=False, help="run one stage")
@@ -227,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     paper.add_argument("file", nargs="?", type=Path, default=store.ROOT / "_build" / "book.pdf")
     wanted = add("fetch", _fetch, alone=False, help="get a model's files, to be without a network")
     wanted.add_argument("name")
+    wanted.add_argument("--accept-terms", action="store_true", help="its terms of use, once")
     add("list", _list, alone=False, help="what is known of the models that have short names")
     return parser
 
@@ -238,6 +285,10 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 def _book(given: argparse.Namespace) -> None:
     book(_plan(given), given.cores, given.profile)
+
+
+def _models(given: argparse.Namespace) -> None:
+    models(_plan(given), given.cores, given.profile)
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -261,11 +312,15 @@ def _pdf(given: argparse.Namespace) -> None:
 
 
 def _fetch(given: argparse.Namespace) -> None:
+    if given.accept_terms:
+        os.environ[terms.ACCEPT] = given.name
     print(f"{given.name} is ready in {fetching.fetch(given.name)}")
 
 
 def _list(given: argparse.Namespace) -> None:
-    print(json.dumps({name: asdict(entry) for name, entry in zoo.ZOO.items()}, indent=1))
+    print(
+        json.dumps({name: dataclasses.asdict(entry) for name, entry in zoo.ZOO.items()}, indent=1)
+    )
 
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")

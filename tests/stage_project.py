@@ -29,7 +29,8 @@ WORK = {
 }
 MORE = {
     "03_patching": "threshold: float = 0.8  # part to keep\ndevice: str = 'auto'  # where\n"
-    "prepend: str = 'auto'  # in front"
+    "prepend: str = 'auto'  # in front",
+    "13_across_models": 'compare: list = ["gpt2"]  # models',
 }
 
 

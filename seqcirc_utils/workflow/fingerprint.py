@@ -6,6 +6,7 @@ a page, which is drawn again from its results, and nothing that was computed.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import zoo
 from seqcirc_utils.versions import versions
-from seqcirc_utils.workflow.stages import notebook, stage_named
+from seqcirc_utils.workflow.stages import directory, notebook, stage_named
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DATA = (".css", ".csv", ".html", ".js", ".json", ".txt", ".yml")
@@ -106,7 +107,25 @@ def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
     values = {name: value for name, value in parameters.items() if name != "results"}
     identity = zoo.identity(values["model"]) if "model" in values else ""
     digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
+    if stage_named(stage).across:
+        digest.update(json.dumps(_of_others(stage, parameters), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _of_others(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The result files of other models that a stage reads, by hash, as their records tell."""
+    found: dict[str, Any] = {}
+    for model in dict.fromkeys(parameters["compare"]):
+        if model == parameters["model"]:  # its own are inputs
+            continue
+        for need in stage_named(stage).needs:
+            for task in parameters["tasks"] if stage_named(need).per_task else [None]:
+                with contextlib.suppress(UserError):  # not there, or no such model
+                    where = directory(parameters["results"], model, task)
+                    told = store.read_json(where / f"{need}.run.json")
+                    kept = {k: told.get(k) for k in ("files", "parameters", "skipped")}
+                    found[f"{model} {need} {task}"] = kept
+    return found
 
 
 def drawing(stage: str) -> str:

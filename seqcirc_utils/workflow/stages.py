@@ -19,12 +19,15 @@ class Stage:
         needs: The stages whose results it reads.
         measured_in: The module with its findings, below the package; by default the one in
             ``chapters`` that is named as the notebook is.
+        across: Whether it also reads what these stages found of other models (its parameter
+            ``compare``), as far as that is there.
     """
 
     name: str
     per_task: bool = True
     needs: tuple[str, ...] = ()
     measured_in: str = ""
+    across: bool = False
 
     @property
     def chapter(self) -> str:
@@ -61,6 +64,17 @@ STAGES: dict[str, Stage] = {
                 *("01_task_construction", "02_logit_attribution", "03_patching"),
                 *("04_circuit_discovery", "05_component_roles", "06_cross_task"),
                 *("07_generalisation", "08_prediction_and_editing"),
+            ),
+        ),
+        Stage(
+            "13_across_models",
+            per_task=False,
+            measured_in="paper/across_models.py",
+            across=True,
+            needs=(
+                *("01_task_construction", "02_logit_attribution", "03_patching"),
+                *("04_circuit_discovery", "05_component_roles", "06_cross_task"),
+                *("07_generalisation", "08_prediction_and_editing", "09_claims"),
             ),
         ),
     )

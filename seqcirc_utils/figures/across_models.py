@@ -1,0 +1,150 @@
+"""Figures, tables and sentences of the chapter across models."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
+from seqcirc_utils.paper.across_models import AcrossModels
+from seqcirc_utils.paper.rules import VERDICTS
+
+_UNTOLD = "There is nothing to draw: "
+
+
+def _titles(found: AcrossModels) -> dict[str, str]:
+    return found.models.set_index("name")["title"].to_dict()
+
+
+def models_told(found: AcrossModels) -> Markdown:
+    """Whose results are compared, and what makes those that are missing."""
+    rows = found.models
+    here = rows[rows["here"]]
+    named = ", ".join(f"{r.title} ({r.layers} × {r.heads} heads)" for r in here.itertuples())
+    absent = rows[~rows["here"]]
+    lines = [f"Results of {len(here)} model{'s' * (len(here) != 1)} are here: {named or 'none'}."]
+    if len(here) == 1:
+        lines[0] = f"**One model's results are here**, those of {named}: nothing is compared."
+    lines += [f"`{r.name}` is missing; to make it, run `{r.command}`." for r in absent.itertuples()]
+    lines += [
+        f"Of `{r.name}`, this cannot be compared: {r.missing}."
+        for r in here.itertuples()
+        if r.missing
+    ]
+    return Markdown("\n\n".join(lines))
+
+
+def shared_table(found: AcrossModels) -> pd.DataFrame:
+    """Heads in the circuits of all tasks, by model, beside what chance gives."""
+    shown = found.shared.assign(model=found.shared["model"].map(_titles(found)))
+    names = {"layer_expected": "expected, same layers", "layer_p": "p, same layers"}
+    return shown.rename(columns={"total": "of", **names}).set_index("model").round(4)
+
+
+def shared_bars(found: AcrossModels) -> Figure | Markdown:
+    """Shared heads by model, as shares of its heads, beside both kinds of chance."""
+    table = found.shared
+    if table.empty:
+        return Markdown(f"{_UNTOLD}no model has shared circuits here.")
+    figure, axis = plt.subplots(figsize=(7, 0.9 * len(table) + 1.2), layout="constrained")
+    kinds = {"heads": ("shared", ANSWER), "layer_expected": ("chance, same layers", LAST)}
+    kinds["expected"] = ("chance, any layers", NEUTRAL)
+    for i, (column, (label, colour)) in enumerate(kinds.items()):
+        place = np.arange(len(table)) + 0.26 * (i - 1)
+        bars = axis.barh(place, 100 * table[column] / table["total"], 0.24, color=colour)
+        axis.bar_label(bars, [f"{v:.3g}" for v in table[column]], padding=3, fontsize=8)
+        bars.set_label(label)
+    axis.set_yticks(np.arange(len(table)), table["model"].map(_titles(found)))
+    axis.invert_yaxis()
+    axis.set_xlabel("% of the model's heads (numbers: heads)")
+    figure.legend(ncols=3, loc="outside upper center", fontsize=8)
+    return closed(figure)
+
+
+def depth_map(found: AcrossModels) -> Figure | Markdown:
+    """Depth of the components of each role, by model: median over tasks, and the whole range."""
+    table = found.depth
+    if table.empty:
+        return Markdown(f"{_UNTOLD}no model's roles are told here.")
+    models = list(dict.fromkeys(table["model"]))
+    known = [r for r in (*HEAD_ROLES, *MLP_ROLES) if r in set(table["role"])]
+    roles = known + sorted(set(table["role"]) - set(known))
+    figure, axis = plt.subplots(figsize=(7, 0.55 * len(roles) + 1.2), layout="constrained")
+    for i, model in enumerate(models):
+        rows = table[table["model"] == model].groupby("role")
+        ends, middle = rows.agg({"first": "min", "last": "max"}), rows["median"].mean()
+        place = [roles.index(r) + 0.5 * ((i + 0.5) / len(models) - 0.5) for r in middle.index]
+        colour = OKABE_ITO[i % len(OKABE_ITO)]
+        axis.hlines(place, ends["first"], ends["last"], color=colour, lw=2, alpha=0.5)
+        axis.scatter(middle, place, color=colour, s=30, label=_titles(found)[model], zorder=3)
+    axis.set_yticks(range(len(roles)), roles)
+    axis.invert_yaxis()
+    axis.set(xlim=(-0.02, 1.02), xlabel="depth (0: first layer, 1: last)")
+    figure.legend(ncols=3, loc="outside upper center", fontsize=8)
+    return closed(figure)
+
+
+def order_told(found: AcrossModels) -> Markdown:
+    """Whether the roles come in the same order."""
+    titles, lines = _titles(found), []
+    for r in found.order.itertuples():
+        pair = f"{titles[r.first]} and {titles[r.second]}"
+        if np.isnan(r.tau):
+            lines.append(f"- {pair}: no two common roles whose depths differ, so no order.")
+            continue
+        said = f"p = {r.p:.2g}" if not np.isnan(r.p) else f"too few for a test (p ≥ {r.least:.2g})"
+        lines.append(f"- {pair}: Kendall's τ = {r.tau:.2f} over {r.roles} ({said}).")
+    return Markdown("\n".join(lines) or "With one model there is no second order of roles.")
+
+
+def carried(found: AcrossModels) -> pd.DataFrame:
+    """Claims by what becomes of them: one verdict for all models, or several; a row per claim."""
+    names = [name for name in found.models["name"] if name in found.claims]
+    table = found.claims.set_index("claim")[names]
+    one = table.nunique(axis=1) == 1
+    return table.assign(alike=one)
+
+
+def claims_told(found: AcrossModels) -> Markdown:
+    """How many claims have one verdict in all models, and which differ."""
+    table = carried(found)
+    names = [c for c in table if c != "alike"]
+    if len(names) < 2:
+        return Markdown("Verdicts of two models are needed to say what carries over.")
+    alike = table[table["alike"]]
+    counted = alike[names[0]].value_counts()
+    same = ", ".join(f"{n} {verdict}" for verdict, n in counted.items())
+    differ = table.index[~table["alike"]].to_list()
+    return Markdown(
+        f"{len(alike)} of {len(table)} claims have the same verdict in all {len(names)} models "
+        f"({same or 'none'}); the verdicts differ for {', '.join(differ) or 'none'}."
+    )
+
+
+def claims_map(found: AcrossModels) -> Figure | Markdown:
+    """Verdicts: a row per model, a column per claim."""
+    if found.claims.empty:
+        return Markdown(f"{_UNTOLD}no model's claims are judged here.")
+    table = carried(found).drop(columns="alike").T
+    others = [v for v in pd.unique(table.to_numpy().ravel()) if v not in VERDICTS]
+    palette = [ANSWER, LAST, "#d5d5d5", *OKABE_ITO[2:]]
+    verdicts = [*VERDICTS, *others]
+    looks = {v: palette[i % len(palette)] for i, v in enumerate(verdicts)}
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(table) + 1.3), layout="constrained")
+    for y, (_, row) in enumerate(table.iterrows()):
+        for x, verdict in enumerate(row):
+            axis.add_patch(Rectangle((x, y), 0.9, 0.85, facecolor=looks[verdict]))
+    axis.set(xlim=(0, table.shape[1]), ylim=(len(table), 0))
+    axis.set_xticks(np.arange(table.shape[1]) + 0.45, table.columns, rotation=90, fontsize=7)
+    axis.set_yticks(np.arange(len(table)) + 0.43, [_titles(found)[m] for m in table.index])
+    axis.tick_params(length=0)
+    for verdict, colour in looks.items():
+        if (table == verdict).any(axis=None):
+            axis.scatter([], [], marker="s", s=60, color=colour, label=verdict or "no verdict")
+    sns.despine(ax=axis, left=True, bottom=True)
+    figure.legend(ncols=3, loc="outside upper center", fontsize=8)
+    return closed(figure)

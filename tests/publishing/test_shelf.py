@@ -1,0 +1,102 @@
+"""Several models' books side by side: one that fails takes none of the others with it."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from stage_project import make, parameters
+
+from seqcirc_utils import commands, store
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import zoo
+from seqcirc_utils.publishing import shelf
+from seqcirc_utils.workflow import planning, stages
+from seqcirc_utils.workflow.fingerprint import fingerprint
+from seqcirc_utils.workflow.parameters import check
+
+OTHER = "gemma3-270m"
+STAGE = commands.ACROSS
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    return make(tmp_path, monkeypatch, real=[STAGE])
+
+
+@pytest.fixture
+def plan(project):
+    return planning.read_plan(parameters(project, model=zoo.DEFAULT, compare=[zoo.DEFAULT, OTHER]))
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What was run and built, in order; models in ``broken`` fail."""
+    did = SimpleNamespace(steps=[], broken=set())
+
+    def run(one, cores, until, profile):
+        did.steps.append(("run", one.model, tuple(until)))
+        if one.model in did.broken:
+            raise UserError("no memory & no time")
+
+    def book(one, cores, profile):
+        did.steps.append(("book", one.model))
+        store.write_text(store.ROOT / "_build" / "html" / "index.html", f"book of {one.model}")
+
+    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(commands, "book", book)
+    return did
+
+
+def test_every_model_is_run_before_any_is_compared(plan, done, capsys):
+    page = commands.models(plan)
+    assert [step[:2] for step in done.steps] == [
+        *(("run", zoo.DEFAULT), ("run", OTHER), ("book", OTHER), ("book", zoo.DEFAULT))
+    ]
+    assert STAGE not in done.steps[0][2] and set(done.steps[0][2]) | {STAGE} == set(stages.STAGES)
+    for model in (zoo.DEFAULT, OTHER):
+        assert (page.parent / model / "index.html").read_text() == f"book of {model}"
+        assert f'<a href="{model}/index.html">open</a>' in page.read_text()
+    assert "Gemma 3 270M" in page.read_text() and str(page) in capsys.readouterr().out
+
+
+def test_a_model_that_fails_takes_no_other_with_it(plan, done):
+    done.broken.add(OTHER)
+    page = commands.models(plan).read_text()
+    assert ("book", OTHER) not in done.steps and ("book", zoo.DEFAULT) in done.steps
+    assert "none: no memory &amp; no time" in page and f"{OTHER}/index.html" not in page
+    done.broken.clear()
+    commands.models(plan)
+    done.broken.add(OTHER)
+    assert "of an earlier run; now: no memory" in commands.models(plan).read_text()
+    done.broken.add(zoo.DEFAULT)
+    with pytest.raises(UserError, match="no model's book was made: no memory"):
+        commands.models(plan)
+
+
+def test_a_second_book_replaces_the_first(plan, done):
+    commands.models(plan)
+    stale = shelf._directory() / OTHER / "old.html"
+    stale.write_text("x")
+    shelf.put(replace(plan, model=OTHER))
+    assert not stale.exists() and (stale.parent / "index.html").is_file()
+
+
+def test_the_results_of_other_models_outdate_the_comparison(plan):
+    def found():
+        return fingerprint(STAGE, check(STAGE, plan.parameters(STAGE)))
+
+    nothing = found()
+    record = stages.directory(plan.results, OTHER) / "09_claims.run.json"
+    store.write_json(record, {"files": {"a.csv": "1"}, "timestamp": "then"})
+    first = found()
+    assert first != nothing and first == found()
+    store.write_json(record, {"files": {"a.csv": "1"}, "timestamp": "now"})
+    assert found() == first  # the same results, drawn again
+    store.write_json(record, {"files": {"a.csv": "2"}})
+    assert found() != first
+    own = plan.directory() / "09_claims.run.json"
+    before = found()
+    store.write_json(own, {"files": {"a.csv": "3"}})
+    assert found() == before  # they are inputs
+    record.unlink()
+    assert found() == nothing
