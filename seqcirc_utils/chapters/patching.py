@@ -110,6 +110,8 @@ class Patching(Findings):
             paths = _paths(restoring, sorted(ranked[:N_SENDERS]), sorted(ranked), gap)
         except UserError as error:
             paths, missing = cls.empty("paths"), {"paths": str(error)}
+        if paths.empty:
+            missing.setdefault("paths", "the strongest heads are all of one layer.")
 
         _check_alone(evaluator, effects, ablated.logit_diff, everything)
         return cls(
