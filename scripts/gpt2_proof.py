@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import tiny_models
+import tokenizers_made
 import yaml
 from transformers import GPT2Config
 
@@ -31,7 +32,8 @@ def main(arguments: list[str]) -> int:
         given = yaml.safe_load(params.read_text(encoding="utf-8")) | {"prepend": "none"}
         file.write_text(yaml.safe_dump(given), encoding="utf-8")
         tasks = list(read_plan(file).tasks)
-        accuracy = tiny_models.train(GPT2Config(**SIZE), directory, tasks, prepend="none")
+        tokenizer, config = tokenizers_made.gpt2_tokenizer(), GPT2Config(**SIZE)
+        accuracy = tiny_models.train(config, directory, tasks, tokenizer, prepend="none")
         print(f"=== The tiny GPT-2 answers {accuracy:.0%} of unseen prompts rightly.")
         if status := commands.main(["run", "--params", str(file), "--model", str(directory)]):
             return status
