@@ -43,6 +43,17 @@ def test_another_models_logits_are_wrong(proof, tiny, tiny_directories, sets):
         proof.same_logits(tiny_directories["gpt2"], tiny["llama"], tokens)
 
 
+def test_no_committed_cell_is_wrong_and_reasons_are_there():
+    rows = store.read_json(store.ROOT / "benchmarks" / "architectures.json")["rows"]
+    assert rows
+    for name, row in rows.items():
+        assert row["accuracy"] >= 0.9 and row["versions"]["torch"] and row["date"], name
+        assert "whole run" in row["cells"], name
+        for column, cell in row["cells"].items():
+            assert cell["verdict"] in ("right", "refused"), (name, column, cell)
+            assert bool(cell["why"]) == (cell["verdict"] == "refused"), (name, column)
+
+
 def test_the_page_is_drawn_from_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ROOT", tmp_path)
     assert "make proof" in architectures()
