@@ -42,7 +42,7 @@ RUN = $(call option,params,PARAMS) $(call option,model,MODEL) $(call option,core
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help params setup book models sweep serve pdf notebooks test test-fast bench lint format clean distclean FORCE
+.PHONY: help params setup book models sweep serve pdf notebooks test test-fast bench proof lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PROFILE=dir] [PORT=n] [PYTHON=python3.12]'
@@ -102,6 +102,9 @@ test-fast: setup ## Run only the unit tests that take seconds and need no model
 
 bench: setup ## Time the circuit searches beside the plain procedure (writes benchmarks/results.json)
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick)
+
+proof: setup ## Which architectures work (ARCH=name for one): writes benchmarks/architectures.json
+	@OMP_NUM_THREADS=1 $(TEST_PY) scripts/proof.py $(if $(ARCH),$(call quoted,ARCH))
 
 lint: setup ## Check style and formatting, notebooks included, and types
 	@$(PY) -m ruff check .

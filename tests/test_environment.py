@@ -174,7 +174,7 @@ def test_make_help_lists_what_the_readme_documents():
 def written() -> dict[str, str]:
     """What people read about the project, by file: pages, notebooks' text, settings."""
     files = [*ROOT.glob("*.md"), *ROOT.glob("book/*.md"), *ROOT.glob("*.yml"), ROOT / "Makefile"]
-    files += [*ROOT.glob(".github/**/*.yml"), *ROOT.glob("scripts/*"), *ROOT.glob("notebooks/*")]
+    files += [*ROOT.glob(".github/**/*.yml"), *ROOT.glob("scripts/*.*"), *ROOT.glob("notebooks/*")]
     texts = {}
     for file in sorted(files):
         text = file.read_text(encoding="utf-8")

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from seqcirc_utils.prompts import controls, plain_text
 
 WORD = r" ?[A-Za-z]+|[^\sA-Za-z\d]|\n+| "
+GPT2 = Path(__file__).parent / "data" / "gpt2_tokenizer"
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:+-="
 
 
@@ -41,4 +43,28 @@ def character_tokenizer(characters=CHARACTERS):
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def gpt2_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """GPT-2's vocabulary and merges: see ``data/gpt2_tokenizer/README.md``."""
+    from tokenizers import pre_tokenizers
+
+    lines = (GPT2 / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [(first, second) for first, second in map(str.split, lines)]
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(pair) for pair in merges]
+    return {token: i for i, token in enumerate([*tokens, "<|endoftext|>"])}, merges
+
+
+def gpt2_tokenizer():
+    """GPT-2's own: a number of several digits can be one token, and nothing is put in front."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary, merges = gpt2_vocabulary()
+    tokenizer = Tokenizer(kinds.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

@@ -102,6 +102,8 @@ class Patching(Findings):
         paths, missing = cls.empty("paths"), {}
         with section(missing, "paths"):
             paths = _paths(restoring, sorted(ranked[:N_SENDERS]), sorted(ranked), gap)
+        if paths.empty:
+            missing.setdefault("paths", "the strongest heads are all of one layer.")
 
         _check_alone(evaluator, effects, ablated.logit_diff, everything)
         return cls(

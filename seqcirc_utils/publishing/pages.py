@@ -10,6 +10,7 @@ import yaml
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.publishing.architectures import architectures
 from seqcirc_utils.publishing.tables import benchmarks, costs, markdown_row, provenance
 from seqcirc_utils.workflow.execution import clean
 from seqcirc_utils.workflow.planning import DISCOVERY, Job, Plan
@@ -43,6 +44,7 @@ def publish(plan: Plan) -> list[Path]:
             texts[target / "figures" / figure.name] = figure.read_bytes()
     texts[target / "provenance.md"] = provenance(plan).encode()
     texts[target / "benchmarks.md"] = benchmarks().encode()
+    texts[target / "architectures.md"] = architectures().encode()
     texts[target / "costs.md"] = costs(plan).encode()
     toc = _toc(plan)
     if toc:

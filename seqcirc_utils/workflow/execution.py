@@ -86,7 +86,7 @@ def execute(
             ) from error
     failed.unlink(missing_ok=True)
     if reason:
-        _record_skipped(stage, given, reason)
+        record_skipped(stage, given, reason)
     return output
 
 
@@ -121,8 +121,8 @@ def _cut(book: Any, reason: str) -> Any:
     return book
 
 
-def _record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
-    """Write the record that the notebook did not come to write."""
+def record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
+    """Write the record that a notebook did not come to write: its model cannot do the task."""
     where = directory(given["results"], given["model"], given.get("task"))
     inputs = {}
     for need, task in upstream(stage, [given["task"]] if "task" in given else given["tasks"]):

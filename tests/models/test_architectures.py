@@ -222,7 +222,7 @@ def direct(case):
     raw = case.model.bridge
     stream, logits = values(case, at(2, "out"))
     x, first = stream[:, -1], values(case, at(0, "in"))[0][:, -1]
-    shares = {"embed": first}
+    shares, d = {"embed": first}, case.model.facts.d_model
     centred = raw.cfg.normalization_type.startswith("LN")
     for layer, head in components(case.model):
         c, block = Component(layer, head), raw.blocks[layer]
@@ -233,7 +233,7 @@ def direct(case):
             shares[str(c)] = heads.head_writes(case.model, layer, z)[:, head]
         else:
             # What no prompt changes counts as bias: values of a stream that a norm makes zero.
-            norm = block.ln1(torch.ones(1, 1, 32))[0] if centred else torch.zeros(1, 32)
+            norm = block.ln1(torch.ones(1, 1, d))[0] if centred else torch.zeros(1, d)
             still = torch.einsum("rd,kde->ke", norm, block.attn.W_V)
             still = still if block.attn.b_V is None else still + block.attn.b_V
             shares[str(c)] = -moved(case, c, still[head * len(still) // 4])[:, -1]
