@@ -137,9 +137,6 @@ def _ready(
     for job in jobs:
         job.plan.parameters(job.stage, job.task)
     for model in dict.fromkeys(plan.model for plan in plans):
-        here = zoo.resolve(model)  # the stages run in the project's root
-        if isinstance(here, Path) and here != (store.ROOT / Path(model).expanduser()).resolve():
-            raise UserError(f"{model} is in {Path.cwd()}: give its whole path, {here}.")
         directory, prepend = fetching.fetch(model), plans[0].values.get("prepend", "auto")
         if prepend != "auto":
             from seqcirc_utils.models import loading  # with torch
