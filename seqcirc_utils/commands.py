@@ -18,7 +18,15 @@ from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import fetching, zoo
 from seqcirc_utils.publishing import building, pages, pdf
-from seqcirc_utils.workflow import execution, parameters, progress, records, snakemake, stages
+from seqcirc_utils.workflow import (
+    execution,
+    parameters,
+    progress,
+    records,
+    snakemake,
+    stages,
+    surroundings,
+)
 from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
 
 
@@ -280,6 +288,7 @@ def main(arguments: list[str]) -> int:
             held.enter_context(alone())
         if given.command != "stage":
             _home()
+        surroundings.clean()
         given.do(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

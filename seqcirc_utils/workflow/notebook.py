@@ -223,9 +223,6 @@ def _assigned(cells: Sequence[str]) -> set[str]:
         injected = cell.startswith(_INJECTED)
         if steps and all(isinstance(s, ast.Assign if injected else ast.AnnAssign) for s in steps):
             found = found if injected else {}  # its own cell comes first
-            found[injected] = {n.id for n in ast.walk(ast.parse(cell)) if _is_set(n)}
+            names = [n for n in ast.walk(ast.parse(cell)) if isinstance(n, ast.Name)]
+            found[injected] = {n.id for n in names if isinstance(n.ctx, ast.Store)}
     return set().union(*found.values())
-
-
-def _is_set(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
