@@ -102,7 +102,7 @@ def _own_kernel() -> type:
     from traitlets import default
 
     class OwnKernel(AsyncKernelManager):
-        async def start_kernel(self, **given: Any) -> None:
+        async def start_kernel(self, **given: Any) -> None:  # pyrefly: ignore
             """Start it without the user's own start-up files, configuration and history."""
             self._ipython = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             own = given.pop("env", os.environ) | {"IPYTHONDIR": self._ipython.name}
