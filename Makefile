@@ -24,6 +24,9 @@ TEST_JOBS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export PYTHONHASHSEED := 0
 export PYTHONUTF8 := 1
+# Nor anything of the user's own: other packages, a Snakemake profile, pip installing elsewhere.
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP SNAKEMAKE_PROFILE PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
 
 # All paths are relative, so that a space in the path of the project does no harm. Programs that a
 # run starts by name (papermill, snakemake, jupyter) are those of the environment.

@@ -4,13 +4,13 @@
 # another; where only its page is, it reads its findings. A sweep's file gives one such graph per
 # model and seed.
 
-import os
 import sys
 
 from seqcirc_utils import store as _store
 from seqcirc_utils.workflow import planning as _plan
 from seqcirc_utils.workflow import snakemake as _snakemake
 from seqcirc_utils.workflow import stages as _stages
+from seqcirc_utils.workflow import surroundings as _surroundings
 
 _plans = _plan.from_config(config, workflow.config_settings.config_args or [])
 # The same paths on every machine: from the project's root, which is the working directory.
@@ -35,7 +35,7 @@ def _of(stage, fact):
 # `set-resources` in a profile takes the place of these.
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
 # Two jobs side by side do more than one with two threads; with many cores, there is a job too few.
-_THREADS = max(1, min(4, os.cpu_count() // 3))
+_THREADS = max(1, min(4, _surroundings.cores() // 3))
 
 
 def _more(amount):

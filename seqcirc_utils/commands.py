@@ -19,7 +19,15 @@ from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import fetching, terms, zoo
 from seqcirc_utils.publishing import building, pages, pdf, shelf
-from seqcirc_utils.workflow import execution, parameters, progress, records, snakemake, stages
+from seqcirc_utils.workflow import (
+    execution,
+    parameters,
+    progress,
+    records,
+    snakemake,
+    stages,
+    surroundings,
+)
 from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
 
 ACROSS = "13_across_models"
@@ -182,9 +190,6 @@ def _ready(
     for job in jobs:
         job.plan.parameters(job.stage, job.task)
     for model in dict.fromkeys(plan.model for plan in plans):
-        here = zoo.resolve(model)  # the stages run in the project's root
-        if isinstance(here, Path) and here != (store.ROOT / Path(model).expanduser()).resolve():
-            raise UserError(f"{model} is in {Path.cwd()}: give its whole path, {here}.")
         directory, prepend = fetching.fetch(model), plans[0].values.get("prepend", "auto")
         if prepend != "auto":
             from seqcirc_utils.models import loading  # with torch
@@ -338,6 +343,7 @@ def main(arguments: list[str]) -> int:
             held.enter_context(alone())
         if given.command != "stage":
             _home()
+        surroundings.clean()
         given.do(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

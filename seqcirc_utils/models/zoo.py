@@ -170,15 +170,21 @@ def cache_dir() -> Path:
 def resolve(name: str) -> Entry | Path:
     """Tell what a model name means, without touching weights or network.
 
+    A relative path counts from the project's root, where the stages run, whoever asks and wherever.
+
     Returns:
         The zoo entry, an entry made for a hub id, or the path of a local model directory.
 
     Raises:
-        UserError: for a name that is none of the three, or a directory that is not a model.
+        UserError: for a name that is none of the three, a directory that is not a model, or one
+            that a relative path means here and not in the root.
     """
     if name in ZOO:
         return ZOO[name]
     path = Path(str(name)).expanduser()
+    here, path = path.absolute(), store.ROOT / path
+    if name and here.is_dir() and here.resolve() != path.resolve():
+        raise UserError(f"{name} is in {Path.cwd()}: give its whole path, {here}.")
     if path.is_dir():
         return checked_directory(path.resolve())
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.workflow import records
 from seqcirc_utils.workflow.parameters import check
 from seqcirc_utils.workflow.stages import directory, notebook, upstream
+
+_START = 600
+"""Seconds that a kernel may take to start: imports from a busy network disk are slow."""
 
 
 def execute(
@@ -54,6 +58,7 @@ def execute(
                     kernel_manager_class=_own_kernel(),
                     language="python",
                     cwd=str(store.ROOT),
+                    start_timeout=_START,
                     progress_bar=progress,
                     stderr_file=sys.stderr if progress else None,
                 )
@@ -97,6 +102,12 @@ def _own_kernel() -> type:
     from traitlets import default
 
     class OwnKernel(AsyncKernelManager):
+        async def start_kernel(self, **given: Any) -> None:  # pyrefly: ignore
+            """Start it without the user's own start-up files, configuration and history."""
+            self._ipython = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            own = given.pop("env", os.environ) | {"IPYTHONDIR": self._ipython.name}
+            await super().start_kernel(**given, env=own)
+
         @default("kernel_spec_manager")
         def _no_installed_kernels(self) -> KernelSpecManager:
             return KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)

@@ -5,11 +5,12 @@ the same model with the same parameters, is read and not computed again: a figur
 drawn anew within seconds.
 """
 
+import ast
 import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ from seqcirc_utils.workflow.stages import STAGES, directory, stage_named
 
 F = TypeVar("F", bound=Findings)
 _IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open", "display"}
+_INJECTED = "# Parameters"
+"""How the cell begins that papermill puts in."""
 
 
 @dataclass
@@ -186,6 +189,7 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
     Raises:
         UserError: for a name that the notebook does not declare, or as :func:`check` does.
     """
+    known = declared(stage)
     given = {
         name: value
         for name, value in namespace.items()
@@ -194,6 +198,9 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
         and not isinstance(value, ModuleType)
         and not callable(value)
     }
+    if "In" in namespace:  # a kernel may have run other cells before, or these
+        asked = _assigned(namespace["In"])
+        given = {name: value for name, value in given.items() if name in known or name in asked}
     parameters = check(stage, given)
     run = Run(stage, parameters)
     record = run.path("run.json")
@@ -203,3 +210,19 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
             break
     records.set_aside(record)  # until finish(), its results are half made
     return run
+
+
+def _assigned(cells: Sequence[str]) -> set[str]:
+    """The names that were set as parameters last: by the notebook's own cell, and papermill's."""
+    found: dict[bool, set[str]] = {}  # whether papermill's: its names
+    for cell in cells:
+        try:
+            steps = ast.parse(cell).body
+        except SyntaxError:  # a magic
+            continue
+        injected = cell.startswith(_INJECTED)
+        if steps and all(isinstance(s, ast.Assign if injected else ast.AnnAssign) for s in steps):
+            found = found if injected else {}  # its own cell comes first
+            names = [n for n in ast.walk(ast.parse(cell)) if isinstance(n, ast.Name)]
+            found[injected] = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    return set().union(*found.values())

@@ -106,6 +106,8 @@ def _typed(stage: str, parameter: Parameter, value: Any) -> Any:
         )
     if kind is list and parameter.default:
         wanted = type(parameter.default[0])
+        if wanted is float:  # YAML reads 2 as a whole number
+            value = [float(item) if type(item) is int else item for item in value]
         for item in value:
             if type(item) is not wanted:
                 raise UserError(

@@ -13,6 +13,7 @@ import yaml
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.zoo import GPUS
+from seqcirc_utils.workflow import surroundings
 from seqcirc_utils.workflow.parameters import check
 from seqcirc_utils.workflow.planning import Job, Plan, to_config
 
@@ -86,9 +87,15 @@ def run(
     command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
     command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
     where, executor = read_profile(profile)
-    command += ["--workflow-profile", str(where.resolve())]
+    # No other profile, such as the user's own: it may set anything.
+    command += ["--workflow-profile", str(where.resolve()), "--profile", "none"]
     if executor == "local":  # no more jobs at once than the memory holds, and one on a GPU
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6
+        memory = surroundings.memory() // 10**6
+        if (
+            yaml.safe_load((where / "config.yaml").read_text(encoding="utf-8")).get("cores")
+            == "all"
+        ):
+            cores = cores or surroundings.cores()  # Snakemake's own "all" knows no quota
         command += ["--resources", f"mem_mb={memory}", "gpu=1"]
     command += ["--cores", str(cores)] if cores else []
     command += ["--rerun-triggers", "mtime", "params", "input"]

@@ -30,10 +30,15 @@ def test_declares_what_the_notebook_says(project):
     assert found["paper_filter"].default is False
 
 
-def test_fills_in_defaults_and_takes_an_int_for_a_float(project):
+def test_fills_in_defaults_and_takes_whole_numbers_for_decimals(project):
+    write_notebook(project, "08_prediction_and_editing", more="factors: list = [0.5]  # of edits")
     full = check("03_patching", {"n_prompts": 2, "threshold": 1})
     assert full["n_prompts"] == 2 and full["task"] == "months"
     assert full["threshold"] == 1.0 and isinstance(full["threshold"], float)
+    factors = check("08_prediction_and_editing", {"factors": [0, 2.5]})["factors"]
+    assert factors == [0.0, 2.5] and all(type(factor) is float for factor in factors)
+    with pytest.raises(UserError, match="every item of factors must be float, not True"):
+        check("08_prediction_and_editing", {"factors": [True]})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +127,28 @@ def test_begin_finds_names_that_nothing_declares(project):
         notebook.begin("03_patching", namespace | {"n_prompt": 3})
     with pytest.raises(UserError, match="at least 1"):
         notebook.begin("03_patching", namespace | {"n_prompts": 0})
+
+
+def test_begin_passes_over_what_other_cells_left(project):
+    """All cells run twice, and what was tried in between; parameters are still checked."""
+    namespace = {name: p.default for name, p in declared("03_patching").items()}
+    own = "\n".join(f"{name}: object = 0  # what it is" for name in namespace)
+    begin, work = (
+        "run = notebook.begin(stage, globals())",
+        "found = run.findings(Kind)\nfor x in y: z = x",
+    )
+    left = namespace | {"found": object(), "x": 3, "seeds": [1], "n_prompt": 3}
+    before = ["", own, begin, work, "n_prompt = 3", "%matplotlib inline"]
+    assert (
+        notebook.begin("03_patching", left | {"In": [*before, own, begin]}).parameters["seed"] == 0
+    )
+    injected = "# Parameters\nn_prompt = 3\n"
+    for wrong in ([own, injected], [own + "\nn_prompt: int = 3"]):
+        cells = [*before, *wrong, begin]
+        with pytest.raises(UserError, match="did you mean 'n_prompts'"):
+            notebook.begin("03_patching", left | {"In": cells})
+        again = [*cells, own, begin]  # mended
+        assert notebook.begin("03_patching", left | {"In": again})
 
 
 def test_sources_follow_imports(project):

@@ -15,10 +15,10 @@ from stage_project import make, parameters, pretend, write_notebook
 
 from seqcirc_utils import commands, store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.models import fetching, zoo
+from seqcirc_utils.models import fetching, loading, zoo
 from seqcirc_utils.publishing import pages, tables
 from seqcirc_utils.workflow import execution, notebook, planning, records, snakemake, stages
-from seqcirc_utils.workflow.parameters import declared
+from seqcirc_utils.workflow.parameters import check, declared
 
 TOC = {
     "format": "jb-book",
@@ -324,7 +324,8 @@ def test_make_hands_on_what_it_was_given(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_job_is_asked_for_what_the_plan_says(project, monkeypatch, tiny_directories, name):
-    model = os.path.relpath(shutil.copytree(tiny_directories["gpt2"], project / "m" / name))
+    model = f"m/{name}"  # from the root
+    shutil.copytree(tiny_directories["gpt2"], project / model)
     file = shutil.move(parameters(project, model=model), project / "params" / f"{name}.yml")
     plan = planning.read_plan(file)
     job = planning.Job(plan, "03_patching", "months")
@@ -333,8 +334,8 @@ def test_a_job_is_asked_for_what_the_plan_says(project, monkeypatch, tiny_direct
     assert (given.params, given.model, given.task) == (str(file), model, "months")
     where = job.record.relative_to(project)
     assert re.fullmatch(r"[\w./-]+", str(where))
-    monkeypatch.chdir(project / "m")  # a bare name of a directory beside
-    if name not in ("~",):
+    if name not in ("~",):  # a bare name of a directory
+        shutil.copytree(tiny_directories["gpt2"], project / name)
         bare = planning.Job(planning.read_plan(file, name), "03_patching", "months")
         given = commands._parser().parse_args(["stage", *shlex.split(bare.arguments), "--output=x"])
         assert given.model == name
@@ -352,6 +353,9 @@ def test_a_model_named_from_elsewhere_is_refused(project, capsys, monkeypatch, t
     assert commands.main(command) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"give its whole path, {project / 'elsewhere' / 'run'}" in error
+    monkeypatch.chdir(project / "notebooks")  # where Jupyter runs a notebook
+    assert check("03_patching", {"model": "./run"})["model"] == "./run"
+    assert loading.resolve("run") == project / "run"
 
 
 def test_results_of_files_with_names_alike_are_kept_apart(project):
