@@ -318,13 +318,23 @@ def _ranked(asked: Question) -> Answer:
     keeps comes last, by what is left without it.
     """
     found = search.ranked(asked.ablating, asked.threshold)
-    return order_of_removal(components(asked.model), found.steps), float(found.trials)
+    passes = ranked_passes(found.steps, len(asked.clean)) / len(asked.clean)
+    return order_of_removal(components(asked.model), found.steps), passes
 
 
 @_method("random", "none")
 def _random(asked: Question) -> Answer:
     """Numbers drawn at random: what a method must beat."""
     return torch.rand(asked.size, generator=derive_generator(asked.seed, "random scores")), 0.0
+
+
+def ranked_passes(trials: Sequence[Mapping[str, Any]], prompts: int, rows: int = 8) -> float:
+    """What a ranked search costs: a pass a trial and prompt, and its gradients.
+
+    It estimates anew after every group that goes, at the start, and when the rule changes.
+    """
+    groups = sum(bool(t["removed"]) and t["phase"] == "groups" for t in trials)
+    return len(trials) * prompts + (groups + 2) * (1 + BACKWARD) * min(rows, prompts)
 
 
 def order_of_removal(
