@@ -24,7 +24,7 @@ from seqcirc_utils.methods.registry import METHODS, Scored, order_of_removal, ra
 from seqcirc_utils.methods.slopes import Pairs, logit_difference
 from seqcirc_utils.statistics import positive_baseline
 
-SAMPLED = 20
+SAMPLED = 10
 """So many components are run again, to time exact methods and to check their effects."""
 EDGES = 12
 """Strongest edges by each estimate that are run exactly."""

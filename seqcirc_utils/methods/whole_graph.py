@@ -50,8 +50,14 @@ def edge_scores(pairs: Pairs, n_steps: int = 0) -> np.ndarray:
         raise UserError(f"{model.facts.title} does not run part by part on these prompts, so {_SO}")
     changes = writes(pairs)  # [writer, n, pos, d_model]
     total = torch.zeros(len(changes), len(sizes_of(model).readers))
-    for place, weight in steps(n_steps) if n_steps else [(1.0, 1.0)]:
-        _add(pairs, changes, pairs.between(place), weight / changes.shape[1], total)
+    if n_steps:
+        for place, weight in steps(n_steps):
+            streams = _streams(pairs, pairs.between(place))
+            _add(pairs, changes, streams, weight / changes.shape[1], total)
+    else:
+        own, write = pairs.clean.run.residual, pairs.clean.run.activations.mlp
+        recorded = [(x, y - w) for x, y, w in zip(own, own[1:], write, strict=False)]
+        _add(pairs, changes, [*recorded, (own[-1], own[-1])], 1 / changes.shape[1], total)
     found = np.full(total.shape, np.nan, dtype=np.float32)
     there = tuple(np.array(sizes_of(model).edges()).T)
     found[there] = total.numpy()[there]
@@ -74,18 +80,28 @@ def writes(pairs: Pairs) -> torch.Tensor:
     return found
 
 
+Streams = list[tuple[torch.Tensor, torch.Tensor]]
+"""What attention, then the MLP of each layer reads; at last, twice, what the logits read."""
+
+
+@torch.no_grad()
+def _streams(pairs: Pairs, embedding: torch.Tensor) -> Streams:
+    """A run on another embedding ``[n, pos, d_model]``."""
+    run, stream, found = pairs.clean.run, embedding, []
+    for layer in range(pairs.clean.model.n_layers):
+        middle = stream + run.attention(layer, stream)
+        found.append((stream, middle))
+        stream = middle + run.mlp(layer, middle)
+    return [*found, (stream, stream)]
+
+
 @torch.no_grad()
 def _add(
-    pairs: Pairs, changes: torch.Tensor, embedding: torch.Tensor, weight: float, total: torch.Tensor
+    pairs: Pairs, changes: torch.Tensor, streams: Streams, weight: float, total: torch.Tensor
 ) -> None:
     """Add one run's products to ``total`` ``[writer, reader]``, from the last layer down."""
     run, model = pairs.clean.run, pairs.clean.model
-    streams = [(embedding, embedding)]  # what attention, then the MLP of each layer reads
-    stream = embedding
-    for layer in range(model.n_layers):
-        middle = stream + run.attention(layer, stream)
-        streams.append((stream, middle))
-        stream = middle + run.mlp(layer, middle)
+    stream, _ = streams[-1]
 
     def product(writers: int, slope: torch.Tensor) -> torch.Tensor:
         """Changes of the first writers times slopes ``[reader, n, p, d_model]``."""
@@ -100,7 +116,7 @@ def _add(
     slope[:, -1:] = last
     heads = model.n_heads
     for layer in reversed(range(model.n_layers)):
-        stream, middle = streams[layer + 1]
+        stream, middle = streams[layer]
         writers, readers = 1 + layer * (heads + 1), layer * (3 * heads + 1)
         with torch.enable_grad():
             read = middle.detach().requires_grad_()
