@@ -8,6 +8,7 @@ which imports only from those before it:
 - ``prompts``: what a model is asked, and scores of its answers
 - ``ablation``: the engine, which runs it again with parts replaced
 - ``circuits``: what one is, searches, chance, quality
+- ``methods``: scores of components and edges by many methods, and of the methods themselves
 - ``planted``: models built by hand whose circuit is known
 - ``analyses``: what parts do, and what circuits tell
 - ``chapters``: what each chapter of the book measures, and the findings that it keeps

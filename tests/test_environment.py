@@ -222,7 +222,7 @@ def test_the_package_lists_all_its_rooms():
 
 def test_rooms_import_only_from_those_before_them():
     """No import runs back up, and a room's own file imports nothing."""
-    order = ["models", "prompts", "ablation", "circuits", "planted", "analyses"]
+    order = ["models", "prompts", "ablation", "circuits", "methods", "planted", "analyses"]
     order += ["chapters", "paper", "figures", "workflow", "publishing"]
     package = ROOT / "seqcirc_utils"
     ground = ["errors", "store", "statistics", "components", "versions"]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import Run
 from seqcirc_utils.components import SOURCES, Component, Edge, edges_of, sources
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.capabilities import before, wiring
@@ -217,7 +218,7 @@ class EdgeReplay:
             for value, run, head in zip(values, runs, own, strict=True):
                 whole[:, :, run, -value.shape[2] :, head] = value
             projected[source] = whole.flatten(0, 2)  # [candidate * n * run, pos, head, d_head]
-        z = self._attend(layer, projected)  # [candidate * n * run, pos, head, d_head]
+        z = attend(self.run, layer, projected)  # [candidate * n * run, pos, head, d_head]
         z = z.reshape(count, n, max(runs) + 1, pos, *z.shape[-2:])
         factor, changes = wiring(self.run.model).attention[layer], []
         for i, head, run in zip(group, heads, runs, strict=True):
@@ -247,35 +248,36 @@ class EdgeReplay:
                 found[source].append(one.reshape(*read.shape[:3], -1))
         return found
 
-    def _attend(self, layer: int, projected: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The block's own attention on given queries, keys and values ``[rows, pos, head, d]``.
 
-        Its projections run on one token only: their results are not used.
-        """
-        attention = self.run.model.bridge.blocks[layer].attn
-        seen: list[torch.Tensor] = []
+def attend(run: Run, layer: int, projected: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A block's own attention on given queries, keys and values ``[rows, pos, head, d_head]``.
 
-        def little(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            return (inputs[0][:1, :1],)
+    Its projections run on one token only: their results are not used.
+    """
+    attention = run.model.bridge.blocks[layer].attn
+    seen: list[torch.Tensor] = []
 
-        def note(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            seen.append(inputs[0])
-            return little(module, inputs)
+    def little(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0][:1, :1],)
 
-        rows, pos = projected["q"].shape[:2]
-        nothing = projected["q"].new_zeros(()).expand(rows, pos, self.run.residual.shape[-1])
-        # Torch's own hooks: TransformerLens' context manager takes longer than this attention.
-        with contextlib.ExitStack() as stack:
-            for source, value in projected.items():
-                module, flat = getattr(attention, source), value.flatten(-2)
-                stack.enter_context(module.register_forward_pre_hook(little))
-                stack.enter_context(
-                    module.register_forward_hook(lambda module, inputs, out, flat=flat: flat)
-                )
-            stack.enter_context(attention.o.register_forward_pre_hook(note))
-            more = self.run.for_rows(self.run.attention_arguments[layer], rows)
-            attention(hidden_states=nothing, **more)
-        return seen[0].reshape(projected["q"].shape)
+    def note(module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        seen.append(inputs[0])
+        return little(module, inputs)
+
+    rows, pos = projected["q"].shape[:2]
+    nothing = projected["q"].new_zeros(()).expand(rows, pos, run.residual.shape[-1])
+    # Torch's own hooks: TransformerLens' context manager takes longer than this attention.
+    with contextlib.ExitStack() as stack:
+        for source, value in projected.items():
+            module, flat = getattr(attention, source), value.flatten(-2)
+            stack.enter_context(module.register_forward_pre_hook(little))
+            stack.enter_context(
+                module.register_forward_hook(lambda module, inputs, out, flat=flat: flat)
+            )
+        stack.enter_context(attention.o.register_forward_pre_hook(note))
+        more = run.for_rows(run.attention_arguments[layer], rows)
+        attention(hidden_states=nothing, **more)
+    return seen[0].reshape(projected["q"].shape)
 
 
 class _Stream:

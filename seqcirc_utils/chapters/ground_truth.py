@@ -13,6 +13,7 @@ from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.search import Discovery, ranked, shuffled_orders, sweep
 from seqcirc_utils.components import Component, components
+from seqcirc_utils.methods.recovery import recovery
 from seqcirc_utils.planted.circuits import PLANTED, smallest, stand_ins
 
 SEARCHES: dict[str, Callable[[Evaluator, float], Discovery]] = {
@@ -41,6 +42,9 @@ class GroundTruth(Findings):
             that its circuit keeps, how many circuits it tried, and whether it is one of the
             smallest.
         orders: The same of two-sided sweeps in random orders.
+        methods: A row per model and method of chapter 10: the ``auroc`` of its scores' sizes for
+            working against idle components, whether the largest are a smallest circuit
+            (``recovered``), and ``why`` it does not apply.
         joint: What share of the logit difference is left with two components mean-ablated.
         alone: The same with one component mean-ablated, a row per model, task and component.
         accuracy: The share of prompts that the worst of the models answers rightly.
@@ -62,6 +66,9 @@ class GroundTruth(Findings):
     )
     orders: pd.DataFrame = table(
         "orders.csv", planted=str, task=str, order=int, components=str, right=bool
+    )
+    methods: pd.DataFrame = table(
+        "methods.csv", planted=str, method=str, auroc=float, recovered=bool, why=str
     )
     joint: pd.DataFrame = table("joint.csv", first=str, second=str, share=float, planted=str)
     alone: pd.DataFrame = table("alone.csv", planted=str, task=str, component=str, share=float)
@@ -94,6 +101,7 @@ class GroundTruth(Findings):
         return cls(
             searches=_searches(found, truth),
             orders=_orders(first, truth, at),
+            methods=pd.concat([_methods(at, name, first[name]) for name in PLANTED]),
             joint=pd.concat([_joint(name, first[name]) for name in JOINT]),
             alone=alone,
             accuracy=accuracy,
@@ -125,6 +133,22 @@ def _evaluator(at: Setting, name: str, task: str) -> Evaluator:
     few = {**at.parameters, "n_prompts": min(at["n_prompts"], MOST_PROMPTS)}
     own = Setting(few, model=PLANTED[name].build(task))
     return Evaluator(own.model, own.sets(task).discovery, own.means(task))
+
+
+def _methods(at: Setting, name: str, evaluator: Evaluator) -> pd.DataFrame:
+    """What every method makes of one model of the first task."""
+    known, few = PLANTED[name], {**at.parameters, "n_prompts": len(evaluator.prompts)}
+    sets = Setting(few, model=evaluator.model).sets(at["tasks"][0])
+    table = recovery(
+        evaluator.model,
+        sets,
+        evaluator.replacement,
+        known.circuit - known.unseen,
+        known.smallest,
+        at["threshold"],
+        at["seed"],
+    )
+    return table.assign(planted=name)[["planted", *table.columns]]
 
 
 def _alone(models: Mapping[tuple[str, str], Evaluator]) -> pd.DataFrame:

@@ -99,7 +99,10 @@ def minimality(
 def curve(
     evaluator: Evaluator, ranking: Sequence[Component], sizes: Sequence[int]
 ) -> tuple[pd.DataFrame, float, float]:
-    """Faithfulness by circuit size, and its areas (the MIB benchmark's CPR and CMD).
+    """Faithfulness by circuit size, and its areas.
+
+    These are of the share kept; the MIB benchmark's CPR and CMD, which subtract the empty circuit,
+    are in :mod:`seqcirc_utils.methods.benchmark`.
 
     Args:
         evaluator: Evaluation prompts.
@@ -107,8 +110,8 @@ def curve(
         sizes: How many of them to keep; 0 and all are added.
 
     Returns:
-        A table ``size``, ``faithfulness``; CPR, the area under faithfulness (more is better) and
-        CMD, the area of |1 - faithfulness| (less is better), over the kept share of components.
+        A table ``size``, ``faithfulness``; the area under faithfulness (more is better) and
+        the area of |1 - faithfulness| (less is better), over the kept share of components.
     """
     whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
     sizes = sorted({0, len(ranking), *sizes})

@@ -124,7 +124,7 @@ def size_curve(found: CircuitDiscovery) -> Figure:
 def chance_told(found: CircuitDiscovery) -> Markdown:
     """The areas of the curve, and what the best random circuits keep."""
     return Markdown(
-        f"CPR **{found.cpr:.2f}**, CMD **{found.cmd:.2f}**. "
+        f"Area below the curve **{found.cpr:.2f}**, off 1 **{found.cmd:.2f}**. "
         + " ".join(
             f"Of {len(scores)} circuits of the kind *{kind}* the best keeps {max(scores):.0%} "
             f"(p = {short(found.p[kind])}; so many draws cannot give less than "

@@ -327,3 +327,28 @@ def headline(found: GroundTruth) -> Markdown:
         f"{right['published sweep']}, the same with a two-sided rule {right['two-sided sweep']}, "
         f"the ranked search {right['ranked']}."
     )
+
+
+def methods_table(found: GroundTruth) -> Styler:
+    """AUROC of each method on each model; ✓: its best are a smallest circuit."""
+    marks = found.methods["recovered"].map({True: " ✓", False: ""})
+    told = found.methods["auroc"].map("{:.2f}".format) + marks
+    told = told.where(found.methods["auroc"].notna(), "–")
+    shown = found.methods.assign(told=told).pivot(index="method", columns="planted", values="told")
+    shown = shown.loc[found.methods["method"].unique(), list(PLANTED)]
+    return shown.rename(columns={name: known.title for name, known in PLANTED.items()}).style
+
+
+def methods_told(found: GroundTruth) -> Markdown:
+    """Which methods find every circuit, and what the redundant pair and the negative head do."""
+    rows = found.methods.set_index(["planted", "method"])
+    whole = rows["recovered"].unstack("planted")
+    every = ", ".join(whole.index[whole.all(axis=1)]) or "none"
+    pair, against = (whole.index[whole[name]].tolist() for name in ("pair", "negative"))
+    return Markdown(
+        f"Of {len(whole)} methods, these rank every model's circuit first: **{every}**. On the "
+        f"redundant pair {len(pair)} do ({', '.join(pair) or 'none'}): where either head "
+        "suffices, replacing one of them costs nothing, and a score of single replacements is "
+        f"blind to both. With the negative head {len(against)} do; its score is below zero, so "
+        "that it counts by its size."
+    )

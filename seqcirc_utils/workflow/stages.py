@@ -43,6 +43,7 @@ STAGES: dict[str, Stage] = {
         Stage("02_logit_attribution"),
         Stage("03_patching"),
         Stage("04_circuit_discovery", needs=("03_patching",)),
+        Stage("10_methods", needs=("03_patching", "04_circuit_discovery")),
         Stage("05_component_roles", needs=("03_patching", "04_circuit_discovery")),
         Stage(
             "06_cross_task",

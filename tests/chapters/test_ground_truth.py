@@ -49,6 +49,19 @@ def test_what_is_left_is_what_was_planted(found):
     assert orders.to_dict() == dict.fromkeys(PLANTED, [0, 1])
 
 
+def test_methods_are_held_to_what_was_planted(found):
+    rows = found.methods.set_index(["planted", "method"])
+    assert len(rows) == 11 * len(PLANTED) and rows["auroc"].dropna().between(0, 1).all()
+    for name in ("path", "negative"):  # the head against the answer counts by its size
+        assert rows.loc[(name, "exact ablation"), "auroc"] == 1
+        assert rows.loc[(name, "exact ablation"), "recovered"]
+    assert not rows.loc[("pair", "exact ablation"), "recovered"]  # one at a time misses neither
+    assert rows.loc[("pair", "ranked search"), "recovered"]
+    shown = figures.methods_table(found).to_html()
+    assert "ranked search" in shown and "Negative head" in shown and "✓" in shown
+    assert "redundant pair" in figures.methods_told(found).data
+
+
 def test_components_are_listed_in_order_and_read_back():
     names = {Component(1, 2), Component(0, None), Component(0, 2), Component(1, None)}
     assert listed(names) == "0.2 mlp0 1.2 mlp1" and parsed(listed(names)) == names

@@ -1,0 +1,1 @@
+"""Scores of components and edges by many methods, through one door, and how good each is."""
