@@ -18,6 +18,8 @@ from tqdm import tqdm
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.pruning import Pruning
+from seqcirc_utils.ablation.released import ReleasedPruning
+from seqcirc_utils.ablation.replay import Run
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
@@ -132,6 +134,17 @@ class Search:
         return Discovery(set(self.left()), self.score, self.steps)
 
 
+class _ReleasedSearch(Search):
+    """A search whose means shift as in the released code."""
+
+    def __init__(self, corrupted: Run, *settings: Any) -> None:
+        self.corrupted = corrupted
+        super().__init__(*settings)
+
+    def begin(self) -> ReleasedPruning:
+        return ReleasedPruning(self.evaluator, self.corrupted, self.out)
+
+
 # A log is continued only by the code that began it.
 _CODE = hashlib.sha256(
     b"".join(
@@ -204,6 +217,7 @@ def sweep(
     *,
     two_sided: bool = False,
     orders: Callable[[Model], Iterator[tuple[str, list[Component]]]] = published_orders,
+    corrupted: Run | None = None,
     checkpoint: Path | None = None,
     progress: str | None = None,
 ) -> Discovery:
@@ -218,6 +232,8 @@ def sweep(
         two_sided: Also refuse removals that overshoot ``2 - threshold``; the published rule does
             not.
         orders: Names and orders of the sweeps.
+        corrupted: The run of the corrupted prompts behind the evaluator's means: searches as the
+            released code does, whose means of MLPs shift with the heads removed (B34).
         checkpoint: File that an interrupted search continues from.
         progress: Label of a progress bar.
 
@@ -225,7 +241,11 @@ def sweep(
         UserError: for a threshold outside (0, 1], a whole model whose mean logit difference is not
             positive, or logits that are not finite.
     """
-    search = Search(evaluator, "sweep", threshold, two_sided, checkpoint, progress)
+    settings = threshold, two_sided, checkpoint, progress
+    if corrupted is None:
+        search = Search(evaluator, "sweep", *settings)
+    else:
+        search = _ReleasedSearch(corrupted, evaluator, "sweep as released", *settings)
     for phase, order in orders(evaluator.model):
         before = len(search.out)
         for component in order:
