@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
 from seqcirc_utils.paper.across_models import AcrossModels
-from seqcirc_utils.paper.rules import VERDICTS
+from seqcirc_utils.paper.effects import VERDICTS
 
 _UNTOLD = "There is nothing to draw: "
 
