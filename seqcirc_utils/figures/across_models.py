@@ -131,7 +131,7 @@ def claims_map(found: AcrossModels) -> Figure | Markdown:
         return Markdown(f"{_UNTOLD}no model's claims are judged here.")
     table = carried(found).drop(columns="alike").T
     others = [v for v in pd.unique(table.to_numpy().ravel()) if v not in VERDICTS]
-    palette = [ANSWER, LAST, "#d5d5d5", *OKABE_ITO[2:]]
+    palette = [ANSWER, LAST, "#e3b94d", "#d5d5d5", *OKABE_ITO[2:]]
     verdicts = [*VERDICTS, *others]
     looks = {v: palette[i % len(palette)] for i, v in enumerate(verdicts)}
     figure, axis = plt.subplots(figsize=(9, 0.5 * len(table) + 1.3), layout="constrained")
