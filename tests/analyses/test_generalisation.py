@@ -369,7 +369,7 @@ def test_figures_say_what_the_tables_say():
     ]
     cells = [t.get_text() for t in second.axes[0].texts]
     assert cells == ["0.00*\n(0.90)", "1.00\n(0.90)", "0.50\n(0.70)", "1.00"]
-    shown = second.axes[0].images[0].get_array()
+    shown = second.axes[0].collections[0].get_array().reshape(2, 2)
     assert np.allclose(shown, [[-90, 10], [-20, 0]])
 
 
