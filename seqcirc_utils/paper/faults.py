@@ -124,8 +124,9 @@ def _misjudged(e: Evidence, fault: str) -> str:
         for key in ("judged differently", "candidates", "kept as meant", "kept by the code")
     )
     return (
-        f"{different} of {all_} such edges are judged differently; kept as meant {meant}, by the "
-        f"published code {code}"
+        f"by an emulation of this fault alone {different} of {all_} such edges are judged "
+        f"differently, kept {code} instead of {meant}. That is not what the released code keeps: "
+        "its step differs in more than this, and piles up cuts from the first MLP on"
     )
 
 
