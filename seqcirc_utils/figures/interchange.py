@@ -57,6 +57,22 @@ def headline(found: Interchange) -> Markdown:
     )
 
 
+def numbers(found: Interchange) -> dict[str, str]:
+    """What the book's first page quotes: shares of interchanged answers, in percent."""
+    told = dict.fromkeys(("layer", "across", "same", "placebo"), "none")
+    if found.best is not None:
+        rows = _at_best(found, "deviation")
+        parts = {"across": _across(rows), "same": _same(rows)}
+        parts["placebo"] = _at_best(found, "placebo")
+        told = {name: f"{100 * part['wanted'].mean():.0f}" for name, part in parts.items()}
+        told["layer"] = str(found.best)
+    heads = _across(found.heads[found.heads["kind"] == "deviation"])
+    shares = heads.groupby("set")["wanted"].mean()
+    for name in ("shared heads", "random heads"):
+        told[name.replace(" ", "-")] = f"{100 * shares[name]:.0f}" if name in shares else "none"
+    return {f"interchange-{name}": value for name, value in told.items()}
+
+
 def _heads_in_short(found: Interchange) -> str:
     if found.heads.empty:
         return ""
