@@ -78,6 +78,7 @@ def readout(
     """
     read = logits(model, model.bridge.ln_final(stream), slice(None)).float()  # [..., vocab]
     own = read.gather(-1, ids.expand(*read.shape[:-1], -1))
-    norm = read.double().logsumexp(-1, keepdim=True)
-    probabilities = (own.double() - norm).exp().float()
-    return probabilities.cpu(), (own >= read.amax(-1, keepdim=True)).cpu()
+    top = own >= read.amax(-1, keepdim=True)
+    # On the CPU: not every GPU has double precision.
+    probabilities = (own.cpu().double() - read.cpu().double().logsumexp(-1, keepdim=True)).exp()
+    return probabilities.float(), top.cpu()

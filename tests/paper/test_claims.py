@@ -520,6 +520,7 @@ def test_each_missing_file_leaves_all_rows(world):
         path.unlink()
         table = claims.claims_table(world.evidence)
         assert len(table) == len(ALL)
+        table = table[table["claim"] != "C27"]  # it takes more heads than this world has
         for row in table[table["verdict"] == NOT_TESTED].itertuples():
             assert path.name in row.reason, (row.claim, row.reason)
         faults.faults_table(world.evidence)
@@ -533,6 +534,7 @@ def test_each_missing_column_is_named(world):
         for column in whole:
             store.write_csv(path, whole.drop(columns=column))
             table = claims.claims_table(world.evidence)
+            table = table[table["claim"] != "C27"]
             for row in table[table["verdict"] == NOT_TESTED].itertuples():
                 assert column in row.reason and path.name in row.reason
             faults.faults_table(world.evidence)
