@@ -28,7 +28,7 @@ document.addEventListener("DOMContentLoaded", () => {
 // One switch shows or hides all code of a page.
 document.addEventListener("DOMContentLoaded", () => {
   const cells = [...document.querySelectorAll("main .cell details.hide")];
-  const title = document.querySelector("main h1");
+  const title = document.querySelector("main article h1"); // the first h1 is for print
   if (!cells.length || !title) return;
   const button = document.createElement("button");
   button.type = "button";

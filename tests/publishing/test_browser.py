@@ -249,6 +249,16 @@ def test_dark_mode_can_be_switched_on(opened):
     assert brightness() < 60
 
 
+def test_one_switch_opens_all_code_and_the_reading_time_is_told(opened):
+    page = opened("runs/09_claims.html")
+    switch, code = page.locator("button.code-switch"), page.locator("main .cell details.hide")
+    assert switch.is_visible() and page.locator(".reading-time").is_visible()
+    for key, open_ in (("Enter", True), ("Space", False)):
+        switch.press(key)
+        assert switch.get_attribute("aria-pressed") == str(open_).lower()
+        assert code.evaluate_all("found => found.map(e => e.open)") == [open_] * code.count()
+
+
 def test_the_circuit_map_answers(opened):
     page = opened("runs/06_cross_task.html")
     map_, told = page.locator(".seqcirc-map").first, page.locator(".seqcirc-map .d").first
