@@ -1,9 +1,9 @@
 """What was published, and what the runs of one model found: the evidence for claims and faults."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,19 @@ def published() -> dict[str, Any]:
     return store.read_json(Path(__file__).parent / "published.json")
 
 
+def _once(method: Callable) -> Callable:
+    """Let a method of evidence look up the same thing once: rules ask for it head by head."""
+
+    @wraps(method)
+    def looked_up(self: "Evidence", *asked: str, **named: str) -> Any:
+        key = (method.__name__, asked, *sorted(named.items()))
+        if key not in self._found:
+            self._found[key] = method(self, *asked, **named)
+        return self._found[key]
+
+    return looked_up
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The result files of one model, read when asked for.
@@ -59,10 +72,10 @@ class Evidence:
 
     directory: Path
     problems: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
-    _read: dict[Path, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
     _arrays: dict[Path, dict[str, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def model(self) -> dict[str, Any]:
@@ -97,13 +110,11 @@ class Evidence:
             raise UserError(f"{_of(name, task)} does not exist.")
         return where / name
 
+    @_once
     def table(self, name: str, task: str | None = None) -> pd.DataFrame:
         """A chapter's table by the name of its file, with the columns and types of its field."""
-        path = self.path(name, task)
-        found = self._read.get(path)
-        if found is None:
-            kind, field = TABLES[name]
-            found = self._read[path] = kind.one(path.parent, field)
+        kind, field = TABLES[name]
+        found = kind.one(self.path(name, task).parent, field)
         if found.empty:
             raise UserError(f"{_of(name, task)} has no rows: it does not apply to this model.")
         return found
@@ -117,6 +128,7 @@ class Evidence:
             found = found[key]
         return found
 
+    @_once
     def circuit(self, task: str, published: bool = False) -> Circuit:
         """A task's circuit, of the ranked search or of the published sweep."""
         suffix = "circuit.published.json" if published else "circuit.json"
@@ -146,6 +158,7 @@ class Evidence:
         table = self.table("04_circuit_discovery.csv", task)
         return 100 * table.set_index("component")["change"]
 
+    @_once
     def n_prompts(self, task: str) -> int:
         """How many prompts the effects of a task rest on."""
         return self.ablations(task)[1].shape[1]
@@ -221,6 +234,7 @@ class Evidence:
         table = self.table("06_cross_task.csv")
         return 100 * cell(table, "mean", "06_cross_task.csv", mode="kept", set=circuit, task=task)
 
+    @_once
     def roles(self, task: str) -> pd.DataFrame:
         """The table of roles, by component."""
         table = self.table("05_component_roles.csv", task)
@@ -245,6 +259,7 @@ class Evidence:
             raise UserError(f"{_of(name, task)} has no attention from {query} to {key}.")
         return 100 * rows.set_index("component")["mean"]
 
+    @_once
     def ov(self, task: str, score: str, read: str = "own", words: str = "members") -> pd.DataFrame:
         """OV scores of all heads, by component: columns ``top5``, ``low``, ``high``, ``p`` …"""
         name = "05_component_roles.ov.csv"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from seqcirc_utils.analyses.generalisation import SUBJECTS
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import claims as figures
-from seqcirc_utils.paper import claims, faults, role_rules
+from seqcirc_utils.paper import claims, effects, faults, role_rules
 from seqcirc_utils.paper.claims import OPEN
 from seqcirc_utils.paper.effects import UNDECIDED
 from seqcirc_utils.paper.evidence import (
@@ -516,33 +517,79 @@ def test_missing_evidence_says_so(tmp_path):
     assert len(table) == 33 and table["effect"].str.startswith(NOT_TESTED + ": ").all()
 
 
+def readers(world):
+    """The claims and the faults that read a result file, by its path."""
+    found = defaultdict(lambda: (set(), set()))
+
+    class Noting(Evidence):
+        def path(self, name, task=None):
+            path = super().path(name, task)
+            found[path][about].add(asks)
+            return path
+
+    for about, names in enumerate((ALL, faults.EFFECTS)):
+        for asks in names:  # each with evidence of its own: nothing was read before
+            noting = Noting(world.directory)
+            if about:
+                faults.EFFECTS[asks][1](noting)
+            else:
+                claims.judge(asks, noting)
+                assert effects.judge(asks, noting).verdict != NOT_TESTED
+    return found
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """Results in which all is there, and which claims and faults read what of it."""
+    world = World(tmp_path_factory.mktemp("read"), TWO)
+    return world, readers(world)
+
+
+@pytest.fixture
+def tables_without(read, monkeypatch):
+    """Both tables of what a file has a part in: all other rows are as they were."""
+    (world, found), everything = read, published()
+
+    def judged(path):
+        asked, shown = found[path]
+        some = everything | {
+            "claims": [c for c in everything["claims"] if c["id"] in asked],
+            "faults": [f for f in everything["faults"] if f["id"] in shown],
+        }
+        monkeypatch.setattr(claims, "published", lambda: some)
+        monkeypatch.setattr(faults, "published", lambda: some)
+        tables = claims.claims_table(world.evidence), faults.faults_table(world.evidence)
+        assert [len(table) for table in tables] == [len(asked), len(shown)]
+        return tables
+
+    return judged
+
+
 @pytest.mark.slow
-def test_each_missing_file_leaves_all_rows(tmp_path):
-    world = World(tmp_path, TWO)
-    assert NOT_TESTED not in set(claims.claims_table(world.evidence)["verdict"])
-    for path in sorted([*world.directory.glob("*.*"), *world.directory.glob("months/*")]):
+def test_each_missing_file_leaves_all_rows(read, tables_without):
+    files = read[0].directory
+    for path in sorted([*files.glob("*.*"), *files.glob("months/*")]):
         content = path.read_bytes()
         path.unlink()
-        table = claims.claims_table(world.evidence)
-        assert len(table) == len(ALL)
+        table, _ = tables_without(path)
         for row in table[table["verdict"] == NOT_TESTED].itertuples():
             assert path.name in row.reason, (row.claim, row.reason)
-        faults.faults_table(world.evidence)
         path.write_bytes(content)
 
 
 @pytest.mark.slow
-def test_each_missing_column_is_named(tmp_path):
-    world = World(tmp_path, TWO)
-    for path in sorted([*world.directory.glob("*.csv"), *world.directory.glob("months/*.csv")]):
+def test_each_missing_column_is_named(read, tables_without):
+    files, lacking = read[0].directory, 0
+    for path in sorted([*files.glob("*.csv"), *files.glob("months/*.csv")]):
         whole = store.read_csv(path)
         for column in whole:
             store.write_csv(path, whole.drop(columns=column))
-            table = claims.claims_table(world.evidence)
+            table, _ = tables_without(path)
             for row in table[table["verdict"] == NOT_TESTED].itertuples():
                 assert column in row.reason and path.name in row.reason
-            faults.faults_table(world.evidence)
+                lacking += 1
         store.write_csv(path, whole)
+    assert lacking > 100
 
 
 def test_a_failed_task_is_the_reason(world):
