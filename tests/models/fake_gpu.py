@@ -89,8 +89,8 @@ def install():
     return _Mode()
 
 
-def everything(model, reader, speller):
-    """What the package computes with a model (a second one reads texts, a third characters)."""
+def everything(model):
+    """What the package computes with a model and prompts."""
     sets = drawing.prompt_sets(model, "months", n_prompts=4, n_means=5)
     prompts, words = sets.evaluation, vocabulary.vocabulary("months", model.tokenizer)
     yield "score", scores.score(model, prompts)
@@ -135,6 +135,14 @@ def everything(model, reader, speller):
     yield "member lens", attribution.member_lens(model, prompts, words)
     by_position = attribution.position_attribution(model, prompts[[0]], sets.corrupted[[0]])
     yield "by position", [*by_position.values()]
+    if "ln1_post" not in model.bridge.blocks[0]._modules:
+        found = attribution.direct_attribution(attribution.processed(model), prompts)
+        yield "direct attribution", found[1]
+
+
+def of_texts(reader, speller):
+    """What it computes with texts and characters, which no architecture takes otherwise."""
+    edits = [editing.Edit(Component(1, 0), 0.5), editing.Edit(Component(1, None), 0.0)]
     yield "text", text.text_loss(reader, [[], [Component(1, 0), Component(1, None)]])
     pieces = plain_text.text_chunks(reader)[0][:9]
     yield "edited text", [*editing.Measured.text(reader, pieces, edits).after.values()]
@@ -142,9 +150,6 @@ def everything(model, reader, speller):
     for kind in answers_module.KINDS:
         bench = answers_module.Bench(speller, fitted, kind, max_tokens=600)
         yield f"probe {kind}", bench.ablated([[Component(0, 1), Component(2, 0)]])
-    if "ln1_post" not in model.bridge.blocks[0]._modules:
-        found = attribution.direct_attribution(attribution.processed(model), prompts)
-        yield "direct attribution", found[1]
 
 
 def astuple_of(value):
@@ -170,18 +175,21 @@ def main():
         save_tiny("llama", places["reader"], tokenizer_of(r"\d"))
         save_tiny("llama", places["speller"], character_tokenizer())
         stack.enter_context(install())
-        for name in ARCHITECTURES:
+        for done, names in [
+            *((everything, [name]) for name in ARCHITECTURES),
+            (of_texts, ["reader", "speller"]),
+        ]:
             sides = []
             for device in ("cpu", "auto"):
-                loaded = [loading.load(str(places[n]), device) for n in (name, "reader", "speller")]
+                loaded = [loading.load(str(places[name]), device) for name in names]
                 kind = NAME if device == "auto" else "cpu"
                 for lm in loaded:
                     held = [*lm.bridge.parameters(), *lm.bridge.buffers()]
                     assert lm.facts.device == kind and {x.device.type for x in held} == {kind}
-                sides.append(everything(*loaded))
+                sides.append(done(*loaded))
             for (what, here), (_, there) in zip(*sides, strict=True):
                 np.testing.assert_allclose(numbers(there), numbers(here), 1e-5, 1e-5, err_msg=what)
-                print(name, what)
+                print(names[0], what)
 
 
 if __name__ == "__main__":
