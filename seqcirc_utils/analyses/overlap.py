@@ -38,7 +38,7 @@ def _law(sizes: Sequence[int], total: int) -> np.ndarray:
     counts = np.zeros(total + 1)
     counts[sizes[0]] = 1.0
     support = np.arange(total + 1)
-    for size in sizes[1:]:
+    for size in sizes[1:] if total else ():  # of nothing, scipy's law is NaN
         counts = sum(
             (counts[k] * hypergeom.pmf(support, total, k, size) for k in np.flatnonzero(counts)),
             np.zeros(total + 1),

@@ -150,6 +150,11 @@ def test_edges_are_compared_among_shared_nodes():
         overlap.edge_overlap({"a": common, "b": []})
 
 
+def test_circuits_without_a_common_node_share_no_edge_by_any_chance():
+    found = overlap.edge_overlap({"a": ["0.1->mlp0"], "b": ["0.2->mlp1"]})
+    assert vars(found) == {"shared": [], "possible": 0, "expected": 0, "p": 1}
+
+
 @pytest.fixture(scope="module")
 def evaluators(gpt2):
     found = {}
