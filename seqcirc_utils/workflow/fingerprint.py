@@ -69,24 +69,39 @@ def _cells(path: Path) -> list[dict[str, Any]]:
 
 def _used(code: str, here: Path, origin: Path) -> set[Path]:
     try:
-        tree = ast.parse(code)
+        imports, data = _named(code)
     except SyntaxError as error:
         raise UserError(f"{origin} is not Python ({error.msg}, line {error.lineno}).") from None
     found: set[Path | None] = set()
-    for node in ast.walk(tree):
+    for base, level, names in imports:
+        if level:
+            parts = here.relative_to(_PACKAGE.parent).parts
+            parts = parts[: len(parts) - level + 1]
+            base = ".".join([*parts, *([base] if base else [])])
+        found |= {_module(base)} | {_module(f"{base}.{name}") for name in names}
+    for name in data:
+        found |= {p for p in (here / name, _PACKAGE / name) if p.is_file()}
+    return {path for path in found if path is not None}
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(code: str) -> tuple[set[tuple[str, int, tuple[str, ...]]], set[str]]:
+    """What code imports (module, how many levels up, names of it), and the data files it names.
+
+    Most modules decide most stages, and to parse them takes long.
+    """
+    imports: set[tuple[str, int, tuple[str, ...]]] = set()
+    data: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            found |= {_module(alias.name) for alias in node.names}
+            imports |= {(alias.name, 0, ()) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = here.relative_to(_PACKAGE.parent).parts
-                parts = parts[: len(parts) - node.level + 1]
-                base = ".".join([*parts, *([base] if base else [])])
-            found |= {_module(base)} | {_module(f"{base}.{alias.name}") for alias in node.names}
+            names = tuple(alias.name for alias in node.names)
+            imports.add((node.module or "", node.level, names))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if node.value.endswith(_DATA) and re.fullmatch(r"[\w./-]+", node.value):
-                found |= {p for p in (here / node.value, _PACKAGE / node.value) if p.is_file()}
-    return {path for path in found if path is not None}
+                data.add(node.value)
+    return imports, data
 
 
 def _module(name: str) -> Path | None:
