@@ -45,7 +45,7 @@ RUN = $(call option,params,PARAMS) $(call option,model,MODEL) $(call option,core
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help params setup book models sweep serve pdf notebooks test test-fast bench proof lint format clean distclean FORCE
+.PHONY: help params setup book plan models sweep serve pdf notebooks test test-fast bench proof lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PROFILE=dir] [PORT=n] [PYTHON=python3.12]'
@@ -73,6 +73,9 @@ endif
 
 book: setup ## Run every analysis and build the book into _build/html
 	@$(PY) -m seqcirc_utils book $(RUN)
+
+plan: setup ## Tell how many jobs the book has, and about how long they take
+	@$(PY) -m seqcirc_utils plan $(call option,params,PARAMS) $(call option,model,MODEL)
 
 models: setup ## Make the books of all models that are compared, side by side in _build/models
 	@$(PY) -m seqcirc_utils models $(RUN)

@@ -20,6 +20,7 @@ from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import fetching, terms, zoo
 from seqcirc_utils.publishing import building, pages, pdf, shelf
 from seqcirc_utils.workflow import (
+    costs,
     execution,
     parameters,
     progress,
@@ -60,6 +61,7 @@ def run(plan: Plan, cores: int | None = None, until: Sequence[str] = (), profile
         UserError: before any compute for bad parameters, afterwards if a part failed.
     """
     jobs = _ready([plan], cores, until, profile)
+    print(costs.told(jobs), file=sys.stderr)
     with progress.Watch(jobs):
         snakemake.run([plan], cores, until, profile)
     for job in jobs:
@@ -261,6 +263,13 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("book", _book, *both, help="run everything, build the book")
+    add(
+        "plan",
+        lambda given: print(costs.told(_plan(given).jobs())),
+        common,
+        alone=False,
+        help="tell how many jobs a run has, and about how long it takes",
+    )
     part = add("run", _run, *both, help="run stages, build no book")
     part.add_argument("--until", nargs="+", default=[], metavar="STAGE", help="default: all")
     add("models", _models, *both, help="run the models that are compared, a book for each")

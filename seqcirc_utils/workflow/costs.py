@@ -1,0 +1,105 @@
+"""About how long a run will take, from costs measured once and from earlier runs of its jobs."""
+
+import contextlib
+import heapq
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqcirc_utils import store
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.workflow import progress
+from seqcirc_utils.workflow.planning import Job
+
+CORES = (2, 4, 8, 16)
+"""Numbers of cores that an estimate is given for."""
+
+
+def shipped() -> dict[str, Any]:
+    """What was measured: ``model``, and ``cpu_seconds`` of a job by stage and number of prompts.
+
+    Nothing where the file is missing: all stages are then unknown.
+    """
+    with contextlib.suppress(UserError):
+        return store.read_json(store.ROOT / "benchmarks" / "costs.json")
+    return {"model": "", "cpu_seconds": {}}
+
+
+def at_size(measured: Mapping[str, float], n_prompts: int) -> float:
+    """CPU seconds of a job with so many prompts.
+
+    Args:
+        measured: Number of prompts, as text, to seconds: one or more.
+        n_prompts: How many there are.
+
+    Returns:
+        On the line through the two measured sizes that are nearest: a job costs something without
+        any prompt. Where one size was measured, it stands for all.
+    """
+    sizes = sorted(map(int, measured))
+    if len(sizes) == 1:
+        return measured[str(sizes[0])]
+    near = sorted(sorted(sizes, key=lambda size: abs(size - n_prompts))[:2])
+    slope, base = np.polyfit(near, [measured[str(size)] for size in near], 1)
+    return max(0.0, float(base + slope * n_prompts))
+
+
+def seconds(jobs: Sequence[Job], costs: Mapping[str, Any]) -> dict[Path, float]:
+    """Seconds that jobs take: as they last took, else as measured for their number of prompts.
+
+    Returns:
+        Record of a job to its seconds on one core, without those that nothing is known of: a stage
+        that was not measured, or another model than the measured one. Threads do not count.
+    """
+    last, known = progress.recorded(jobs), {}
+    for job in jobs:
+        if job.name in last:
+            known[job.record] = last[job.name]
+        elif job.plan.model == costs["model"] and job.stage in costs["cpu_seconds"]:
+            n_prompts = job.plan.values.get("n_prompts", 4)  # the notebooks' own
+            known[job.record] = at_size(costs["cpu_seconds"][job.stage], n_prompts)
+    return known
+
+
+def makespan(took: Sequence[float], needs: Sequence[Sequence[int]], cores: int) -> float:
+    """Seconds until all jobs are done, one core each, the longest chain of waiting work first.
+
+    Args:
+        took: Seconds of each job.
+        needs: For each job the places of those it waits for, all earlier ones.
+        cores: How many jobs run at once.
+    """
+    chain = list(took)  # from a job's start to the end of the longest chain behind it
+    for i in reversed(range(len(took))):
+        for need in needs[i]:
+            chain[need] = max(chain[need], took[need] + chain[i])
+    waiting, done, running, now = set(range(len(took))), set(), [], 0.0
+    while waiting or running:
+        ready = [i for i in waiting if done.issuperset(needs[i])]
+        for i in sorted(ready, key=lambda i: -chain[i])[: cores - len(running)]:
+            heapq.heappush(running, (now + took[i], i))
+            waiting.remove(i)
+        now, i = heapq.heappop(running)
+        done.add(i)
+    return now
+
+
+def told(jobs: Sequence[Job]) -> str:
+    """One line: how many jobs are to do, and about how long they take, upstream first given."""
+    todo = [job for job in jobs if not job.is_current()]
+    if not todo:
+        return "Nothing is to be run: all results are there."
+    known = seconds(todo, shipped())
+    line = f"{len(todo)} of {len(jobs)} jobs are to be run"
+    if unknown := sorted({job.stage for job in todo if job.record not in known}):
+        line += f"; what these take with this model is not known: {', '.join(unknown)}"
+    if known:
+        places = {record: i for i, record in enumerate(known)}
+        inputs = [job.inputs for job in todo if job.record in known]
+        needs = [[places[path] for path in paths if path in places] for paths in inputs]
+        took = list(known.values())
+        times = [f"{max(1, round(makespan(took, needs, n) / 60))} min on {n}" for n in CORES]
+        line += f"; about {round(sum(took) / 60)} CPU-minutes: {', '.join(times)} cores"
+    return line + "."

@@ -1,0 +1,75 @@
+"""The estimate of a run's time."""
+
+import re
+
+import pytest
+
+from seqcirc_utils import commands, store
+from seqcirc_utils.workflow import costs, stages
+from seqcirc_utils.workflow.planning import read_plan
+
+SIZES = {"default": "4", "laptop": "32"}
+
+
+@pytest.mark.parametrize(("cores", "end"), [(1, 10), (2, 6), (3, 6)])
+def test_a_chain_goes_first_and_cores_help_up_to_it(cores, end):
+    # 0 -> 1 is a chain of 6 seconds; 2 and 3 fill the gaps.
+    assert costs.makespan([1, 5, 2, 2], [[], [0], [], []], cores) == end
+    assert costs.makespan([2, 2, 1, 5], [[], [], [], [2]], cores) == end
+
+
+def test_a_line_goes_through_what_was_measured():
+    assert costs.at_size({"4": 10, "32": 38}, 18) == pytest.approx(24)
+    assert costs.at_size({"4": 10, "32": 38, "64": 38}, 100) == pytest.approx(38)
+    assert costs.at_size({"4": 10, "32": 0}, 100) == 0
+    assert costs.at_size({"4": 10}, 32) == 10
+
+
+@pytest.mark.parametrize("file", SIZES)
+def test_a_measured_size_takes_what_was_measured(file, monkeypatch):
+    """By stage, whatever stages there are by now; those not measured are unknown, and said."""
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    given, jobs = costs.shipped(), read_plan(store.ROOT / "params" / f"{file}.yml", "").jobs()
+    assert set(given["cpu_seconds"]) <= set(stages.STAGES)
+    known = costs.seconds(jobs, given)
+    assert known
+    for job in jobs:
+        measured = given["cpu_seconds"].get(job.stage)
+        if measured is None:
+            assert job.record not in known
+        elif SIZES[file] in measured:
+            assert known[job.record] == pytest.approx(measured[SIZES[file]])
+
+
+def test_a_stage_that_was_not_measured_is_told_and_all_else_goes_on(monkeypatch):
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    monkeypatch.setattr(costs.Job, "is_current", lambda job: False)
+    given, jobs = costs.shipped(), read_plan(store.ROOT / "params" / "laptop.yml", "").jobs()
+    del given["cpu_seconds"]["10_methods"]
+    monkeypatch.setattr(costs, "shipped", lambda: given)
+    said = costs.told(jobs)
+    assert "is not known: 10_methods" in said and "CPU-minutes" in said
+    assert "04_circuit_discovery" not in said
+    times = [int(part.split()[0]) for part in said.split(": ")[-1].split(", ")]
+    assert times == sorted(times, reverse=True) and times[0] > times[-1] >= 1
+
+
+def test_another_model_is_not_guessed_and_earlier_runs_go_first(monkeypatch):
+    given, file = costs.shipped(), store.ROOT / "params" / "laptop.yml"
+    jobs = read_plan(file, "gpt2").jobs()
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    assert not costs.seconds(jobs, given)
+    assert "not known" in costs.told(jobs)
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {jobs[0].name: 7.0})
+    assert costs.seconds(jobs, given) == {jobs[0].record: 7.0}
+
+
+def test_without_the_file_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert costs.shipped()["cpu_seconds"] == {}
+
+
+def test_plan_tells_it_and_runs_nothing(capsys):
+    assert commands.main(["plan", "--params", "params/quick.yml"]) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"(\d+ of \d+ jobs are to be run|Nothing is to be run)", said)
