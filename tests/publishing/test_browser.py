@@ -42,7 +42,8 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(bool(MISSING), reason=f"there is {MISSING}"),
 ]
-every_page = pytest.mark.parametrize("name", PAGES or [pytest.param("", id="none")])
+# What axe asks of colours, which are others in the dark; all else is as in the light.
+COLOURS = ("color-contrast", "link-in-text-block")
 
 # An image is blank if it shows one colour only. Drawn small, so that large figures are quick.
 IMAGES = """async () => {
@@ -98,58 +99,87 @@ def browser():
         )
 
 
+def go(context, address, name):
+    """Open a page; what it complains about, and what it asks of others, is in ``page.faults``."""
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.faults = []
+    page.on("console", lambda m: m.type == "error" and page.faults.append(m.text))
+    page.on("pageerror", lambda e: page.faults.append(str(e)))
+    page.on("requestfailed", lambda r: page.faults.append(f"failed: {r.url}"))
+    page.on("response", lambda r: r.status >= 400 and page.faults.append(f"{r.status} {r.url}"))
+    # Refused as well as noted: a test must not reach another machine.
+    page.route(
+        lambda url: not url.startswith((address, "data:", "blob:")),
+        lambda route: (page.faults.append(f"asked for {route.request.url}"), route.abort()),
+    )
+    page.goto(address + name, wait_until="load")
+    return page
+
+
+def context_of(browser, size):
+    # No transitions: what is looked at must have its final colours.
+    options = {"color_scheme": "light", "reduced_motion": "reduce"}
+    return browser.new_context(viewport=size, accept_downloads=True, **options)
+
+
 @pytest.fixture
 def opened(browser, address):
-    """Open a page; what it complains about, and what it asks of others, is in ``page.faults``."""
+    """Open a page as one who has never been here."""
     contexts = []
 
-    def go(name, size=DESKTOP, mode="light"):
-        # No transitions: what is looked at must have its final colours.
-        options = {"color_scheme": mode, "reduced_motion": "reduce"}
-        context = browser.new_context(viewport=size, accept_downloads=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.faults = []
-        page.on("console", lambda m: m.type == "error" and page.faults.append(m.text))
-        page.on("pageerror", lambda e: page.faults.append(str(e)))
-        page.on("requestfailed", lambda r: page.faults.append(f"failed: {r.url}"))
-        page.on("response", lambda r: r.status >= 400 and page.faults.append(f"{r.status} {r.url}"))
-        # Refused as well as noted: a test must not reach another machine.
-        page.route(
-            lambda url: not url.startswith((address, "data:", "blob:")),
-            lambda route: (page.faults.append(f"asked for {route.request.url}"), route.abort()),
-        )
-        page.goto(address + name, wait_until="load")
-        return page
+    def anew(name, size=DESKTOP):
+        contexts.append(context_of(browser, size))
+        return go(contexts[-1], address, name)
 
-    yield go
+    yield anew
     for context in contexts:
         context.close()
 
 
-@every_page
-def test_a_page_loads_by_itself_with_all_its_pictures(opened, name):
-    page = opened(name)
-    assert page.locator("h1").count() >= 1
-    for source, width, colours, alt in page.evaluate(IMAGES):
+@pytest.fixture(scope="module")
+def sizes(browser):
+    """A screen and a phone that look at one page after another: what they share is read once."""
+    contexts = {"screen": context_of(browser, DESKTOP), "phone": context_of(browser, PHONE)}
+    yield contexts
+    for context in contexts.values():
+        context.close()
+
+
+@pytest.fixture(scope="module", params=PAGES or [pytest.param("", id="none")])
+def on_screen(request, sizes, address):
+    """Every page in turn, on a screen, for all that is asked of it."""
+    page = go(sizes["screen"], address, request.param)
+    page.name = request.param
+    yield page
+    page.close()
+
+
+def test_a_page_loads_by_itself_with_all_its_pictures(on_screen):
+    assert on_screen.locator("h1").count() >= 1
+    for source, width, colours, alt in on_screen.evaluate(IMAGES):
         assert width > 0 and colours > 1, f"blank: {source}"
         assert "logo" in source or len(alt) > 15, f"says nothing to those who cannot see: {source}"
-    assert page.faults == []
+    assert on_screen.faults == []
 
 
-@every_page
-def test_a_phone_needs_no_scrolling_sideways(opened, name):
-    page = opened(name, PHONE)
+def test_a_phone_needs_no_scrolling_sideways(on_screen, sizes, address):
+    page = go(sizes["phone"], address, on_screen.name)
     assert page.evaluate(OVERFLOW) == []
+    page.close()
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-@every_page
-def test_axe_finds_nothing_serious(opened, name, mode):
+def test_axe_finds_nothing_serious(on_screen, mode):
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(opened(name, mode=mode)).response["violations"]
+    options = {"resultTypes": ["violations"]}
+    if mode == "dark":
+        options["runOnly"] = {"type": "rule", "values": COLOURS}
+        on_screen.emulate_media(color_scheme=mode)
+        on_screen.reload(wait_until="load")
+    assert on_screen.evaluate("document.documentElement.dataset.theme") == mode
+    found = Axe().run(on_screen, options=options).response["violations"]
     serious = [
         f"{v['id']}: {v['help']}: {v['nodes'][0]['html'][:200]} ({len(v['nodes'])} places)"
         for v in found
