@@ -27,21 +27,22 @@ def shipped() -> dict[str, Any]:
     return {"model": "", "cpu_seconds": {}}
 
 
-def at_size(measured: Mapping[str, float], n_prompts: int) -> float:
+def at_size(measured: Mapping[str, float], n_prompts: int) -> float | None:
     """CPU seconds of a job with so many prompts.
 
     Args:
-        measured: Number of prompts, as text, to seconds: one or more.
+        measured: Number of prompts, as text, or ``any``, to seconds.
         n_prompts: How many there are.
 
     Returns:
-        On the line through the two measured sizes that are nearest: a job costs something without
-        any prompt. Where one size was measured, it stands for all.
+        What was measured at this size; else the point on the line through the two nearest sizes,
+        since a job costs something without any prompt; None where only another one was measured.
     """
-    sizes = sorted(map(int, measured))
-    if len(sizes) == 1:
-        return measured[str(sizes[0])]
-    near = sorted(sorted(sizes, key=lambda size: abs(size - n_prompts))[:2])
+    if found := measured.get(str(n_prompts), measured.get("any")):
+        return found
+    near = sorted(map(int, measured), key=lambda size: abs(size - n_prompts))[:2]
+    if len(near) < 2:
+        return None
     slope, base = np.polyfit(near, [measured[str(size)] for size in near], 1)
     return max(0.0, float(base + slope * n_prompts))
 
@@ -51,7 +52,7 @@ def seconds(jobs: Sequence[Job], costs: Mapping[str, Any]) -> dict[Path, float]:
 
     Returns:
         Record of a job to its seconds on one core, without those that nothing is known of: a stage
-        that was not measured, or another model than the measured one. Threads do not count.
+        that was not measured at such a size, or another model. Threads do not count.
     """
     last, known = progress.recorded(jobs), {}
     for job in jobs:
@@ -59,7 +60,8 @@ def seconds(jobs: Sequence[Job], costs: Mapping[str, Any]) -> dict[Path, float]:
             known[job.record] = last[job.name]
         elif job.plan.model == costs["model"] and job.stage in costs["cpu_seconds"]:
             n_prompts = job.plan.values.get("n_prompts", 4)  # the notebooks' own
-            known[job.record] = at_size(costs["cpu_seconds"][job.stage], n_prompts)
+            if found := at_size(costs["cpu_seconds"][job.stage], n_prompts):
+                known[job.record] = found
     return known
 
 
@@ -94,12 +96,13 @@ def told(jobs: Sequence[Job]) -> str:
     known = seconds(todo, shipped())
     line = f"{len(todo)} of {len(jobs)} jobs are to be run"
     if unknown := sorted({job.stage for job in todo if job.record not in known}):
-        line += f"; what these take with this model is not known: {', '.join(unknown)}"
+        line += f"; what these take with this model and size is not known: {', '.join(unknown)}"
     if known:
         places = {record: i for i, record in enumerate(known)}
         inputs = [job.inputs for job in todo if job.record in known]
         needs = [[places[path] for path in paths if path in places] for paths in inputs]
         took = list(known.values())
         times = [f"{max(1, round(makespan(took, needs, n) / 60))} min on {n}" for n in CORES]
-        line += f"; about {round(sum(took) / 60)} CPU-minutes: {', '.join(times)} cores"
+        line += "; the others about" if unknown else "; about"
+        line += f" {round(sum(took) / 60)} CPU-minutes: {', '.join(times)} cores"
     return line + "."
