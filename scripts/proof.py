@@ -76,7 +76,7 @@ PARAMS = {
     "lengths": [4],
     "factors": [0.0, 2.0],
     "probes": ["months", "plus_2"],
-    **{"n_prompts": 4, "n_means": 8, "n_top": 2, "n_pairs": 1, "n_repeats": 1, "n_edge_prompts": 2},
+    **{"n_prompts": 4, "n_means": 8, "n_top": 6, "n_pairs": 1, "n_repeats": 1, "n_edge_prompts": 2},
     **dict.fromkeys(("n_null", "n_random", "n_matched", "n_draws", "n_key", "n_examples"), 2),
     **{"n_items": 8, "n_tested": 4, "seed": 0, "device": "cpu"},
 }
@@ -184,12 +184,13 @@ def prove(shell: InteractiveShell, name: str, root: Path) -> dict[str, Any]:
     directory = root / name.replace(" ", "-")
     shutil.rmtree(directory, ignore_errors=True)
     longer = {k: 256 for k in ("n_positions", "max_position_embeddings") if k in options}
-    config = getattr(transformers, kind)(**options | longer)
     row: dict[str, Any] = {"configuration": kind}
     began, cells = time.process_time(), {}
 
     def load() -> None:
-        row["accuracy"] = tiny_models.train(config, directory, TASKS, tiny_models.words())
+        config = getattr(transformers, kind)(**options | longer)
+        tokenizer, asked = tiny_models.words(), ["months"]
+        row["accuracy"] = tiny_models.train(config, directory, TASKS, tokenizer, asked=asked)
         case = a_case(name, directory)
         same_logits(directory, case.model, case.prompts.tokens)
         row["parameters"] = case.model.facts.n_parameters

@@ -5,6 +5,7 @@ Random weights cannot do the tasks, and a task that a model cannot do is skipped
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from seqcirc_utils import store
 from seqcirc_utils.models import loading
-from seqcirc_utils.prompts import drawing, probes, sequences
+from seqcirc_utils.prompts import drawing, probes, questions, sequences
 from seqcirc_utils.prompts import prompts as prompts_module
 
 sys.path.append(str(store.ROOT / "tests"))  # GPT-2's tokenizer is test data
@@ -33,7 +34,7 @@ def words() -> Any:
         texts += [f" {template.verb} in. {f} {f}" for f in template.fillers]
     for probe in probes.probes():
         texts += [f"{q.context}{q.answer}{q.wrong}{q.corrupted}" for q in probe.questions]
-    return tokenizers_made.tokenizer_of(r" ?\d+", [f"{' '.join(texts)}"])
+    return tokenizers_made.tokenizer_of(r" ?\d+", texts)
 
 
 def train(
@@ -42,8 +43,9 @@ def train(
     names: list[str],
     tokenizer: Any,
     prepend: str = "auto",
+    asked: Sequence[str] = (),
 ) -> float:
-    """Save a model of this configuration that continues these sequences.
+    """Save a model of this configuration that continues these sequences and answers these probes.
 
     Args:
         config: Its configuration; the size of the vocabulary is set here.
@@ -51,9 +53,10 @@ def train(
         names: The tasks.
         tokenizer: Its tokenizer.
         prepend: What stands in front of prompts, as ``loading.load`` takes it.
+        asked: Probes whose questions it is trained to answer too, in one token each.
 
     Returns:
-        Its accuracy on other prompts.
+        Its accuracy on other prompts of the tasks.
     """
     torch.manual_seed(0)
     config.vocab_size = len(tokenizer)
@@ -66,6 +69,9 @@ def train(
 
     def loss(batch: list[prompts_module.Prompts]) -> torch.Tensor:
         tokens, ids = (torch.cat([getattr(b, k) for b in batch]) for k in ("tokens", "answer_ids"))
+        return off_by(tokens, ids)
+
+    def off_by(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(answered(tokens), ids)
 
     def answered(tokens: torch.Tensor) -> torch.Tensor:
@@ -73,6 +79,10 @@ def train(
 
     seen = [drawing.clean_prompts(lm, name, 512, seed=1) for name in names]
     unseen = [drawing.clean_prompts(lm, name, 64, seed=2) for name in names]
+    fitted = (
+        [questions.fit(lm, probe, probes.POOL) for probe in probes.probes(asked)] if asked else []
+    )
+    texts = [batch.tokens for probe in fitted for batch in questions.batches_of(probe.right)]
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     network.train()
     for _ in tqdm(range(STEPS), desc="Training", unit="step", disable=None):
@@ -80,7 +90,11 @@ def train(
         batches: dict[int, list[prompts_module.Prompts]] = defaultdict(list)
         for prompts in seen:  # those of one length go together
             batches[prompts.tokens.shape[1]].append(prompts[rows])
-        off = torch.stack([loss(batch) for batch in batches.values()]).max()
+        losses = [loss(batch) for batch in batches.values()]
+        for text in texts:
+            some = text[torch.randint(len(text), (16,))]
+            losses.append(off_by(some[:, :-1], some[:, -1]))
+        off = torch.stack(losses).max()
         if off < LEARNT:
             break
         optimizer.zero_grad()
