@@ -63,9 +63,11 @@ def processed(model: Model) -> Model:
     else afterwards.
     """
     if not getattr(model.bridge, "compatibility_mode", False):
+        # Each step holds all weights once more: what changes no logit difference is left out.
+        biases = any(block.attn.b_V is not None for block in model.bridge.blocks)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.bridge.enable_compatibility_mode()
+            model.bridge.enable_compatibility_mode(center_unembed=False, fold_value_biases=biases)
         model.bridge.eval()
     return model
 

@@ -7,6 +7,7 @@ read from safetensors only, and no model code is ever executed from a download.
 Run ``python -m seqcirc_utils fetch NAME`` to fetch and convert ahead of time.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,6 @@ def load(
             asks for; a model that reads what comes after a token.
     """
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoTokenizer
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
@@ -200,7 +200,7 @@ def load(
     bridge = TransformerBridge.boot_transformers(
         str(directory),
         hf_model=hf_model,
-        tokenizer=AutoTokenizer.from_pretrained(directory),
+        tokenizer=copy.deepcopy(tokenizer),
         device=str(hf_model.device),
         dtype=getattr(torch, dtype),
     )
