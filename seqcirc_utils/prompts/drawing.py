@@ -105,6 +105,22 @@ class _Writer:
             if 1 not in steps and steps[-1] <= 0 and shown != draft.shown:
                 return replace(draft, start=-1, shown=shown)
 
+    def _check_covered(self, text: str, spans: Sequence[tuple[int, int]]) -> None:
+        """Hold the tokens' spans to all of the text but its spaces.
+
+        Raises:
+            UserError: for a tokenizer that drops a part, as one read with another's rules does.
+        """
+        covered = {i for start, end in spans for i in range(start, end)}
+        lost = "".join(c for i, c in enumerate(text) if i not in covered and not c.isspace())
+        if lost:
+            kind = type(self.model.tokenizer).__name__
+            raise UserError(
+                f"the tokenizer of {self.model.facts.title} ({kind}) "
+                f"drops {lost[:20]!r} from {text!r}: it is not the tokenizer that its files were "
+                "saved from. Save it in its model's own class, or use another model."
+            )
+
     def write(self, drafts: Sequence[_Draft]) -> Prompts:
         """Write drafts as text and tokens, and find the position of every part."""
         vocab, tokenizer = self.vocabulary, self.model.tokenizer
@@ -124,6 +140,7 @@ class _Writer:
             text += " " if vocab.space_apart else ""
             encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             spans = encoded["offset_mapping"]
+            self._check_covered(text, spans)
 
             def token_at(character: int, spans: list = spans) -> int:
                 return len(prefix) + next(i for i, (_, e) in enumerate(spans) if e > character)

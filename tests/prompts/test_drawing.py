@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import word_tokenizer
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, Qwen2Config
 
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import loading
@@ -285,6 +286,16 @@ def test_a_task_that_the_tokenizer_splits_is_refused_and_named():
     with pytest.raises(UserError, match="fewer members"):
         draw(model)
     assert len(drawing.clean_prompts(model, "months", 3, n_members=2)) == 3
+
+
+def test_a_tokenizer_that_drops_a_part_of_the_prompt_is_refused(tmp_path):
+    """Transformers reads whatever is saved for this model type with rules of its own."""
+    saved = word_tokenizer()
+    Qwen2Config(vocab_size=len(saved)).save_pretrained(tmp_path)
+    saved.save_pretrained(tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"\(Qwen2Tokenizer\) drops '.+' from "):
+        draw(model_with(read))
 
 
 def test_prompts_of_unequal_length_are_refused(spaced, monkeypatch):
