@@ -117,9 +117,14 @@ def _typed(stage: str, parameter: Parameter, value: Any) -> Any:
     return value
 
 
+def _least(name: str) -> int:
+    """The least count: one prompt has no interval."""
+    return 2 if name == "n_prompts" else 1
+
+
 def _allowed(name: str) -> str:
     if name.startswith("n_"):
-        return "allowed is a whole number of at least 1"
+        return f"allowed is a whole number of at least {_least(name)}"
     if name == "seed":
         return "allowed is a whole number of at least 0"
     if name == "threshold":
@@ -131,7 +136,7 @@ def _allowed(name: str) -> str:
 
 def _check_value(stage: str, name: str, value: Any) -> None:
     wrong = (
-        (name.startswith("n_") and value < 1)
+        (name.startswith("n_") and value < _least(name))
         or (name == "seed" and not 0 <= value < 2**63)
         or (name == "threshold" and not 0 < value <= 1)
         or (name == "prepend" and not value)

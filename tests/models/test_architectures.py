@@ -339,7 +339,7 @@ def lenses(case):
     streams.append((3, values(case, at(1, "out"), hooks=[still])[0]))
     streams.append((6, values(case, at(2, "out"))[0]))
     for place, stream in streams:
-        read = values(case, hooks=[put(at(2, "out"), stream)])[-1].softmax(-1)
+        read = values(case, hooks=[put(at(2, "out"), stream)])[-1].double().softmax(-1).float()
         close(found.next[place], read[rows, case.prompts.answer_ids], 1e-6)
         if place % 2 == 0:
             close(whole[place // 2][:, -1], read[:, list(vocabulary.ids)], 1e-6)

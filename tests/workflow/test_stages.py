@@ -46,10 +46,10 @@ def test_fills_in_defaults_and_takes_whole_numbers_for_decimals(project):
     [
         ({"n_promts": 3}, "did you mean 'n_prompts'"),
         ({"n_prompts": True}, "must be int, not bool"),
-        ({"n_prompts": "8"}, "at least 1"),
+        ({"n_prompts": "8"}, "at least 2"),
         ({"n_prompts": 8.0}, "must be int, not float"),
-        ({"n_prompts": 0}, "at least 1"),
-        ({"n_prompts": -1}, "at least 1"),
+        ({"n_prompts": 0}, "at least 2"),
+        ({"n_prompts": 1}, "at least 2"),  # no interval over prompts
         ({"seed": -1}, "at least 0"),
         ({"threshold": 0}, "above 0"),
         ({"threshold": 1.1}, "at most 1"),

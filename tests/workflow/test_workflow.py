@@ -74,7 +74,7 @@ def test_a_stage_gets_what_it_declares(project):
     ("values", "said"),
     [
         ({"n_promts": 3}, "did you mean 'n_prompts'"),
-        ({"n_prompts": 0}, "at least 1"),
+        ({"n_prompts": 1}, "at least 2"),
         ({"tasks": ["moths"]}, "did you mean 'months'"),
         ({"tasks": []}, "is empty"),
         ({"model": "gpt3"}, "did you mean 'gpt2'"),
