@@ -63,8 +63,10 @@ def processed(model: Model) -> Model:
     else afterwards.
     """
     if not getattr(model.bridge, "compatibility_mode", False):
-        # Each step holds all weights once more: what changes no logit difference is left out.
-        biases = any(block.attn.b_V is not None for block in model.bridge.blocks)
+        # Each step holds all weights once more: what changes no logit difference is left out. A
+        # norm's bias becomes one of the values when it is folded.
+        biases = model.bridge.cfg.normalization_type.startswith("LN")
+        biases = biases or any(block.attn.b_V is not None for block in model.bridge.blocks)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.bridge.enable_compatibility_mode(center_unembed=False, fold_value_biases=biases)

@@ -125,7 +125,7 @@ def test_begin_finds_names_that_nothing_declares(project):
     assert run.path("csv") == run.directory / "03_patching.csv"
     with pytest.raises(UserError, match="did you mean 'n_prompts'"):
         notebook.begin("03_patching", namespace | {"n_prompt": 3})
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="at least 2"):
         notebook.begin("03_patching", namespace | {"n_prompts": 0})
 
 
