@@ -22,7 +22,7 @@ sys.path.append(str(store.ROOT / "tests"))  # GPT-2's tokenizer is test data
 
 import tokenizers_made  # noqa: E402
 
-STEPS = 400
+STEPS = 1500
 LEARNT = 0.02
 """Loss on a batch, in nats, below which no more steps are taken; ``STEPS`` are the most."""
 
