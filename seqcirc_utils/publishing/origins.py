@@ -88,20 +88,20 @@ def _kept(path: Path) -> dict[str, str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            call = node.value
-            called = call.func.id if _is_call(call) else ""
-            named = (
-                [a.value for a in call.args[:1] if isinstance(a, ast.Constant)] if called else []
-            )
-            if called in ("table", "part") and named:
-                found[node.target.id] = str(named[0])
+            called, end = _call(node.value)
+            if called in ("table", "part") and end:
+                found[node.target.id] = end
             else:
                 found[node.target.id] = "npz" if called == "array" else "json"
     return found
 
 
-def _is_call(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+def _call(node: ast.expr | None) -> tuple[str, str]:
+    """A call's name and first argument, as far as they are plain."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        return "", ""
+    first = node.args[0] if node.args else None
+    return node.func.id, str(first.value) if isinstance(first, ast.Constant) else ""
 
 
 def _fields(functions: dict[str, ast.FunctionDef], name: str) -> set[str]:
