@@ -10,6 +10,7 @@ import yaml
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.publishing import origins
 from seqcirc_utils.publishing.architectures import architectures
 from seqcirc_utils.publishing.tables import benchmarks, costs, markdown_row, provenance
 from seqcirc_utils.workflow.execution import clean
@@ -136,6 +137,7 @@ def _footer(job: Job, data: list[Path]) -> str:
             "The page itself is a notebook, which the button at the top gives. [](/rerun.md) tells",
             "how to run it with other values than these:",
             "",
+            f"({origins.parameters_label(job)})=",
             ":::{dropdown} Parameters of this run",
             "| name | value |",
             "|---|---|",
@@ -180,6 +182,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     for cell in executed.cells:
         if cell.cell_type == "markdown":
             cell.source = _link_terms(cell.source, terms, left)
+    origins.note(job, executed.cells, data)
     executed.cells = _joined(executed.cells)
     footer = nbformat.v4.new_markdown_cell(_footer(job, data), id="data-and-parameters")
     executed.cells.append(footer)

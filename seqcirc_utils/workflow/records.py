@@ -5,6 +5,7 @@ It tells which parameters and which sources made them; results made otherwise ar
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,31 @@ def write(
         "parameters": parameters,
         "seed": parameters.get("seed"),
         "versions": versions(),
+        "commit": commit(),
         "library": fingerprint(stage, parameters),
         "drawing": drawing(stage),
         "inputs": {},
         "files": {},
     }
     return store.write_json(directory / f"{stage}.run.json", {**record, **facts})
+
+
+def commit() -> str:
+    """Return the checkout's commit, ``+`` behind it where files differ; empty without git."""
+    git = ["git", "-C", str(store.ROOT)]
+    try:
+        top = _said([*git, "rev-parse", "--show-toplevel"])
+        if Path(top).resolve() != store.ROOT.resolve():  # a copy inside somebody's repository
+            return ""
+        head = _said([*git, "rev-parse", "HEAD"])
+        return head + ("+" if _said([*git, "status", "--porcelain", "-uno"]) else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _said(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
 
 
 def relative(path: Path, directory: Path) -> str:

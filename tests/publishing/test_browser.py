@@ -4,6 +4,7 @@ Skipped when there is no built book (`make book`) or no Chromium; with SEQCIRC_B
 in CI, that is a failure.
 """
 
+import io
 import os
 import re
 import shutil
@@ -287,6 +288,30 @@ def test_one_switch_opens_all_code_and_the_reading_time_is_told(opened):
         switch.press(key)
         assert switch.get_attribute("aria-pressed") == str(open_).lower()
         assert code.evaluate_all("found => found.map(e => e.open)") == [open_] * code.count()
+
+
+def test_a_figure_says_where_it_comes_from(opened):
+    page = opened("runs/11_interchange.html")
+    for line in page.locator("main figure .legend").all():
+        for link in line.locator("a.download").evaluate_all("found => found.map(a => a.href)"):
+            assert page.request.get(link).ok, link
+        line.get_by_text("parameters").click()
+        assert page.locator(f"[id='{urlsplit(page.url).fragment}']").count()
+    assert page.locator("main figure .legend").count() == page.locator("main figure img").count()
+    assert page.faults == []
+
+
+def test_a_figure_on_a_dark_page_is_no_light_box(opened):
+    from matplotlib.image import imread
+
+    page = opened("runs/11_interchange.html", mode="dark")
+    image = page.locator("main figure img").first
+    image.scroll_into_view_if_needed()
+    pixels = imread(io.BytesIO(image.screenshot()), format="png")[..., :3]
+    under = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    under = [int(c) / 255 for c in under.strip("rgb()").split(",")[:3]]
+    assert abs(pixels[2, 2] - under).max() < 0.03  # the page shows through
+    assert pixels.mean() < 0.5 and pixels.min(axis=2).max() > 0.8  # and what was black is light
 
 
 def test_the_circuit_map_answers(opened):
