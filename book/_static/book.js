@@ -58,3 +58,67 @@ document.addEventListener("DOMContentLoaded", () => {
   line.textContent = `Reading time: about ${minutes} min`;
   title.after(line);
 });
+
+// What a term means, where it is used: on hover and on focus, gone with Escape. The build puts the
+// glossary's definition into the link, so nothing is asked of anybody.
+document.addEventListener("DOMContentLoaded", () => {
+  const links = document.querySelectorAll("a[data-definition]");
+  if (!links.length) return;
+  const tip = document.createElement("div");
+  Object.assign(tip, { id: "definition", className: "definition", hidden: true });
+  tip.setAttribute("role", "tooltip");
+  document.body.append(tip);
+  let at = null;
+  const hide = () => {
+    tip.hidden = true;
+    at?.removeAttribute("aria-describedby");
+  };
+  const show = (link) => {
+    hide();
+    at = link;
+    tip.textContent = link.dataset.definition;
+    tip.hidden = false;
+    link.setAttribute("aria-describedby", tip.id);
+    const place = link.getBoundingClientRect();
+    const right = document.documentElement.clientWidth - tip.offsetWidth - 8;
+    tip.style.left = `${scrollX + Math.max(8, Math.min(place.left, right))}px`;
+    const above = place.bottom + tip.offsetHeight > innerHeight;
+    tip.style.top = `${scrollY + (above ? place.top - tip.offsetHeight : place.bottom)}px`;
+  };
+  for (const link of links) {
+    for (const event of ["mouseenter", "focus"]) link.addEventListener(event, () => show(link));
+    link.addEventListener("blur", hide);
+    link.addEventListener("mouseleave", (e) => e.relatedTarget === tip || hide());
+  }
+  tip.addEventListener("mouseleave", hide);
+  document.addEventListener("keydown", (e) => e.key === "Escape" && hide());
+});
+
+// The table of claims by what came out: one choice above it, kept in the address.
+document.addEventListener("DOMContentLoaded", () => {
+  const verdict = (row) => row.cells[2]?.textContent.trim().split("\n")[0].trim();
+  for (const table of document.querySelectorAll("main table")) {
+    const [head, ...rows] = table.rows;
+    if (!head || verdict(head) !== "carries over?") continue;
+    const choice = document.createElement("select");
+    choice.add(new Option("all", ""));
+    for (const value of new Set(rows.map(verdict))) choice.add(new Option(value, value));
+    const told = document.createElement("output");
+    const label = document.createElement("label");
+    label.className = "claims-filter";
+    label.append("Carries over: ", choice, " ", told);
+    const filter = () => {
+      for (const row of rows) row.hidden = choice.value !== "" && verdict(row) !== choice.value;
+      told.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} claims`;
+    };
+    choice.addEventListener("change", () => {
+      filter();
+      history.replaceState(null, "", choice.value ? `#verdict=${encodeURIComponent(choice.value)}` : location.pathname);
+    });
+    const asked = decodeURIComponent(location.hash).match(/^#verdict=(.*)/);
+    if (asked) choice.value = asked[1];
+    if (choice.selectedIndex < 0) choice.value = "";
+    table.before(label);
+    filter();
+  }
+});

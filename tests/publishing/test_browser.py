@@ -314,6 +314,60 @@ def test_a_figure_on_a_dark_page_is_no_light_box(opened):
     assert pixels.mean() < 0.5 and pixels.min(axis=2).max() > 0.8  # and what was black is light
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_term_is_explained_on_hover_and_focus(opened, size):
+    page = opened("runs/11_interchange.html", size)
+    link, tip = page.locator("main a[data-definition]").first, page.locator("#definition")
+    assert tip.is_hidden()
+    link.focus()
+    assert tip.is_visible() and len(tip.inner_text()) > 20
+    assert link.get_attribute("aria-describedby") == "definition"
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= size["width"]
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+    link.hover()
+    assert tip.is_visible() and page.evaluate(OVERFLOW) == []
+    assert page.faults == []
+
+
+def test_claims_are_filtered_by_verdict(opened):
+    page = opened("runs/09_claims.html")
+    choice, told = page.locator(".claims-filter select"), page.locator(".claims-filter output")
+    total = int(told.inner_text().split()[2])
+    left = 0
+    for value in choice.locator("option").evaluate_all("found => found.map(o => o.value)")[1:]:
+        choice.select_option(value)
+        left += int(told.inner_text().split()[0])
+        assert int(told.inner_text().split()[0]) < total
+    assert left == total  # every claim has one verdict
+    shared = page.url
+    assert "#verdict=" in shared
+    again = opened("runs/09_claims.html" + shared[shared.index("#") :])
+    assert again.locator(".claims-filter select").input_value() == value
+    assert again.locator(".claims-filter output").inner_text() == told.inner_text()
+    again.locator(".claims-filter select").select_option("")
+    assert again.locator(".claims-filter output").inner_text().startswith(f"{total} of")
+
+
+def test_the_first_column_stays_while_a_table_scrolls(opened):
+    page = opened("runs/digits/04_circuit_discovery.html", PHONE)
+    moved = page.evaluate("""() => {
+      for (const table of document.querySelectorAll("main table:not([style*=min-width])")) {
+        let box = table;
+        while (box && !(box.scrollWidth > box.clientWidth + 40 &&
+          /auto|scroll/.test(getComputedStyle(box).overflowX))) box = box.parentElement;
+        if (!box || !box.closest("main")) continue;
+        const cell = table.rows[table.rows.length - 1].cells[0];
+        const before = cell.getBoundingClientRect().x;
+        box.scrollLeft = 40;
+        return [box.scrollLeft, cell.getBoundingClientRect().x - before];
+      }
+      return null;
+    }""")
+    assert moved is not None and moved[0] == 40 and abs(moved[1]) < 20  # up to its padding
+
+
 def test_the_circuit_map_answers(opened):
     page = opened("runs/06_cross_task.html")
     map_, told = page.locator(".seqcirc-map").first, page.locator(".seqcirc-map .d").first
