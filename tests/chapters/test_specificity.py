@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import save_tiny
+from IPython.display import Markdown
+from matplotlib.figure import Figure
 from oracles import plainly
 from tokenizers_made import tokenizer_of
 
@@ -17,6 +19,7 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.figures import specificity as figures
 from seqcirc_utils.methods.registry import scores
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import outside, sequences
@@ -174,3 +177,41 @@ def test_what_cannot_be_done_is_left_out_in_one_line(setting, liked, monkeypatch
 def test_bad_parameters_are_refused(setting, change, why):
     with pytest.raises(UserError, match=why):
         Specificity.measure(setting(**change))
+
+
+SENTENCES = (
+    *(figures.headline, figures.left_out_told, figures.index_told, figures.parts_told),
+    *(figures.overlap_told, figures.stability_told),
+)
+DRAWN = (
+    *(figures.matrices, figures.index_dots, figures.parts_bars, figures.overlap_dots),
+    figures.inclusion_bars,
+)
+
+
+def test_it_is_told_and_drawn(found):
+    assert all(isinstance(tell(found), Markdown) and tell(found).data for tell in SENTENCES)
+    assert all(isinstance(draw(found), Figure) for draw in DRAWN)
+    assert figures.tasks_table(found).index.tolist()[-1] == "Agreement"
+    none = dataclasses.replace(found, parts=found.parts[:0], missing={"parts": "no outside task."})
+    assert "no outside task" in figures.parts_told(none).data
+    assert isinstance(figures.parts_bars(none), Markdown)
+    assert figures.numbers(none)["specificity-shared"] == "0"
+
+
+def test_the_sentence_follows_from_the_numbers(found):
+    """The same words for other numbers would be a conclusion that was written before."""
+
+    def told(low, high):
+        rows = found.index.assign(mean=(low + high) / 2, low=low, high=high)
+        return figures.headline(dataclasses.replace(found, index=rows)).data
+
+    assert "own task more than outside tasks (difference 20 points [10, 30]" in told(0.1, 0.3)
+    assert "own task less than outside tasks" in told(-0.3, -0.1)
+    assert "own task not told apart from outside tasks" in told(-0.1, 0.3)
+    parts = pd.DataFrame(
+        {"component": ["0.1", "1.2", "mlp0"], "part": ["general"] * 2 + ["sequence"]}
+    )
+    said = figures.headline(dataclasses.replace(found, parts=parts)).data
+    assert "Of the 3 components that the sequence circuits share, 2 are" in said
+    assert "same sentences, and 1 in neither" in said
