@@ -163,6 +163,20 @@ def scores(
     return Scored(method, whole, passes * len(clean), spent)
 
 
+def by_prompt(
+    model: Model, clean: Prompts, corrupted: Prompts, *, method: str, n_steps: int = 5
+) -> np.ndarray:
+    """Scores of every component for each prompt ``[component, n]``; arguments as :func:`scores`.
+
+    Raises:
+        UserError: as :func:`scores` does, and for a method that scores all prompts together.
+    """
+    if method not in ALONE:
+        raise unknown("method that scores each prompt by itself", method, ALONE)
+    question = Question(model, clean, corrupted, logit_difference, None, n_steps, 0.8, 0)
+    return METHODS[method].ask(question)[0].detach().cpu().double().numpy()
+
+
 def _alone(evaluator: Evaluator, metric: Metric) -> torch.Tensor:
     """The metric with each component replaced, less the metric with none ``[component, n]``."""
     sets: list[list[Component]] = [[], *([c] for c in components(evaluator.model))]
@@ -285,6 +299,8 @@ def _relp(asked: Question) -> Answer:
 
 ENSEMBLE = "ensemble"
 MEMBERS = ("attribution patching", "EAP-IG inputs", "EAP-IG activations", "clean-corrupted")
+ALONE = (*MEMBERS, "RelP")
+"""Gradient methods, which score each prompt by itself."""
 """Methods that the ensemble averages."""
 
 

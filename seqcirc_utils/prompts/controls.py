@@ -16,7 +16,7 @@ others: logit(answer) minus logit(wrong answer) at the end, means over corrupted
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ _EVENTS = tuple(
     "program expedition exhibition construction rebellion friendship marriage journey".split()
 )
 _CENTURIES = ("14", "15", "16", "17", "18")
-MIN_WORDS = {"names": 12, "places": 3, "gifts": 3, "events": 3}
+MIN_WORDS = {"names": 12, "places": 3, "gifts": 3, "events": 3, "nouns": 4}
 """A task needs this many words of each kind that are one token, or its prompts are all alike."""
 
 
@@ -50,7 +50,7 @@ def misfit(model: Model, what: str, why: str) -> UserError:
     )
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     """A prompt, its corrupted counterpart, and the answers of both."""
 
     text: str
@@ -61,7 +61,7 @@ class _Pair(NamedTuple):
     marks: tuple[int, ...]  # characters whose tokens are the member positions
 
 
-def _words(model: Model, task: str, kind: str, words: Iterable[str]) -> list[str]:
+def single_words(model: Model, task: str, kind: str, words: Iterable[str]) -> list[str]:
     """The words that are one token after a space."""
     unk = model.tokenizer.unk_token_id
     found = [encode(model.tokenizer, f" {word}") for word in words]
@@ -72,12 +72,12 @@ def _words(model: Model, task: str, kind: str, words: Iterable[str]) -> list[str
     return kept
 
 
-def _ioi(model: Model) -> Callable[[random.Random], _Pair]:
-    names = _words(model, "ioi", "names", _NAMES)
-    places = _words(model, "ioi", "places", _PLACES)
-    gifts = _words(model, "ioi", "gifts", _GIFTS)
+def _ioi(model: Model) -> Callable[[random.Random], Pair]:
+    names = single_words(model, "ioi", "names", _NAMES)
+    places = single_words(model, "ioi", "places", _PLACES)
+    gifts = single_words(model, "ioi", "gifts", _GIFTS)
 
-    def draw(rng: random.Random) -> _Pair:
+    def draw(rng: random.Random) -> Pair:
         giver, receiver, *others = rng.sample(names, 5)
         place, gift = rng.choice(places), rng.choice(gifts)
 
@@ -90,7 +90,7 @@ def _ioi(model: Model) -> Callable[[random.Random], _Pair]:
         rng.shuffle(pair)
         clean, marks = text(pair[0], pair[1], giver)
         answer, wrong = (encode(model.tokenizer, f" {name}")[0] for name in (receiver, giver))
-        return _Pair(clean, text(*others)[0], answer, wrong, (receiver, giver), marks)
+        return Pair(clean, text(*others)[0], answer, wrong, (receiver, giver), marks)
 
     return draw
 
@@ -107,8 +107,8 @@ def _year_ends(model: Model, century: str) -> dict[str, int]:
     return {} if unk in found.values() else found
 
 
-def _greater_than(model: Model) -> Callable[[random.Random], _Pair]:
-    events = _words(model, "greater_than", "events", _EVENTS)
+def _greater_than(model: Model) -> Callable[[random.Random], Pair]:
+    events = single_words(model, "greater_than", "events", _EVENTS)
     years = []  # (century, ending, right next tokens, wrong ones, length of the year in tokens)
     for century in _CENTURIES:
         ends = _year_ends(model, century)
@@ -127,7 +127,7 @@ def _greater_than(model: Model) -> Callable[[random.Random], _Pair]:
         why = f"it writes {len(years)} years so that an end can follow their first digits"
         raise misfit(model, "control task 'greater_than'", why)
 
-    def draw(rng: random.Random) -> _Pair:
+    def draw(rng: random.Random) -> Pair:
         century, ending, right, wrong, _ = rng.choice(years)
         event = rng.choice(events)
 
@@ -136,7 +136,7 @@ def _greater_than(model: Model) -> Callable[[random.Random], _Pair]:
 
         mark = text(ending).index(century) + len(century)
         answer, lower = rng.choice(right), rng.choice(wrong)
-        return _Pair(text(ending), text("01"), answer, lower, (ending,), (mark,))
+        return Pair(text(ending), text("01"), answer, lower, (ending,), (mark,))
 
     return draw
 
@@ -144,7 +144,7 @@ def _greater_than(model: Model) -> Callable[[random.Random], _Pair]:
 _DRAW = {"ioi": _ioi, "greater_than": _greater_than}
 
 
-def _write(model: Model, task: str, texts: Sequence[str], pairs: Sequence[_Pair]) -> Prompts:
+def _write(model: Model, task: str, texts: Sequence[str], pairs: Sequence[Pair]) -> Prompts:
     prefix = model.in_front
     rows, marked = [], []
     for text, pair in zip(texts, pairs, strict=True):
@@ -172,7 +172,7 @@ def _write(model: Model, task: str, texts: Sequence[str], pairs: Sequence[_Pair]
     )
 
 
-def _fresh(draw: Callable[[random.Random], _Pair], rng: random.Random, used: set[str]) -> _Pair:
+def _fresh(draw: Callable[[random.Random], Pair], rng: random.Random, used: set[str]) -> Pair:
     for _ in range(1000):
         pair = draw(rng)
         if pair.text not in used:
@@ -207,11 +207,32 @@ def prompt_sets(
         raise unknown("control task", task, _DRAW)
     wanted = {"evaluation": n_prompts, "means": n_means}
     wanted["discovery"] = n_prompts if n_discovery is None else n_discovery
+    return drawn_sets(model, task, _DRAW[task](model), wanted, seed)
+
+
+def drawn_sets(
+    model: Model,
+    task: str,
+    draw: Callable[[random.Random], Pair],
+    wanted: Mapping[str, int],
+    seed: int,
+) -> PromptSets:
+    """Disjoint prompt sets of any task whose prompts are drawn in pairs.
+
+    Args:
+        model: Gives the tokenizer and the token put in front.
+        task: What it is called.
+        draw: Draws a prompt and its partner.
+        wanted: How many for ``evaluation``, ``means`` and ``discovery``.
+        seed: The same seed draws the same prompts.
+
+    Raises:
+        UserError: counts below 1, too few different prompts, a tokenizer that cannot hold them.
+    """
     if min(wanted.values()) < 1:
         raise UserError(f"control task {task!r}: every count must be at least 1, got {wanted}.")
-    draw = _DRAW[task](model)
     used: set[str] = set()
-    drawn: dict[str, list[_Pair]] = {}
+    drawn: dict[str, list[Pair]] = {}
     for purpose, n in wanted.items():
         rng = random.Random(f"{seed}:{task}:{purpose}")
         drawn[purpose] = [_fresh(draw, rng, used) for _ in range(n)]

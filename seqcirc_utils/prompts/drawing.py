@@ -15,7 +15,7 @@ from seqcirc_utils.prompts.vocabulary import encode, vocabulary
 
 
 @dataclass(frozen=True)
-class _Draft:
+class Draft:
     """What is needed to write one prompt."""
 
     template: str
@@ -25,7 +25,7 @@ class _Draft:
     answer: int
 
 
-class _Writer:
+class Writer:
     """Turns drafts of one task into :class:`Prompts` for one model."""
 
     def __init__(self, model: Model, task: str, templates: Sequence[str], n_members: int) -> None:
@@ -65,7 +65,7 @@ class _Writer:
             )
         return kept
 
-    def draw(self, rng: random.Random, index: int, used: set) -> _Draft:
+    def draw(self, rng: random.Random, index: int, used: set) -> Draft:
         """Draw a clean prompt; fillers are never used twice.
 
         Starts take turns, and so do templates; of all pairs of both none comes again before every
@@ -87,9 +87,9 @@ class _Writer:
             )
         used.add((template, fillers))
         shown = tuple(range(start, start + self.n_members))
-        return _Draft(template, fillers, start, shown, start + self.n_members)
+        return Draft(template, fillers, start, shown, start + self.n_members)
 
-    def corrupt(self, rng: random.Random, draft: _Draft) -> _Draft:
+    def corrupt(self, rng: random.Random, draft: Draft) -> Draft:
         """Replace the members by random ones of the same kind, in an order that continues nowhere.
 
         No neighbours are consecutive, and the last two do not increase; so the prompt suggests no
@@ -121,7 +121,7 @@ class _Writer:
                 "saved from. Save it in its model's own class, or use another model."
             )
 
-    def write(self, drafts: Sequence[_Draft]) -> Prompts:
+    def write(self, drafts: Sequence[Draft]) -> Prompts:
         """Write drafts as text and tokens, and find the position of every part."""
         vocab, tokenizer = self.vocabulary, self.model.tokenizer
         prefix = self.model.in_front
@@ -202,7 +202,7 @@ def clean_prompts(
 ) -> Prompts:
     """``n`` clean prompts of any number of members; starts and templates take turns."""
     _positive("n", n)
-    writer = _Writer(model, task, templates, n_members)
+    writer = Writer(model, task, templates, n_members)
     rng = random.Random(f"{seed}:{task}:clean:{n_members}")
     used: set = set()
     return writer.write([writer.draw(rng, i, used) for i in range(n)])
@@ -238,14 +238,14 @@ def prompt_sets(
     n_discovery = n_prompts if n_discovery is None else n_discovery
     for name, n in (("n_prompts", n_prompts), ("n_means", n_means), ("n_discovery", n_discovery)):
         _positive(name, n)
-    writer = _Writer(model, task, templates, n_members=4)
+    writer = Writer(model, task, templates, n_members=4)
     used: set = set()
     drawn = 0
 
-    def fill(purpose: str, wanted: int) -> list[_Draft]:
+    def fill(purpose: str, wanted: int) -> list[Draft]:
         nonlocal drawn
         rng = random.Random(f"{seed}:{task}:{purpose}")
-        kept: list[_Draft] = []
+        kept: list[Draft] = []
         tried = 0
         while len(kept) < wanted:
             if tried >= 20 * wanted:
@@ -260,7 +260,7 @@ def prompt_sets(
         drawn += tried
         return kept[:wanted]
 
-    def corrupt(drafts: list[_Draft], purpose: str) -> Prompts:
+    def corrupt(drafts: list[Draft], purpose: str) -> Prompts:
         rng = random.Random(f"{seed}:{task}:{purpose}:corrupted")
         return writer.write([writer.corrupt(rng, draft) for draft in drafts])
 

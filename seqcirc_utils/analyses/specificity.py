@@ -1,0 +1,221 @@
+"""How specific and how stable rankings of components are: contrasts, overlaps, shuffled weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binom
+
+from seqcirc_utils.models.loading import Model
+from seqcirc_utils.statistics import Interval, rate
+
+DRAWS = 1000
+"""Resamples of the prompts behind an interval of a contrast."""
+
+SURE = 0.8
+"""A component is in when the interval of its inclusion frequency lies above this, and out when it
+lies below 1 minus this; else it is uncertain."""
+
+PARTS = ("general", "template", "sequence")
+"""What a shared component is: also in the circuits of more than half of the outside tasks; else
+also in the circuit of repeating, in the same sentences; in neither."""
+
+
+def strongest(scores: np.ndarray, size: int) -> np.ndarray:
+    """Which components have the highest mean score ``[component]``; ties by the model's order.
+
+    Args:
+        scores: By component and prompt ``[component, n]``.
+        size: How many.
+    """
+    chosen = np.zeros(len(scores), bool)
+    chosen[np.argsort(-scores.mean(1), kind="stable")[:size]] = True
+    return chosen
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Shared components over all in either; both ``[component]``."""
+    return float((first & second).sum() / (first | second).sum())
+
+
+def chance(size: int, total: int) -> float:
+    """About the overlap of two random sets of a size: its expected members over the rest."""
+    shared = size * size / total
+    return shared / (2 * size - shared)
+
+
+def split_overlaps(
+    first: np.ndarray, second: np.ndarray | None, size: int, repeats: int, seed: int
+) -> np.ndarray:
+    """Overlap of circuits found on half of each task's prompts ``[repeat]``.
+
+    Every comparison has as many prompts on either side, so that all have the same noise: between
+    halves of one task it is the most that two tasks could reach.
+
+    Args:
+        first: Scores of one task ``[component, n]``.
+        second: Those of another ``[component, m]``; the other half of the first when ``None``.
+        size: Components in a circuit.
+        repeats: How many random halves.
+        seed: Draws them.
+    """
+    rng = np.random.default_rng(seed)
+    other = first if second is None else second
+    half = min(first.shape[1], other.shape[1]) // 2
+    found = []
+    for _ in range(repeats):
+        rows = rng.permutation(first.shape[1])
+        rest = rows[half:] if second is None else rng.permutation(other.shape[1])
+        parts = first[:, rows[:half]], other[:, rest[:half]]
+        found.append(jaccard(*(strongest(part, size) for part in parts)))
+    return np.array(found)
+
+
+def middle(values: np.ndarray) -> Interval:
+    """Mean of repeats with the range of the middle 95%."""
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def resampled(scores: np.ndarray, size: int, repeats: int, seed: int) -> np.ndarray:
+    """Circuits found on resampled prompts ``[repeat, component]``.
+
+    Args:
+        scores: By component and prompt ``[component, n]``.
+        size: Components in a circuit.
+        repeats: How many resamples.
+        seed: Draws them.
+    """
+    n = scores.shape[1]
+    rows = np.random.default_rng(seed).integers(n, size=(repeats, n))
+    return np.array([strongest(scores[:, some], size) for some in rows])
+
+
+def pairwise(found: np.ndarray) -> np.ndarray:
+    """Overlap of each pair of circuits of one size ``[repeat, component]``: ``[pair]``."""
+    shared = found.astype(int) @ found.T.astype(int)
+    union = found.sum(1)[:, None] + found.sum(1)[None] - shared
+    return (shared / union)[np.triu_indices(len(found), 1)]
+
+
+def inclusion(found: np.ndarray) -> list[tuple[Interval, str]]:
+    """How often each component is in, with an exact 95% interval over repeats, and its class.
+
+    Args:
+        found: Circuits of the repeats ``[repeat, component]``.
+
+    Returns:
+        By component the frequency and ``in``, ``out`` or ``uncertain``; see :data:`SURE`.
+    """
+    by_count: dict[int, tuple[Interval, str]] = {}
+    repeats, counts = len(found), found.sum(0).tolist()
+    for count in set(counts):
+        share = rate(torch.arange(repeats) < count)
+        low, high = share.low >= SURE, share.high <= 1 - SURE
+        by_count[count] = share, "in" if low else "out" if high else "uncertain"
+    return [by_count[count] for count in counts]
+
+
+def stability(found: np.ndarray, names: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """How alike circuits of repeats are, and how often each component is in them.
+
+    Args:
+        found: Circuits of the repeats ``[repeat, component]``.
+        names: The components' names.
+
+    Returns:
+        A row per component that ever is in (``component``, ``share``, its bounds, ``verdict``);
+        ``mean``, ``low`` and ``high`` of the pairwise overlap, counts of ``in`` and ``uncertain``.
+    """
+    classes = inclusion(found)
+    rows = [
+        [name, share.mean, share.low, share.high, verdict]
+        for name, (share, verdict) in zip(names, classes, strict=True)
+        if share.mean > 0
+    ]
+    verdicts = [verdict for _, verdict in classes]
+    counts = {kind: verdicts.count(kind) for kind in ("in", "uncertain")}
+    columns = ["component", "share", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=columns), vars(middle(pairwise(found))) | counts
+
+
+def shared_parts(
+    sequences: Sequence[np.ndarray], repeat: Sequence[np.ndarray], outside: Sequence[np.ndarray]
+) -> tuple[np.ndarray, dict[str, float]]:
+    """What each component in all sequence tasks' circuits is; see :data:`PARTS`.
+
+    Args:
+        sequences: Circuits of these tasks, each ``[component]``.
+        repeat: That of repeating, if there is one.
+        outside: Those of outside tasks, at least one.
+
+    Returns:
+        A name by component (empty where it is not shared), and how many of the shared components
+        would be in each part if the other circuits were random ones of their size.
+    """
+    shared = np.logical_and.reduce(sequences)
+    general = np.mean(outside, axis=0) > 0.5
+    template = ~general & (repeat[0] if len(repeat) else False)
+    which = np.where(shared, np.select([general, template], PARTS[:2], PARTS[2]), "")
+    often = float(binom.sf(len(outside) // 2, len(outside), np.mean(outside)))
+    repeated = (1 - often) * float(np.mean(repeat[0]) if len(repeat) else 0.0)
+    odds = (often, repeated, 1 - often - repeated)
+    return which, {part: float(shared.sum() * p) for part, p in zip(PARTS, odds, strict=True)}
+
+
+def contrast(
+    values: Mapping[str, np.ndarray], triples: Sequence[tuple[int, str, Sequence[str]]], seed: int
+) -> Interval:
+    """A set's value on its own task minus the mean on others, with a 95% interval over prompts.
+
+    Prompts of each task are resampled by themselves, and alike for all sets.
+
+    Args:
+        values: Task to values by set and prompt ``[set, n]``.
+        triples: Row of the set, its own task, the other tasks; the mean over these is taken.
+        seed: Resamples the prompts.
+    """
+    rng = np.random.default_rng(seed)
+    draws = {}
+    for task, table in values.items():
+        n = table.shape[1]
+        rows = np.concatenate([np.arange(n)[None], rng.integers(n, size=(DRAWS, n))])
+        draws[task] = table[:, rows].mean(2)  # [set, 1 + draw]
+    found = np.mean(
+        [
+            draws[own][row] - np.mean([draws[task][row] for task in others], axis=0)
+            for row, own, others in triples
+        ],
+        axis=0,
+    )
+    low, high = np.quantile(found[1:], (0.025, 0.975))
+    return Interval(float(found[0]), float(low), float(high))
+
+
+@contextmanager
+def shuffled_weights(model: Model, seed: int) -> Iterator[Model]:
+    """The model with the rows and the columns of every weight shuffled, and put back afterwards.
+
+    A model that has learned nothing: each weight keeps its values and so its layer's scale, but
+    what one part writes is no longer what another reads.
+
+    Args:
+        model: The model, changed in place while inside.
+        seed: Draws the orders.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    done = []
+    try:
+        for weight in dict.fromkeys(model.bridge.parameters()):  # a tied one once
+            for axis in range(min(weight.ndim, 2)):
+                order = torch.randperm(weight.shape[axis], generator=generator).to(weight.device)
+                weight.data.copy_(weight.data.index_select(axis, order))
+                done.append((weight, axis, order))
+        yield model
+    finally:
+        # The last first: some are views into others (q, k and v of a joint weight).
+        for weight, axis, order in reversed(done):
+            weight.data.copy_(weight.data.index_select(axis, order.argsort()))

@@ -1,0 +1,92 @@
+"""Contrasts, overlaps and frequencies against numbers known by hand; weights are put back."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from seqcirc_utils.analyses import specificity
+
+
+def test_the_strongest_are_those_of_the_highest_mean():
+    scores = np.array([[3.0, 0.0], [1.0, 1.2], [-9.0, -9.0], [0.0, 5.0]])
+    assert specificity.strongest(scores, 2).tolist() == [True, False, False, True]
+    assert specificity.strongest(np.zeros((3, 2)), 1).tolist() == [True, False, False]
+
+
+def test_overlaps_of_halves():
+    """A task that agrees with itself and with a copy, and not with its opposite."""
+    task = np.outer([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], np.ones(4))
+    for other, expected in ((None, 1.0), (task, 1.0), (-task, 0.0)):
+        assert (specificity.split_overlaps(task, other, 2, 9, 0) == expected).all()
+    # Two kinds of prompts, so halves that hold one kind each find other parts.
+    mixed = np.concatenate([task[:, :2], task[::-1, :2]], axis=1)
+    assert 0 < specificity.split_overlaps(mixed, None, 2, 40, 0).mean() < 1
+
+
+def test_chance_is_what_random_circuits_share():
+    rng = np.random.default_rng(0)
+    drawn = [[rng.permutation(60) < 12 for _ in range(2)] for _ in range(3000)]
+    measured = np.mean([specificity.jaccard(*pair) for pair in drawn])
+    assert specificity.chance(12, 60) == pytest.approx(measured, abs=0.01)
+
+
+def test_inclusion_has_three_classes():
+    found = np.zeros((40, 3), bool)
+    found[:, 0], found[:20, 1], found[:1, 2] = True, True, True
+    (sure, a), (half, b), (rare, c) = specificity.inclusion(found)
+    assert (a, b, c) == ("in", "uncertain", "out")
+    assert (sure.mean, half.mean, rare.mean) == (1, 0.5, 0.025)
+    assert half.low == pytest.approx(binomtest(20, 40).proportion_ci().low, abs=1e-6)
+    assert specificity.inclusion(found[:4])[0][1] == "uncertain"  # four repeats prove little
+
+
+def test_pairs_of_repeats():
+    found = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0]], bool)
+    assert specificity.pairwise(found).tolist() == [1, pytest.approx(1 / 3), pytest.approx(1 / 3)]
+    frame, row = specificity.stability(np.repeat(found[:1], 40, 0), list("abcd"))
+    assert frame["component"].tolist() == ["a", "b"] and row["in"] == 2 and row["mean"] == 1
+
+
+def test_parts_of_what_is_shared():
+    def circuit(*names):
+        return np.array([name in names for name in "abcdef"])
+
+    which, expected = specificity.shared_parts(
+        [circuit(*"abc"), circuit(*"abcd")],
+        [circuit(*"abe")],
+        [circuit(*"ad"), circuit(*"ae"), circuit(*"bc")],
+    )
+    assert which.tolist() == ["general", "template", "sequence", "", "", ""]
+    often = 3 * (1 / 3) ** 2 * (2 / 3) + (1 / 3) ** 3  # two or three of three circuits of 2 of 6
+    assert expected["general"] == pytest.approx(3 * often)
+    assert expected["template"] == pytest.approx(3 * (1 - often) / 2)
+    assert sum(expected.values()) == pytest.approx(3)
+
+
+def test_contrasts_can_come_out_either_way():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, (3, 2, 30))
+    values = {t: noise[i] + [[0.5 + (t == "a")], [0.5]] for i, t in enumerate("abc")}
+    own, none = (specificity.contrast(values, [(row, "a", ["b", "c"])], 0) for row in range(2))
+    assert own.low > 0.8 and own.mean == pytest.approx(1, abs=0.1)
+    assert none.low < 0 < none.high
+    swapped = specificity.contrast(values, [(0, "b", ["a"])], 0)
+    assert swapped.high < -0.8
+    both = specificity.contrast(values, [(0, "a", ["b", "c"]), (1, "a", ["b", "c"])], 0)
+    assert both.mean == pytest.approx((own.mean + none.mean) / 2)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_shuffled_weights_are_put_back_bit_for_bit(tiny, sets, kind):
+    model = tiny[kind]
+    before = {name: w.clone() for name, w in model.bridge.named_parameters()}
+    tokens = sets.evaluation.tokens
+    with torch.no_grad():
+        own = model.bridge(tokens)
+        with pytest.raises(KeyError), specificity.shuffled_weights(model, 0):
+            changed = model.bridge(tokens)
+            raise KeyError
+        again = model.bridge(tokens)
+    assert not torch.allclose(own, changed, atol=0.1) and torch.equal(own, again)
+    assert all(torch.equal(w, before[name]) for name, w in model.bridge.named_parameters())

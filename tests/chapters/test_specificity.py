@@ -1,0 +1,217 @@
+"""The chapter on specificity, on a random model: kept, against plain ablation, told and drawn."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import save_tiny
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from oracles import plainly
+from tokenizers_made import tokenizer_of
+
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.chapters import ranked_tasks
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.chapters.specificity import Specificity
+from seqcirc_utils.components import Component, components
+from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.figures import specificity as figures
+from seqcirc_utils.methods.registry import scores
+from seqcirc_utils.models import loading
+from seqcirc_utils.prompts import outside, sequences
+
+TASKS = ["number_words", "months"]
+PARAMETERS = {
+    **{"tasks": TASKS, "templates": ["born"], "more_templates": ["lost"], "n_means": 4},
+    **{"n_held": 3, "n_ranked": 4, "n_resampled": 20, "n_specific_random": 2},
+    **{"share_ablated": 0.2, "share_kept": 0.4, "ranking": "EAP-IG inputs", "n_rank_steps": 2},
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    words = [" born in", " lost in", "The near the is are"]
+    for template in ("born", "lost"):
+        fillers = sequences.TEMPLATES[template].fillers
+        words += [*fillers, *(f" {filler}" for filler in fillers)]
+    words += [f" {member}" for task in TASKS for member in sequences.TASKS[task].members]
+    words += [f" {noun}{s}" for noun in outside._NOUNS for s in ("", "s")]
+    directory = save_tiny("llama", tmp_path_factory.mktemp("spec"), tokenizer_of(r"\d", words))
+    return loading.load(str(directory), "cpu")
+
+
+@pytest.fixture(scope="module")
+def liked(model):
+    """Prompts with the question turned round where a random model prefers the wrong answer."""
+    drawn = ranked_tasks._drawn
+
+    def draw(at, *args):
+        sets = drawn(at, *args)
+        means = record(model, sets.evaluation).activations.mean()
+        wrong = Evaluator(model, sets.evaluation, means).intact.logit_diff < 0
+        ids = torch.stack([sets.evaluation.answer_ids, sets.evaluation.last_ids])
+        answer, last = torch.where(wrong, ids.flip(0), ids)
+        asked = dataclasses.replace(sets.evaluation, answer_ids=answer, last_ids=last)
+        return dataclasses.replace(sets, evaluation=asked)
+
+    return draw
+
+
+@pytest.fixture
+def setting(model, liked, monkeypatch):
+    monkeypatch.setattr(ranked_tasks, "_drawn", liked)
+    return lambda **changes: Setting(PARAMETERS | changes, model=model)
+
+
+@pytest.fixture(scope="module")
+def found(model, liked, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranked_tasks, "_drawn", liked)
+        measured = Specificity.measure(Setting(PARAMETERS, model=model))
+    where = tmp_path_factory.mktemp("found")
+    measured.save(where)
+    again = Specificity.load(where)
+    for field in dataclasses.fields(Specificity):
+        first, second = getattr(measured, field.name), getattr(again, field.name)
+        if isinstance(first, pd.DataFrame):
+            first = first.reset_index(drop=True)
+            pd.testing.assert_frame_equal(first, second, check_dtype=False, rtol=1e-5)
+        else:
+            assert first == second, field.name
+    return again
+
+
+def test_every_set_is_scored_on_every_task(found):
+    tasks = found.tasks["task"].tolist()
+    assert tasks == [*TASKS, "repeat", *outside.OUTSIDE] and not found.left_out
+    for table, kinds in ((found.damage, {"circuit", "random", "part"}), (found.kept, {"circuit"})):
+        assert set(table["kind"]) == kinds and not table.duplicated(["set", "kind", "task"]).any()
+        assert (table.groupby(["set", "kind"]).size() == len(tasks)).all()
+        assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
+    assert (found.n_ablated, found.n_kept, found.n_components) == (3, 6, 15)
+
+
+def test_damage_and_what_is_kept_are_those_of_plain_passes(found, model, liked):
+    """One cell of each matrix, from the scores' door and passes with hooks."""
+    at = Setting(PARAMETERS, model=model)
+    own, other = (
+        liked(at, task, kind, 7, ["born"])
+        for task, kind in (("months", "sequences"), ("ioi", "outside"))
+    )
+    values = scores(
+        model,
+        own.evaluation[range(3, 7)],
+        own.corrupted[range(3, 7)],
+        method="EAP-IG inputs",
+        n_steps=2,
+    ).values
+    order = [components(model)[i] for i in np.argsort(-values, kind="stable")]
+    judge, means = other.evaluation[range(3)], record(model, other.means).activations.mean()
+    whole = plainly(model, judge, [], means).mean()
+    lost = 1 - plainly(model, judge, order[:3], means).mean() / whole
+    left = plainly(model, judge, order[6:], means).mean() / whole
+    for table, expected in ((found.damage, lost), (found.kept, left)):
+        row = table[(table["set"] == "months") & (table["task"] == "ioi")]
+        row = row[row["kind"] == "circuit"]
+        assert row["mean"].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_index_is_own_minus_others(found):
+    cells = found.damage[found.damage["kind"] == "circuit"].set_index(["set", "task"])["mean"]
+    rows = found.index[(found.index["measure"] == "damage") & (found.index["kind"] == "circuit")]
+    rows = rows.set_index(["set", "against"])["mean"]
+    others = [cells["months", task] for task in outside.OUTSIDE]
+    assert rows["months", "outside"] == pytest.approx(cells["months", "months"] - np.mean(others))
+    pair = cells["months", "months"] - cells["months", "number_words"]
+    assert rows["months", "sequences"] == pytest.approx(pair)
+    both = rows[[(task, "repeat") for task in TASKS]].mean()
+    assert rows["sequences", "repeat"] == pytest.approx(both)
+
+
+def test_overlaps_and_nulls_are_all_there(found):
+    kinds = found.overlap.groupby("kind").size().to_dict()
+    assert kinds == {
+        **{"halves": 2, "sentences": 2, "sequences": 1, "another sentence": 1, "repeat": 2},
+        **{"outside": 6, "shuffled": 1, "shuffled weights": 1, "halves, shuffled weights": 2},
+    }
+    assert found.overlap["mean"].between(0, 1).all()
+    assert (found.inclusion["share"] > 0).all()
+    assert set(found.inclusion["verdict"]) <= {"in", "out", "uncertain"}
+    shared = [Component.parse(name) for name in found.parts["component"]]
+    assert sum(found.expected.values()) == pytest.approx(len(shared))
+
+
+def test_what_cannot_be_done_is_left_out_in_one_line(setting, liked, monkeypatch):
+    def turned(at, task, *args):
+        sets = liked(at, task, *args)
+        asked = sets.evaluation
+        if task == "ioi":
+            asked = dataclasses.replace(asked, answer_ids=asked.last_ids, last_ids=asked.answer_ids)
+        return dataclasses.replace(sets, evaluation=asked)
+
+    monkeypatch.setattr(ranked_tasks, "_drawn", turned)
+    found = Specificity.measure(setting(more_templates=[], n_specific_random=0))
+    assert list(found.left_out) == ["Indirect object"]
+    assert all("\n" not in why for why in found.left_out.values())
+    assert set(found.damage["kind"]) == {"circuit", "part"}
+    assert "ioi" not in set(found.damage["task"]) and "sentences" not in set(found.overlap["kind"])
+    with pytest.raises(CannotDo, match="Fewer than two sequence tasks"):
+        Specificity.measure(setting(tasks=["months"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"share_kept": 1.0}, "between 0 and 1"),
+        ({"n_ranked": 1}, "at least 2"),
+        ({"n_resampled": 10}, "at least 20"),
+        ({"ranking": "random"}, "unknown ranking 'random'"),
+        ({"more_templates": ["bron"]}, "did you mean 'born'"),
+    ],
+)
+def test_bad_parameters_are_refused(setting, change, why):
+    with pytest.raises(UserError, match=why):
+        Specificity.measure(setting(**change))
+
+
+SENTENCES = (
+    *(figures.headline, figures.left_out_told, figures.index_told, figures.parts_told),
+    *(figures.overlap_told, figures.stability_told),
+)
+DRAWN = (
+    *(figures.matrices, figures.index_dots, figures.parts_bars, figures.overlap_dots),
+    figures.inclusion_bars,
+)
+
+
+def test_it_is_told_and_drawn(found):
+    assert all(isinstance(tell(found), Markdown) and tell(found).data for tell in SENTENCES)
+    assert all(isinstance(draw(found), Figure) for draw in DRAWN)
+    assert figures.tasks_table(found).index.tolist()[-1] == "Agreement"
+    none = dataclasses.replace(found, parts=found.parts[:0], missing={"parts": "no outside task."})
+    assert "no outside task" in figures.parts_told(none).data
+    assert isinstance(figures.parts_bars(none), Markdown)
+    assert figures.numbers(none)["specificity-shared"] == "0"
+
+
+def test_the_sentence_follows_from_the_numbers(found):
+    """The same words for other numbers would be a conclusion that was written before."""
+
+    def told(low, high):
+        rows = found.index.assign(mean=(low + high) / 2, low=low, high=high)
+        return figures.headline(dataclasses.replace(found, index=rows)).data
+
+    assert "own task more than outside tasks (difference 20 points [10, 30]" in told(0.1, 0.3)
+    assert "own task less than outside tasks" in told(-0.3, -0.1)
+    assert "own task not told apart from outside tasks" in told(-0.1, 0.3)
+    parts = pd.DataFrame(
+        {"component": ["0.1", "1.2", "mlp0"], "part": ["general"] * 2 + ["sequence"]}
+    )
+    said = figures.headline(dataclasses.replace(found, parts=parts)).data
+    assert "Of the 3 components that the sequence circuits share, 2 are" in said
+    assert "same sentences, and 1 in neither" in said
