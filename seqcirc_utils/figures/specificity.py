@@ -45,11 +45,15 @@ def _bounds(row: pd.Series) -> str:
     return f"{values[0]} points [{values[1]}, {values[2]}]"
 
 
-def _specific(row: pd.Series) -> str:
+def _specific(row: pd.Series, against: str) -> str:
     """What an index says: it may come out either way, or not at all."""
     if row["low"] > 0:
-        return "more than"
-    return "less than" if row["high"] < 0 else "not told apart from"
+        than = "more of its own task than of"
+    elif row["high"] < 0:
+        than = "less of its own task than of"
+    else:
+        than = "no clearly different share of its own task than of"
+    return f"{than} {AGAINST[against]} ({_bounds(row)})"
 
 
 def _count(found: Specificity, part: str) -> int:
@@ -66,23 +70,26 @@ def headline(found: Specificity) -> Markdown:
             f"also in the circuits of most outside tasks, {template} of the others in that of "
             f"repeating a word in the same sentences, and {sequence} in neither. "
         )
-    outside = _row(found, "damage", OUTSIDE)
-    if outside is None:
-        return in_short(f"{parts}No outside task is left to compare the damage with.")
+    lost = [
+        f"{_specific(row, against)}{_beside(found, against)}"
+        for against in KINDS
+        if (row := _row(found, "damage", against)) is not None
+    ]
+    left = [
+        _specific(row, against)
+        for against in KINDS
+        if (row := _row(found, "kept", against)) is not None
+    ]
     return in_short(
-        f"{parts}A sequence circuit's loss harms its own task {_specific(outside)} outside tasks "
-        f"(difference {_bounds(outside)} of the logit difference){_others_in_short(found)}."
+        f"{parts}The loss of a sequence's {found.n_ablated} strongest components costs "
+        f"{', and '.join(lost)}. Alone, its circuit keeps {', and '.join(left)}."
     )
 
 
-def _others_in_short(found: Specificity) -> str:
-    rows = {against: _row(found, "damage", against) for against in (SEQUENCES, REPEAT)}
-    said = [
-        f"{_specific(row)} {AGAINST[against]} ({_bounds(row)})"
-        for against, row in rows.items()
-        if row is not None
-    ]
-    return f", and {' and '.join(said)}" if said else ""
+def _beside(found: Specificity, against: str) -> str:
+    random = _row(found, "damage", against, "random") if against == OUTSIDE else None
+    words = "; with random heads of the same layers and the same MLPs"
+    return "" if random is None else f"{words} {_bounds(random)}"
 
 
 def numbers(found: Specificity) -> dict[str, str]:
@@ -92,6 +99,8 @@ def numbers(found: Specificity) -> dict[str, str]:
     for against in KINDS:
         row = _row(found, "damage", against)
         told[f"damage-{against}"] = "none" if row is None else _bounds(row)
+        row = _row(found, "kept", against)
+        told[f"kept-{against}"] = "none" if row is None else _bounds(row)
     return {f"specificity-{name}": value for name, value in told.items()}
 
 
@@ -144,7 +153,7 @@ def index_dots(found: Specificity) -> Figure:
     looks = {
         ("damage", "circuit"): (ANSWER, "damage", -0.2),
         ("kept", "circuit"): (LAST, "kept", 0.0),
-        ("damage", "random"): (NEUTRAL, "damage, random heads of the same layers", 0.2),
+        ("damage", "random"): (NEUTRAL, "damage, random heads beside the same MLPs", 0.2),
     }
     for axis, against in zip(axes, KINDS, strict=True):
         for (measure, kind), (colour, words, shift) in looks.items():
@@ -153,7 +162,7 @@ def index_dots(found: Specificity) -> Figure:
             places = [order.index(name) + shift for name in rows["set"]]
             values = rows[["mean", "low", "high"]] * 100
             spread = common.spread(values, "mean")
-            axis.errorbar(values["mean"], places, spread, fmt="none", ecolor=colour, lw=1.2)
+            axis.errorbar(values["mean"], places, xerr=spread, fmt="none", ecolor=colour, lw=1.2)
             axis.plot(values["mean"], places, "o", color=colour, ms=4, label=words)
         axis.axvline(0, color="black", lw=0.8)
         axis.set(title=f"against {AGAINST[against]}", xlabel="own minus others (points)")
@@ -175,9 +184,20 @@ def index_told(found: Specificity) -> Markdown:
         lines.append(
             f"- against {AGAINST[against]}: damage {_bounds(row)}{beside}; kept {_bounds(kept)}"
         )
+    kinds = found.tasks.set_index("task")["kind"]
+    cells = found.damage[found.damage["kind"] == "circuit"]
+    cells = cells[cells["set"].map(kinds) == SEQUENCES]
+    own = cells["set"] == cells["task"]
+    levels = [f"{100 * cells.loc[own, 'mean'].mean():.0f}% on the own task"]
+    for against in KINDS:
+        rows = cells[~own & (cells["task"].map(kinds) == against)]
+        if len(rows):
+            levels.append(f"{100 * rows['mean'].mean():.0f}% on {AGAINST[against]}")
     return Markdown(
         "Own task minus others, mean over the sequence circuits; above zero is specific:\n\n"
         + "\n".join(lines)
+        + f"\n\nThe damage itself: {', '.join(levels)}. Where all is near 100%, damage cannot "
+        "tell tasks apart, and what is kept has to."
     )
 
 
@@ -253,7 +273,7 @@ def overlap_dots(found: Specificity) -> Figure:
     single = [places[kind] for kind in found.overlap["kind"]]
     axis.plot(found.overlap["mean"], single, "o", color=NEUTRAL, ms=3, alpha=0.6)
     spread = common.spread(means, "mean")
-    axis.errorbar(means["mean"], list(places.values()), spread, fmt="D", color=ANSWER, ms=5)
+    axis.errorbar(means["mean"], list(places.values()), xerr=spread, fmt="D", color=ANSWER, ms=5)
     axis.axvline(found.chance, color="black", lw=0.8, ls=":")
     axis.set_yticks(list(places.values()), [ALIKE[kind] for kind in means.index])
     axis.invert_yaxis()

@@ -206,9 +206,11 @@ def test_the_sentence_follows_from_the_numbers(found):
         rows = found.index.assign(mean=(low + high) / 2, low=low, high=high)
         return figures.headline(dataclasses.replace(found, index=rows)).data
 
-    assert "own task more than outside tasks (difference 20 points [10, 30]" in told(0.1, 0.3)
-    assert "own task less than outside tasks" in told(-0.3, -0.1)
-    assert "own task not told apart from outside tasks" in told(-0.1, 0.3)
+    assert "costs more of its own task than of the other sequences (20 points [10, 30])" in told(
+        0.1, 0.3
+    )
+    assert "keeps less of its own task than of the other sequences (-20" in told(-0.3, -0.1)
+    assert "no clearly different share of its own task than of outside tasks (10" in told(-0.1, 0.3)
     parts = pd.DataFrame(
         {"component": ["0.1", "1.2", "mlp0"], "part": ["general"] * 2 + ["sequence"]}
     )
