@@ -304,7 +304,9 @@ def test_a_figure_says_where_it_comes_from(opened):
 def test_a_figure_on_a_dark_page_is_no_light_box(opened):
     from matplotlib.image import imread
 
-    page = opened("runs/11_interchange.html", mode="dark")
+    page = opened("runs/11_interchange.html")
+    page.emulate_media(color_scheme="dark")
+    page.reload(wait_until="load")
     image = page.locator("main figure img").first
     image.scroll_into_view_if_needed()
     pixels = imread(io.BytesIO(image.screenshot()), format="png")[..., :3]
