@@ -299,9 +299,9 @@ def _relp(asked: Question) -> Answer:
 
 ENSEMBLE = "ensemble"
 MEMBERS = ("attribution patching", "EAP-IG inputs", "EAP-IG activations", "clean-corrupted")
+"""Methods that the ensemble averages."""
 ALONE = (*MEMBERS, "RelP")
 """Gradient methods, which score each prompt by itself."""
-"""Methods that the ensemble averages."""
 
 
 @_method(ENSEMBLE, "Mondorf et al., 2025 (parallel ensemble, mean)")
