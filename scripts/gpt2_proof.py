@@ -19,8 +19,6 @@ import proof
 import tiny_models
 import tokenizers_made
 import yaml
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.pylabtools import select_figure_formats
 from transformers import GPT2Config
 
 from seqcirc_utils import store
@@ -48,9 +46,7 @@ def main(arguments: list[str]) -> int:
         print(f"=== The tiny GPT-2 answers {accuracy:.0%} of unseen prompts rightly.")
         plan = read_plan(file, str(directory))
         shutil.rmtree(plan.directory(), ignore_errors=True)
-        shell = InteractiveShell.instance()
-        shell.display_formatter.active_types = shell.display_formatter.format_types
-        select_figure_formats(shell, {"svg"})
+        shell = proof.a_shell()
         skipped = {}
         for job in plan.jobs():
             if not (stages.STAGES[job.stage].needs or "device" in declared(job.stage)):

@@ -138,6 +138,14 @@ def a_case(name: str, directory: Path) -> SimpleNamespace:
     )
 
 
+def a_shell() -> InteractiveShell:
+    """What runs cells in this process and draws their figures."""
+    shell = InteractiveShell.instance()
+    shell.display_formatter.active_types = shell.display_formatter.format_types
+    select_figure_formats(shell, {"svg"})
+    return shell
+
+
 def run_stage(shell: InteractiveShell, job: Job) -> dict[str, str]:
     """Run one notebook in this process; return what it found not to apply.
 
@@ -239,9 +247,7 @@ def main(arguments: list[str]) -> int:
             return 2
     rows = store.read_json(TABLE)["rows"] if TABLE.is_file() else {}
     made = sources()
-    shell = InteractiveShell.instance()
-    shell.display_formatter.active_types = shell.display_formatter.format_types
-    select_figure_formats(shell, {"svg"})
+    shell = a_shell()
     root = store.ROOT / "_build" / "proof"
     root.mkdir(parents=True, exist_ok=True)
     names = arguments or [n for n in CONFIGS if rows.get(n, {}).get("sources") != made]

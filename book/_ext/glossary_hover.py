@@ -1,5 +1,6 @@
 """A Sphinx extension: a link to the glossary carries its definition, for `book.js` to show."""
 
+import functools
 import html
 import re
 from typing import Any
@@ -16,6 +17,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
+@functools.lru_cache(maxsize=1)  # the same on every page
 def _definitions(app: Sphinx) -> dict[str, str]:
     if "glossary" not in app.env.found_docs:
         return {}
