@@ -339,10 +339,10 @@ def lenses(case):
     streams.append((3, values(case, at(1, "out"), hooks=[still])[0]))
     streams.append((6, values(case, at(2, "out"))[0]))
     for place, stream in streams:
-        read = values(case, hooks=[put(at(2, "out"), stream)])[-1].double().softmax(-1).float()
-        close(found.next[place], read[rows, case.prompts.answer_ids], 1e-6)
+        read = values(case, hooks=[put(at(2, "out"), stream)])[-1].double().log_softmax(-1).float()
+        close(found.next[place].log(), read[rows, case.prompts.answer_ids])
         if place % 2 == 0:
-            close(whole[place // 2][:, -1], read[:, list(vocabulary.ids)], 1e-6)
+            close(whole[place // 2][:, -1].log(), read[:, list(vocabulary.ids)])
 
 
 CELLS = (ablations, estimates, mlp_writes, paths, edges, direct, positions)
