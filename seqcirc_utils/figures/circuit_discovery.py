@@ -73,9 +73,9 @@ def searches_told(found: CircuitDiscovery) -> Markdown:
         f"{found.trials[SWEEP]}, and keeps {len(ours)} components where the sweep keeps "
         f"{len(published)}; {len(published & ours)} are in both. The two-sided rule keeps "
         f"{len(bounded)}, {len(bounded & ours)} of them in common with the ranked search. The "
-        f"whole model answers {found.accuracy:.0%} of the evaluation prompts correctly. Searches "
-        "that all hold to the threshold and still end in different circuits show that *the* "
-        "circuit of a task does not exist: there are many sets that suffice."
+        f"whole model answers {found.accuracy:.0%} of the evaluation prompts correctly. Every "
+        "search holds to the threshold. Where they end in different circuits, the task has no "
+        "single circuit: many sets suffice."
     )
 
 
@@ -91,8 +91,8 @@ def estimate_told(found: CircuitDiscovery) -> Markdown:
     top = max(1, len(found.components) // 2)
     return Markdown(
         f"Spearman correlation **{found.spearman:.2f}**; of the {top} components whose ablation "
-        f"costs most, the estimate names {found.recall:.0%}. Good enough to choose groups with, "
-        "not good enough to skip the exact check."
+        f"costs most, the estimate names {found.recall:.0%}. The searches use it only to "
+        "choose what to try: every removal is checked exactly."
     )
 
 
@@ -124,10 +124,11 @@ def size_curve(found: CircuitDiscovery) -> Figure:
 def chance_told(found: CircuitDiscovery) -> Markdown:
     """The areas of the curve, and what the best random circuits keep."""
     return Markdown(
-        f"Area below the curve **{found.cpr:.2f}**, off 1 **{found.cmd:.2f}**. "
+        f"The area below the curve is **{found.cpr:.2f}**, that between the curve and 1 "
+        f"**{found.cmd:.2f}**. "
         + " ".join(
             f"Of {len(scores)} circuits of the kind *{kind}* the best keeps {max(scores):.0%} "
-            f"(p = {short(found.p[kind])}; so many draws cannot give less than "
+            f"(p = {short(found.p[kind])}; with this many draws p is at least "
             f"{short(1 / (len(scores) + 1))})."
             for kind, scores in found.random.items()
         )
@@ -178,8 +179,8 @@ def needed_told(found: CircuitDiscovery) -> Markdown:
         f"{every} of the repeated searches on average: {prompts} with resampled prompts, {seed} "
         f"with other seeds, {order} in other orders. {(table['inclusion'] == 1).sum()} return "
         f"always, and {len(found.returning)} components outside the circuit in at least half of "
-        "the searches. What comes and goes is interchangeable; what always returns is the part to "
-        "trust."
+        "the searches. Trust what always returns; for what comes and goes, other components can "
+        "stand in."
     )
 
 
@@ -233,6 +234,6 @@ def headline(found: CircuitDiscovery) -> Markdown:
         f"{len(found.circuit.heads)} heads and {len(found.circuit.mlps)} MLPs keep "
         f"{_with_interval(found.circuit.faithfulness)} of the lead of the answer on unseen prompts "
         f"(p = {short(layered)} against random heads of the same layers). They answer "
-        f"{found.quality[RANKED]['accuracy']['mean']:.0%} of these prompts rightly, the whole "
-        f"model {found.accuracy:.0%}."
+        f"{found.quality[RANKED]['accuracy']['mean']:.0%} of these prompts correctly, the "
+        f"whole model {found.accuracy:.0%}."
     )

@@ -156,15 +156,14 @@ def ov_told(found: ComponentRoles, task: str) -> Markdown:
         f"{', '.join(map('{:.0%}'.format, by_place))}); the mean over all {len(own)} heads is "
         f"{own['next'].mean():.1%} (copy {own['copy'].mean():.1%}). Heads whose score is high "
         f"enough and better than for shuffled successors: **{both['next']}** for next, "
-        f"{both['copy']} for copy. Next scores as high that are as high for shuffled successors, "
-        f"too (such a head writes members, and no particular one): {chance['next']}. The p-value "
-        "alone passes at most "
-        f"{t['ov_p'] * len(own):.1f} heads by chance; for next it passes "
-        f"{significant['next'].sum()}.\n\nHeads that the shortcut after block 0 puts on the other "
-        f"side of the threshold: {wrong['next']} for next, {wrong['copy']} for copy. The published "
-        "scores came from the bare sequence with nothing in front, where the first member sits "
-        f"where heads rest their attention: the best next score there is {bare[0]:.0%} at "
-        f"the first member and {bare[1]:.0%} at the second."
+        f"{both['copy']} for copy. Heads whose next score is high enough but no better than for "
+        f"shuffled successors (they write members, and no particular one): {chance['next']}. By "
+        f"chance the p-value alone would pass at most {t['ov_p'] * len(own):.1f} heads; for next "
+        f"it passes {significant['next'].sum()}.\n\nHeads that the shortcut after block 0 puts on "
+        f"the other side of the threshold: {wrong['next']} for next, {wrong['copy']} for copy. "
+        "The published scores were read on the bare sequence with nothing in front. There the "
+        "first member stands where heads rest their attention, and the best next score is "
+        f"{bare[0]:.0%} at the first member, {bare[1]:.0%} at the second."
     )
     if (found.ov["words"] == "ordinals").any():
         ordinal = _scores(found, "own", "ordinals")["next"]
@@ -184,10 +183,10 @@ def direct_told(found: ComponentRoles) -> Markdown:
     low, top = heads.loc[heads["direct_last"].idxmin()], heads.loc[heads["direct_next"].idxmax()]
     against = Interval(*low[["direct_last", "direct_last_low", "direct_last_high"]])
     return Markdown(
-        f"Most against the last member writes **{low.name}** ({against} logits; it pays "
-        f"{low['end_to_members']:.0%} of its attention at the end to members). Most for the answer "
-        f"writes **{top.name}** ({top['direct_next']:+.2f} logits), which pays "
-        f"{top['end_to_members']:.0%} of its attention there to members."
+        f"Head **{low.name}** writes most against the last member ({against} logits); at the end "
+        f"it pays {low['end_to_members']:.0%} of its attention to members. Head **{top.name}** "
+        f"writes most for the answer ({top['direct_next']:+.2f} logits); it pays "
+        f"{top['end_to_members']:.0%} there."
     )
 
 

@@ -59,26 +59,25 @@ def overlap_told(found: CrossTask) -> Markdown:
     circuits = found.circuits.values()
     kept = [sum(c.head is None for c in circuit) for circuit in circuits]
     can_say = (
-        "All circuits keep nearly all MLPs, so their overlap could hardly be smaller: at least "
-        f"{max(0, sum(kept) - (len(kept) - 1) * layers)} would be shared whatever they do."
+        "All circuits keep nearly all MLPs, so they must overlap: whichever they keep, at least "
+        f"{max(0, sum(kept) - (len(kept) - 1) * layers)} are in all of them."
         if min(kept) >= 0.8 * layers
         else f"The circuits keep {min(kept)} to {max(kept)} of {layers} MLPs, so that "
         f"chance alone gives {mlps['expected']:.1f} shared ones."
     )
     return Markdown(
         f"All {len(kept)} circuits share **{len(heads['shared'])} heads** "
-        f"({', '.join(heads['shared']) or 'none'}) where chance "
-        f"would give {heads['expected']:.1f} (p = {short(heads['p'], 1)}), and chance that "
-        f"keeps to the circuits' layers {found.layer_matched['expected']:.1f} "
-        f"(p = {short(found.layer_matched['p'], 1)}). They share "
-        f"**{len(mlps['shared'])} MLPs** where chance would give {mlps['expected']:.1f} "
+        f"({', '.join(heads['shared']) or 'none'}). Random circuits of the same sizes would share "
+        f"{heads['expected']:.1f} (p = {short(heads['p'], 1)}), those with as many heads in each "
+        f"layer {found.layer_matched['expected']:.1f} "
+        f"(p = {short(found.layer_matched['p'], 1)}). The circuits share "
+        f"**{len(mlps['shared'])} MLPs**; random ones would share {mlps['expected']:.1f} "
         f"(p = {short(mlps['p'])}).\n\n"
-        f"**What MLP overlap can and cannot say.** {can_say} There is one MLP to a layer, so no "
-        "layer-matched null exists for MLPs: that every text needs the first and the last MLPs "
-        "cannot be told from a mechanism of sequences. And an MLP is large. Two tasks may use "
-        "disjoint neurons of it, and still both keep it. So a shared MLP says that both tasks need "
-        "*something* computed at that depth; an MLP that only one task keeps says a little more; "
-        "what is shared inside one is beyond this method. The heads carry the argument here."
+        f"**What MLP overlap can and cannot say.** {can_say} Each layer has one MLP, so there is "
+        "no layer-matched null: if every text needs the first and the last MLPs, that looks the "
+        "same as a mechanism of sequences. An MLP is also large. Two tasks may use different "
+        "neurons of it, and both circuits keep it. So a shared MLP only says that both tasks need "
+        "*something* computed at that depth. The argument rests on the heads."
     )
 
 
@@ -214,9 +213,9 @@ def text_told(found: CrossTask) -> Markdown:
     """The whole model's loss on plain text, and what p compares with."""
     return Markdown(
         f"Intact, the loss is {found.text_loss['mean']:.2f} nats per token "
-        f"({found.text_loss['pieces']} pieces of text). p: against "
-        f"{found.text_loss['draws']} layer-matched sets of random heads, that one costs as "
-        "much."
+        f"({found.text_loss['pieces']} pieces of text). Here p is the share of "
+        f"{found.text_loss['draws']} layer-matched sets of random heads that cost as much, the "
+        "set itself counted with them."
     )
 
 
@@ -245,7 +244,8 @@ def roles_told(found: CrossTask) -> Markdown:
     )
     return Markdown(
         f"Shared heads and pairs of tasks with the same role: **{agreement['same']} of "
-        f"{agreement['pairs']}**, where dealing out the roles gives {agreement['expected']:.1f} "
+        f"{agreement['pairs']}**, where roles dealt out at random give "
+        f"{agreement['expected']:.1f} "
         f"(p = {short(agreement['p'])}): {outcome}. {idle} of {len(heads)} shared heads meet no "
         "rule in any task.\n\nHeads outside the core with the same role in different tasks: "
         f"{'; '.join(alike) or 'none'}."

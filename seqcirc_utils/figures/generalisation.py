@@ -116,7 +116,7 @@ def effects_told(found: Generalisation) -> Markdown:
             f"{short(effects['q'].min())}."
         )
     else:
-        text += f"\n\nNothing was tested: a test takes {MIN_DRAWS} random sets or more."
+        text += f"\n\nNothing was tested: a test needs at least {MIN_DRAWS} random sets."
     if found.headless:
         text += f" Without heads, and so left out: {', '.join(found.headless)}."
     return Markdown(text)
@@ -178,14 +178,15 @@ def planned_told(found: Generalisation) -> Markdown:
     """How many planned tests found something, and what they could have found."""
     table = found.planned
     if table["p"].isna().all():
-        return Markdown(f"No planned test was made: each takes {MIN_DRAWS} random sets or more.")
+        return Markdown(f"No planned test was made: each needs at least {MIN_DRAWS} random sets.")
     sure = table[table["q"] < LEVEL]
     named = "; ".join(f"{r.set} on {r.subject} (q = {short(r.q)})" for r in sure.itertuples())
     return Markdown(
         f"Planned tests that find more harm than random sets do: {len(sure)} of {len(table)}"
-        f"{': ' + named if named else ''}. The median test would have found a loss of "
-        f"{table['needed'].median():.2f} nats per answer, where random sets cost "
-        f"{table['random_loss'].median():.2f} and the circuits' heads {table['loss'].median():.2f}."
+        f"{': ' + named if named else ''}. Half of the tests could have found a loss of "
+        f"{table['needed'].median():.2f} nats per answer or less. Random sets cost "
+        f"{table['random_loss'].median():.2f}, the circuits' heads {table['loss'].median():.2f} "
+        "(medians)."
     )
 
 

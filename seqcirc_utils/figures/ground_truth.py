@@ -350,5 +350,5 @@ def methods_told(found: GroundTruth) -> Markdown:
         f"redundant pair {len(pair)} do ({', '.join(pair) or 'none'}): where either head "
         "suffices, replacing one of them costs nothing, and a score of single replacements is "
         f"blind to both. With the negative head {len(against)} do; its score is below zero, so "
-        "that it counts by its size."
+        "it is ranked by its size."
     )

@@ -135,15 +135,15 @@ def told(found: Methods) -> Markdown:
     below = [n for n in others.index if rows.loc[n, "cmd"] >= rows.loc["random", "cmd_low"]]
     worse = f"No better than random by CMD: {', '.join(below)}. " if below else ""
     return Markdown(
-        f"Judged on {found.n_judged} prompts that no method has seen. The highest CPR has "
-        f"**{best}** ({rows.loc[best, 'cpr']:.2f}; random {rows.loc['random', 'cpr']:.2f}), the "
-        f"lowest CMD **{least}** ({rows.loc[least, 'cmd']:.2f}; random "
-        f"{rows.loc['random', 'cmd']:.2f}), the smallest circuit that keeps "
-        f"{found.threshold:.0%} **{by_size}** ({rows.loc[by_size, 'size']:.0f} components; random "
-        f"{rows.loc['random', 'size']:.0f}). Of the methods whose interval of CPR reaches the "
-        f"best one's, **{cheap}** costs least: {rows.loc[cheap, 'passes']:,.0f} forward passes, "
-        f"against {rows.loc[best, 'passes']:,.0f}. {worse}Intervals are over prompts, of one "
-        "model and one draw: methods whose intervals overlap are not told apart."
+        f"Judged on {found.n_judged} prompts that no method has seen. "
+        f"**{best}** has the highest CPR ({rows.loc[best, 'cpr']:.2f}; random "
+        f"{rows.loc['random', 'cpr']:.2f}), **{least}** the lowest CMD "
+        f"({rows.loc[least, 'cmd']:.2f}; random {rows.loc['random', 'cmd']:.2f}), **{by_size}** "
+        f"the smallest circuit that keeps {found.threshold:.0%} ({rows.loc[by_size, 'size']:.0f} "
+        f"components; random {rows.loc['random', 'size']:.0f}). The cheapest method whose interval "
+        f"of CPR reaches the best one's is **{cheap}**, with {rows.loc[cheap, 'passes']:,.0f} "
+        f"forward passes against {rows.loc[best, 'passes']:,.0f}. {worse}Intervals are over "
+        "prompts, of one model and one draw: methods whose intervals overlap cannot be ranked."
     )
 
 

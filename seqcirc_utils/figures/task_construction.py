@@ -159,6 +159,6 @@ def headline(found: TaskConstruction) -> Markdown:
     right, lead = found.accuracy, found.logit_diff
     return in_short(
         f"{found.model_title} names the next member in {right['mean']:.0%} of prompts "
-        f"({right['low']:.0%} to {right['high']:.0%}). It prefers it to the last member shown by "
-        f"{lead['mean']:.1f} logits; on random members by {found.corrupted_logit_diff:.1f}."
+        f"({right['low']:.0%} to {right['high']:.0%}). By {lead['mean']:.1f} logits it prefers the "
+        f"next member to the last one shown; on random members by {found.corrupted_logit_diff:.1f}."
     )

@@ -170,7 +170,7 @@ def test_everything_is_drawn_and_told(found):
     assert f"Of all {len(heads)} heads, **{far}** look from the end" in said["attention_told"]
     assert "(copy 11.1%)" in said["ov_told"] and "**0** for next, 1 for copy" in said["ov_told"]
     low = heads.set_index("component")["direct_last"].idxmin()
-    assert f"Most against the last member writes **{low}**" in said["direct_told"]
+    assert f"Head **{low}** writes most against the last member" in said["direct_told"]
     assert said["lens_told"].startswith("**MLP 1** adds most to the answer (+")
     assert said["roles_told"].startswith(
         "The circuit's 2 heads: **1 copy, 1 none**. Its 1 MLPs: 1 promotes next member."
