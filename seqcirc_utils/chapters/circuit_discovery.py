@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -16,7 +16,7 @@ from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.chapters.findings import Findings, each, part, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
-from seqcirc_utils.circuits import chance, edge_search, quality, search
+from seqcirc_utils.circuits import chance, edge_search, quality, released, search
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.circuits.search import Discovery
 from seqcirc_utils.components import Component, components, split
@@ -29,6 +29,8 @@ SIZES = (0.02, 0.04, 0.08, 0.12, 0.2, 0.35, 0.6)
 """Shares of all components at which the curve is measured."""
 SCREEN = 0.005
 """Edges whose estimated effect is a smaller share of the model's score are not run."""
+RELEASED_PROMPTS = 2
+"""Prompts on which edges are cut as the released code cuts them, which is slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,10 @@ class CircuitDiscovery(Findings):
         by_ablation: Each circuit's score under each kind of ablation, with 95% intervals, and its
             ``kl`` (nats, to the whole model) and ``accuracy``.
         edge_effects: A row per edge of ``circuit``: the score without it.
-        faults: How often two faults of the published code judge an edge differently.
+        calls: The published sweep's closest calls and its end, scored as its code scores them; see
+            :func:`~seqcirc_utils.circuits.released.closest_calls`.
+        faults: How often each piece of the released edge step judges an edge of ``circuit``
+            differently; see :func:`~seqcirc_utils.circuits.released.edge_step_by_piece`.
         quality: Search to score to ``mean``, ``low``, ``high``; see
             :func:`~seqcirc_utils.circuits.quality.quality`.
         scores: Search to the score on the prompts it was found with.
@@ -98,10 +103,13 @@ class CircuitDiscovery(Findings):
         each(str, "edge", "sender", "receiver", "input") | each(float, "score", "estimate"),
         exact=bool,
     )
+    calls: pd.DataFrame = table(
+        "released.csv",
+        each(str, "phase", "component") | each(float, "meant", "released") | {"differs": bool},
+    )
     faults: pd.DataFrame = table(
         "faults.csv",
-        {"edges": str}
-        | each(int, "candidates", "kept as meant", "kept by the code", "judged differently"),
+        released.COLUMNS,
     )
     quality: dict[str, dict[str, dict[str, float]]]
     scores: dict[str, float]
@@ -146,6 +154,11 @@ class CircuitDiscovery(Findings):
         by_ablation = quality.by_ablation(lm, sets.evaluation, kinds, circuits, at["seed"])
         with _timed(seconds, "edges"):
             names, about_edges = _edges(at, judging, ours, whole)
+        with _timed(seconds, "as released"):
+            as_released, not_released = _as_released(
+                at, judging, searches[SWEEP], needed["component"].tolist()
+            )
+        about_edges["missing"] |= not_released
         steps = [{"search": name} | step for name, s in searches.items() for step in s.steps]
         return cls(
             circuit=_circuit(at, RANKED, ours, judged, names),
@@ -162,6 +175,7 @@ class CircuitDiscovery(Findings):
             **compared,
             **found_again,
             **about_edges,
+            **as_released,
         )
 
 
@@ -280,7 +294,7 @@ def _edges(
     at: Setting, judging: Evaluator, ours: set[Component], whole: float
 ) -> tuple[list[str], dict[str, Any]]:
     """The edges that the ranked search keeps, and all fields that are about edges."""
-    about = {name: CircuitDiscovery.empty(name) for name in ("edge_effects", "faults")}
+    about: dict[str, Any] = {"edge_effects": CircuitDiscovery.empty("edge_effects")}
     about |= {"edges": {}, "edge_scores": {}, "all_edges": None, "missing": {}}
     rows = range(min(at["n_edge_prompts"], at["n_prompts"]))
     few = Evaluator(at.model, at.sets().discovery[rows], at.means())
@@ -307,7 +321,6 @@ def _edges(
         scores = (unseen.mean(1) / whole).tolist()  # [rule]
         about |= {
             "edge_effects": effects,
-            "faults": _faults(graph, effects, bar),
             "edges": {name: len(found.edges) for name, found in rules.items()},
             "edge_scores": {
                 name: {"discovery": found.score, "evaluation": score}
@@ -319,17 +332,21 @@ def _edges(
     return [], about
 
 
-def _faults(graph: EdgeEvaluator, effects: pd.DataFrame, bar: float) -> pd.DataFrame:
-    """How often what the published code cut in effect is judged differently than what it meant."""
-    cut = edge_search.as_the_published_code(graph.edges)
-    in_effect = edge_search.single_effects(
-        graph, cut, screen=SCREEN, progress="As the published code"
-    )
-    both = in_effect.merge(effects, on="edge", suffixes=("_code", "_meant"))
-    logits = both["receiver_code"] == "logits"
-    rows = []
-    for fault, these in (("MLP into head (B12)", ~logits), ("MLP into logits (B13)", logits)):
-        code, meant = (both[these][f"score_{kind}"] < bar for kind in ("code", "meant"))
-        counts = int(these.sum()), int(meant.sum()), int(code.sum()), int((code != meant).sum())
-        rows.append([fault, *counts])
-    return pd.DataFrame(rows, columns=CircuitDiscovery.empty("faults").columns)
+def _as_released(at: Setting, judging: Evaluator, found: Discovery, needed: Sequence[str]) -> Any:
+    """The fields on the published procedure as its code runs it; they name what does not apply."""
+    missing: dict[str, str] = {}
+    about = {name: CircuitDiscovery.empty(name) for name in ("calls", "faults")}
+    ours = [Component.parse(name) for name in needed]
+    with section(missing, "calls"):
+        finding = Evaluator(at.model, at.sets().discovery, at.means())
+        corrupted, n = record(at.model, at.sets().means), at["n_calls"]
+        about["calls"] = released.closest_calls(finding, corrupted, found.steps, at["threshold"], n)
+    with section(missing, "released edges"):
+        few = judging.first(RELEASED_PROMPTS)
+        partners = record(at.model, at.sets().corrupted[range(len(few.prompts))])
+        heads, mlps = ([c for c in ours if (c.head is None) == is_mlp] for is_mlp in (False, True))
+        senders = heads[: at["n_senders"]] + mlps[: at["n_senders"]]
+        about["faults"] = released.edge_step_by_piece(
+            few, ours, partners, at["threshold"], senders=senders, screen=SCREEN
+        )
+    return about, missing

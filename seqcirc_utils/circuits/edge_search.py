@@ -3,7 +3,7 @@
 Both begin with a node circuit and cut edges of it while the circuit keeps its score.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,34 +94,6 @@ def single_effects(
     ]
     columns = ["edge", "sender", "receiver", "input", "score", "estimate", "exact"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def as_the_published_code(edges: Sequence[Edge]) -> dict[Edge, list[Edge]]:
-    """What the published code cut in effect, for the edges where that was another thing.
-
-    - MLP into head (B12): the filter never matched the MLP's output; it patched every head of the
-      sender's layer instead.
-    - MLP into logits (B13): heads and MLP of the sender's whole layer, with nothing frozen and
-      hooks that stayed: sender by sender (here from the last layer down) more is cut.
-
-    Args:
-        edges: All edges of a node circuit.
-    """
-    found = {}
-    for edge in edges:
-        layer, head = edge.sender
-        if head is None and edge.source:
-            found[edge] = [
-                e
-                for e in edges
-                if e[1:] == edge[1:] and e.sender.layer == layer and e.sender.head is not None
-            ]
-    last = [e for e in edges if e.receiver is None and e.sender.head is None]
-    layers = [e.sender.layer for e in last]
-    for edge in reversed(last):
-        done = {layer for layer in layers if layer >= edge.sender.layer}
-        found[edge] = [e for e in edges if e.sender.layer in done]
-    return found
 
 
 def published(

@@ -1,18 +1,15 @@
 """What the faults of the released code change: in the node search (B34), and edge by edge."""
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from seqcirc_utils.ablation import released_edges as pieces
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.pruning import Pruning
 from seqcirc_utils.ablation.released import shifted_means
 from seqcirc_utils.ablation.released_edges import ReleasedEdges
 from seqcirc_utils.ablation.replay import Run
-from seqcirc_utils.circuits.search import Discovery, sweep
 from seqcirc_utils.components import Component, Edge
 from seqcirc_utils.statistics import positive_baseline
 
@@ -23,6 +20,9 @@ COLUMNS = {
     "kept by the code": int,
     "judged differently": int,
 }
+
+END = "the circuit found"
+"""The last row of the closest calls."""
 
 ROWS: dict[str, tuple[str, Callable[[Edge], bool]]] = {
     "all edges: each prompt's corrupted run": (pieces.CORRUPTED, lambda e: True),
@@ -47,6 +47,7 @@ def edge_step_by_piece(
     corrupted: Run,
     threshold: float = 0.8,
     *,
+    senders: Iterable[Component] | None = None,
     screen: float = 0.005,
 ) -> pd.DataFrame:
     """Edges that the published rule keeps, with each piece of the released step alone and with all.
@@ -57,6 +58,7 @@ def edge_step_by_piece(
         corrupted: The run of corrupted prompts, as many as there are prompts.
         threshold: An edge stays if the score without it is a smaller share of the whole model's
             (or of what the circuit keeps, where that is less).
+        senders: Only edges out of these; out of all when ``None``.
         screen: Cuts of a smaller estimated effect, as a share, are estimated.
 
     Returns:
@@ -67,18 +69,21 @@ def edge_step_by_piece(
         UserError: as :class:`~seqcirc_utils.ablation.released_edges.ReleasedEdges` does.
     """
     nodes = list(nodes)
+    some = set(nodes if senders is None else senders)
     whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
 
     def kept(on: Evaluator, which: Iterable[str], about: Callable[[Edge], bool]) -> set[Edge]:
         circuit = ReleasedEdges(on, nodes, corrupted, which)
         bar = min(threshold, circuit.score.mean().item() / whole)
-        edges = [e for e in circuit.edges if about(e)]
+        edges = [e for e in circuit.edges if e.sender in some and about(e)]
         if not edges:
             return set()
         scores = circuit.without(edges, screen * whole) / whole
         return {e for e, score in zip(edges, scores.tolist(), strict=True) if score < bar}
 
-    everything = ReleasedEdges(evaluator, nodes, corrupted, ()).edges
+    everything = [
+        e for e in ReleasedEdges(evaluator, nodes, corrupted, ()).edges if e.sender in some
+    ]
     meant = kept(evaluator, (), lambda e: True)
     rows: list[tuple[str, set[Edge], set[Edge], set[Edge]]] = []
     for name, (piece, about) in ROWS.items():
@@ -93,49 +98,48 @@ def edge_step_by_piece(
     return pd.DataFrame(counts, columns=list(COLUMNS))
 
 
-def shifting_means(
+def closest_calls(
     evaluator: Evaluator,
     corrupted: Run,
+    steps: Sequence[Mapping[str, Any]],
     threshold: float = 0.8,
-    *,
-    checkpoint: Callable[[str], Path | None] = lambda suffix: None,
-    progress: str | None = None,
-) -> dict[str, Any]:
-    """The published sweep with and without the shift of means in the released code (B34).
+    n: int = 4,
+) -> pd.DataFrame:
+    """The published sweep's closest calls, scored again as the released code scores them (B34).
 
     Args:
         evaluator: Discovery prompts, and the means of ``corrupted``.
         corrupted: The run of the corrupted prompts behind the means.
-        threshold: Share of the whole model's mean logit difference to keep, in (0, 1].
-        checkpoint: Gives the file of a search, by the end of its name.
-        progress: Label of the progress bars.
+        steps: The sweep's trials, as in :class:`~seqcirc_utils.circuits.search.Discovery`.
+        threshold: Share of the whole model's mean logit difference that the sweep kept.
+        n: How many of the trials whose score lies nearest to the threshold.
 
     Returns:
-        ``prompts`` and ``corrupted`` prompts; the sizes ``meant`` and ``released`` of the circuits
-        found and how many components ``both`` have; ``shift``, the largest change of a score (share
-        of the whole model's) that the shift makes to a circuit on the released search's way.
+        A row per call in the sweep's order, and a last one for the circuit at its end: ``phase``,
+        ``component``, the score without it as ``meant`` and as ``released`` (shares of the whole
+        model's), and whether that ``differs`` in what is removed.
 
     Raises:
-        UserError: as :func:`~seqcirc_utils.circuits.search.sweep` does.
+        UserError: for a whole model whose mean logit difference is not positive.
     """
-    found: dict[str, Discovery] = {}
-    for name, run in (("meant", None), ("released", corrupted)):
-        file = checkpoint(f"means.{name}.json")
-        label = progress and f"{progress}, {name}"
-        found[name] = sweep(evaluator, threshold, corrupted=run, checkpoint=file, progress=label)
     whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
-    plain, shift = Pruning(evaluator), 0.0
-    for step in found["released"].steps:
+    near = sorted(range(len(steps)), key=lambda i: abs(steps[i]["score"] - threshold))[:n]
+    out: set[Component] = set()
+
+    def row(phase: str, name: str, removed: set[Component], meant: float) -> dict[str, Any]:
+        means = shifted_means(evaluator.replacement, corrupted, removed)
+        again = evaluator.with_(replacement=means).replaced([removed]).logit_diff.mean().item()
+        score = again / whole
+        told = {"phase": phase, "component": name, "meant": meant, "released": score}
+        return told | {"differs": (meant >= threshold) != (score >= threshold)}
+
+    rows, score = [], 1.0
+    for i, step in enumerate(steps):
+        gone = {Component.parse(step["component"])}
+        if i in near:
+            rows.append(row(step["phase"], step["component"], out | gone, step["score"]))
         if step["removed"]:
-            score = plain.try_without([Component.parse(step["component"])]).mean().item() / whole
-            plain.accept()
-            shift = max(shift, abs(step["score"] - score))
-    meant, released = (found[name].components for name in ("meant", "released"))
-    return {
-        "prompts": len(evaluator.prompts),
-        "corrupted": corrupted.residual.shape[1],
-        "meant": len(meant),
-        "released": len(released),
-        "both": len(meant & released),
-        "shift": shift,
-    }
+            out |= gone
+            score = step["score"]
+    rows.append(row(END, "", out, score))
+    return pd.DataFrame(rows)

@@ -396,21 +396,6 @@ def test_an_interrupted_table_continues(able, tmp_path, monkeypatch):
     assert len(calls) == receivers + 1  # only the broken call was made twice
 
 
-def test_what_the_published_code_cut():
-    found = edge_search.as_the_published_code(edges_of(NODES))
-    names = {str(e): sorted(map(str, cut)) for e, cut in found.items()}
-    assert names["mlp0->2.0.q"] == ["0.0->2.0.q", "0.1->2.0.q", "0.3->2.0.q"]
-    last = ["2.0->logits", "2.0->mlp2", "2.1->logits", "2.1->mlp2", "mlp2->logits"]
-    assert names["mlp2->logits"] == last
-    assert {"mlp1->logits", "1.2->2.0.q", *last} < set(names["mlp1->logits"])
-    assert len(names["mlp0->logits"]) == len(edges_of(NODES))
-    assert all(n.startswith("mlp") and "->mlp" not in n for n in names)
-    # No circuit head in the MLP's layer: nothing was cut.
-    without = [c for c in NODES if c.head is None or c.layer != 0]
-    found = edge_search.as_the_published_code(edges_of(without))
-    assert found[Edge.parse("mlp0->2.0.q")] == []
-
-
 def test_ranked_ends_where_every_edge_is_needed(able):
     threshold = 0.8
     found = edge_search.ranked(able, threshold)

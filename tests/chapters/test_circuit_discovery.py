@@ -21,11 +21,14 @@ from seqcirc_utils.figures import circuit_discovery as figures
 from seqcirc_utils.planted.circuits import PLANTED
 
 NUMBERS = {"n_prompts": 4, "n_means": 16, "n_null": 5, "n_repeats": 1, "n_edge_prompts": 2}
+NUMBERS |= {"n_calls": 3, "n_senders": 2}
 PARAMETERS = {"model": "m", "task": "months", "templates": ["born"], "seed": 0}
 DRAWN = [figures.search_paths, figures.estimate_scatter, figures.circuit_map, figures.size_curve]
 DRAWN += [figures.needed_and_found, figures.ablation_map]
 TOLD = [figures.searches_told, figures.estimate_told, figures.chance_told, figures.needed_told]
+TOLD += [figures.calls_told]
 OF_EDGES = [figures.edge_table, figures.fault_table, figures.strongest_edges]
+SHOWN = [*OF_EDGES, figures.calls_table]
 
 
 def setting(model, checkpoints=None, threshold=0.8):
@@ -145,10 +148,17 @@ def test_the_kept_edges_keep_the_score(found):
     assert kept >= min(0.3, found.all_edges)
     cost = found.edge_effects.set_index("edge")["score"] - found.all_edges
     assert set(found.circuit.edges) <= set(cost.index)
-    into_logits = cost.index.str.startswith("mlp") & cost.index.str.endswith("logits")
+    mlps = [c for c in found.components["component"] if c.startswith("mlp")][:2]
+    into_logits = cost.index.isin([f"{name}->logits" for name in mlps])
     faults = found.faults.set_index("edges")
     assert faults.loc["MLP into logits (B13)", "candidates"] == into_logits.sum() > 0
     assert (faults["judged differently"] <= faults["candidates"]).all()
+
+
+def test_the_sweep_is_scored_as_released_too(found):
+    assert len(found.calls) == 4 and found.calls["component"].iloc[-1] == ""
+    assert found.calls["meant"].iloc[-1] == found.scores["published sweep"]
+    assert 0 < (found.calls["released"] - found.calls["meant"]).abs().max() < 1
 
 
 def test_findings_survive_the_disk_and_are_shown_from_there(found, tmp_path):
@@ -166,7 +176,7 @@ def test_findings_survive_the_disk_and_are_shown_from_there(found, tmp_path):
     told = " ".join(tell(back).data for tell in TOLD)
     assert "**0 of " in told  # four prompts are too few for any q below 0.05
     assert "nan" not in told and "best keeps" in told
-    assert all(isinstance(show(back), pd.DataFrame) for show in OF_EDGES)
+    assert all(isinstance(show(back), pd.DataFrame) for show in SHOWN)
     table = figures.search_table(back)
     assert list(table) == ["published sweep", "ranked search", "ranked, two-sided"]
     size = f"{len(back.circuit.heads)}, {len(back.circuit.mlps)}"

@@ -105,13 +105,30 @@ def test_the_node_search_with_its_fault_is_the_released_one(case):
     assert found.components == case.nodes
 
 
-def test_without_the_fault_the_search_scores_otherwise(case):
-    told = released.shifting_means(case.evaluator, case.corrupted, case.numbers["threshold"])
-    assert told["released"] == len(case.nodes) and told["prompts"] == len(case.evaluator.prompts)
-    assert told["shift"] > 0.001
-    plain = search.sweep(case.evaluator, case.numbers["threshold"])
-    assert told["meant"] == len(plain.components)
-    assert told["both"] == len(plain.components & case.nodes)
+def test_closest_calls_are_scored_as_the_released_search_scores_them(case):
+    """Its own trials, given as the sweep's: the scores that the released code gave come back."""
+    expected, threshold = case.numbers["trials"], case.numbers["threshold"]
+    steps = [
+        {"phase": phase, "component": name, "score": score, "removed": gone}
+        for phase, name, score, gone in expected
+    ]
+    table = released.closest_calls(case.evaluator, case.corrupted, steps, threshold, n=5)
+    assert len(table) == 6 and table["component"].iloc[-1] == ""
+    assert table["released"].to_numpy() == pytest.approx(table["meant"].to_numpy(), abs=1e-4)
+    nearest = sorted(abs(step["score"] - threshold) for step in steps)[:5]
+    assert sorted(abs(table["meant"][:-1] - threshold)) == pytest.approx(nearest)
+    assert not table["differs"].any()
+
+
+def test_the_shift_of_means_is_told_of_the_sweep_as_meant(case):
+    threshold = case.numbers["threshold"]
+    plain = search.sweep(case.evaluator, threshold)
+    table = released.closest_calls(case.evaluator, case.corrupted, plain.steps, threshold, n=5)
+    shift = (table["released"] - table["meant"]).abs()
+    assert shift.max() > 0.001
+    assert table["meant"].iloc[-1] == plain.score
+    as_released = table["released"] >= threshold
+    assert (table["differs"] == ((table["meant"] >= threshold) != as_released)).all()
 
 
 def test_the_edge_step_as_released_gives_the_released_scores(case):
@@ -155,3 +172,12 @@ def test_the_table_counts_what_each_piece_keeps(case):
     assert untried["judged differently"] == untried["kept as meant"] <= untried["candidates"]
     b13 = table.loc["MLP into logits (B13)"]
     assert b13["candidates"] == len([c for c in case.nodes if c.head is None])
+
+
+def test_only_edges_out_of_the_asked_senders_are_tried(case):
+    threshold, mlp = case.numbers["threshold"], next(c for c in case.nodes if c.head is None)
+    given = case.evaluator, case.nodes, case.corrupted, threshold
+    table = released.edge_step_by_piece(*given, senders=[mlp], screen=0).set_index("edges")
+    last = table.loc["all of these, as released (with B34)"]
+    assert last["candidates"] == sum(e.sender == mlp for e in edges_of(case, ()).edges)
+    assert table.loc["from heads: MLPs computed anew", "candidates"] == 0
