@@ -6,8 +6,8 @@ from seqcirc_utils.models.capabilities import logits, require
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.statistics import finite
 
-AT_ONCE = 1024
-"""Positions unembedded together: bounds the memory of their logits."""
+AT_ONCE = 2**24
+"""Logits held at once, 64 MB of them: a vocabulary may be large."""
 
 
 @torch.no_grad()
@@ -29,7 +29,8 @@ def continuations(
             norm and unembedding.
     """
     require(model, "readout", "what it says of a token is not known here.")
-    shape, rows = stream.shape[:3], max(1, AT_ONCE // stream.shape[2])
+    shape = stream.shape[:3]
+    rows = max(1, AT_ONCE // (shape[2] * model.facts.d_vocab))
     truth = truth.to(stream.device).expand(shape[0], *truth.shape).flatten(0, 1)
     tops, log_probs = [], []
     for part, true in zip(stream.flatten(0, 1).split(rows), truth.split(rows), strict=True):
