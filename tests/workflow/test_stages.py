@@ -1,11 +1,14 @@
 """Stages refuse bad parameters before any compute, and never leave half a result."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from stage_project import make, write_notebook
 
 from seqcirc_utils import store
@@ -288,3 +291,20 @@ def test_what_differs_from_run_to_run_is_not_kept():
         "<Styler>",
     ]
     assert "papermill" not in book.metadata and "papermill" not in kept.metadata
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_what_a_chapter_says_to_try_can_be_run(stage):
+    """The command runs the chapter's own notebook, with parameters that are known and others."""
+    path = stages.notebook(stage)
+    cells = nbformat.read(path, as_version=4).cells
+    said = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    for line in re.findall(r"^papermill .*$", said, re.M):
+        command = shlex.split(line)
+        assert command[1:3] == [path.relative_to(store.ROOT).as_posix(), "out.ipynb"]
+        options = list(zip(command[3::3], command[4::3], command[5::3], strict=False))
+        given = {name: yaml.safe_load(value) for flag, name, value in options if flag == "-p"}
+        given |= yaml.safe_load(command[command.index("-y") + 1]) if "-y" in command else {}
+        assert given.pop("results") != declared(stage)["results"].default
+        assert given and all(value != declared(stage)[n].default for n, value in given.items())
+        check(stage, given)
