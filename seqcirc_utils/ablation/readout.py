@@ -6,8 +6,8 @@ from seqcirc_utils.models.capabilities import logits, require
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.statistics import finite
 
-AT_ONCE = 2**24
-"""Logits held at once, 64 MB of them: a vocabulary may be large."""
+AT_ONCE = 2**23
+"""Logits held at once, 32 MB of them: a vocabulary may be large."""
 
 
 @torch.no_grad()
