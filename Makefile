@@ -14,6 +14,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 PARAMS ?=
 MODEL ?=
+RESULTS ?=
 CORES ?=
 PROFILE ?=
 PORT ?= 8000
@@ -45,7 +46,7 @@ RUN = $(call option,params,PARAMS) $(call option,model,MODEL) $(call option,core
 # made; one with another directory was moved or copied, and would import the code of its old place.
 SETUP_OK := $(shell [ -x .venv/bin/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" ] && echo yes)
 
-.PHONY: help params setup book plan models sweep serve pdf notebooks test test-fast bench proof lint format clean distclean FORCE
+.PHONY: help params setup book release plan models sweep serve pdf notebooks test test-fast bench proof lint format clean distclean FORCE
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [MODEL=name] [PARAMS=file] [CORES=n] [PROFILE=dir] [PORT=n] [PYTHON=python3.12]'
@@ -71,8 +72,11 @@ endif
 	@pwd -P > $(STAMP)
 	@echo 'The environment in .venv is ready.'
 
-book: setup ## Run every analysis and build the book into _build/html
-	@$(PY) -m seqcirc_utils book $(RUN)
+book: setup ## Run every analysis and build the book into _build/html (RESULTS=folder: of a release's results)
+	@$(PY) -m seqcirc_utils book $(RUN) $(call option,results,RESULTS)
+
+release: setup ## Write a folder to keep and to cite into _build/release: book, results, notebooks, environment
+	@$(PY) -m seqcirc_utils release $(call option,params,PARAMS) $(call option,model,MODEL)
 
 plan: setup ## Tell how many jobs the book has, and about how long they take
 	@$(PY) -m seqcirc_utils plan $(call option,params,PARAMS) $(call option,model,MODEL)

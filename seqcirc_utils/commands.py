@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import fetching, terms, zoo
-from seqcirc_utils.publishing import building, pages, pdf, shelf
+from seqcirc_utils.publishing import building, pages, pdf, release, shelf
 from seqcirc_utils.workflow import (
     costs,
     execution,
@@ -76,6 +76,18 @@ def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
         UserError: as :func:`run` does, or if the book cannot be built.
     """
     run(plan, cores, profile=profile)
+    pages.publish(plan)
+    return building.build()
+
+
+def book_of(folder: Path) -> Path:
+    """Build the book of a release's results; no model is run.
+
+    Raises:
+        UserError: for a folder that is no release, or does not fit this version; see
+            :func:`seqcirc_utils.publishing.release.read`.
+    """
+    plan = release.read(folder)
     pages.publish(plan)
     return building.build()
 
@@ -262,7 +274,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(do=do, alone=alone)
         return command
 
-    add("book", _book, *both, help="run everything, build the book")
+    whole = add("book", _book, *both, help="run everything, build the book")
+    whole.add_argument("--results", type=Path, help="a release's folder: run nothing, read these")
+    add("release", _release, common, help="write a folder to keep and cite: book, results, code")
     add(
         "plan",
         lambda given: print(costs.told(_plan(given).jobs())),
@@ -298,7 +312,18 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 
 def _book(given: argparse.Namespace) -> None:
-    book(_plan(given), given.cores, given.profile)
+    if given.results is None:
+        book(_plan(given), given.cores, given.profile)
+    elif given.params or given.model:
+        raise UserError(
+            "--results has its own parameters and model: leave --params and --model out."
+        )
+    else:
+        book_of(given.results)
+
+
+def _release(given: argparse.Namespace) -> None:
+    print(f"The release is in {release.write(_plan(given))}")
 
 
 def _models(given: argparse.Namespace) -> None:
