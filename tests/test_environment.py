@@ -243,3 +243,16 @@ def test_rooms_import_only_from_those_before_them():
             late += ["figures"] if room == "workflow" else []
             assert not used & set(late), f"{path} imports from {sorted(used & set(late))}"
             assert used <= set(order) | set(ground), path
+
+
+def test_other_places_install_what_make_setup_installs():
+    """Binder reads a file of its own, and a development container calls make."""
+    binder = ROOT / "binder"
+    named = (binder / "requirements.txt").read_text().split()
+    assert named[0] == "-r" and (binder / named[1]).resolve() == ROOT / "requirements.lock"
+    python = (binder / "runtime.txt").read_text().strip().removeprefix("python-")
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert (
+        container["image"] == f"python:{python}" and container["postCreateCommand"] == "make setup"
+    )
+    assert os.access(binder / "postBuild", os.X_OK)
