@@ -106,7 +106,8 @@ def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     Raises:
         UserError: if no model's book could be made.
     """
-    names = [plan.model, *plan.parameters(ACROSS)["compare"]]
+    compared = parameters.check(ACROSS, plan.parameters(ACROSS))["compare"]
+    names = [plan.model, *compared]
     alone = [name for name, stage in stages.STAGES.items() if not stage.across]
     plans, failed = [dataclasses.replace(plan, model=m) for m in dict.fromkeys(names)], {}
 

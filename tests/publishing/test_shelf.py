@@ -59,6 +59,12 @@ def test_every_model_is_run_before_any_is_compared(plan, done, capsys):
     assert "Gemma 3 270M" in page.read_text() and str(page) in capsys.readouterr().out
 
 
+def test_a_file_that_lists_no_models_compares_those_of_the_chapter(project, done):
+    """As all files in params/ do."""
+    commands.models(planning.read_plan(parameters(project, model=zoo.DEFAULT)))
+    assert [step[1] for step in done.steps[:2]] == [zoo.DEFAULT, OTHER]
+
+
 def test_a_model_that_fails_takes_no_other_with_it(plan, done):
     done.broken.add(OTHER)
     page = commands.models(plan).read_text()
