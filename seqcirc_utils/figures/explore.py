@@ -1,0 +1,119 @@
+"""What a reader tries by hand: page elements with one JSON of all numbers behind them.
+
+The elements stand in ``explore*.html``, ``.css`` and ``.js`` beside this module, with ``$name``
+where they are filled in. They ask no server for anything and need no library.
+"""
+
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML, Markdown
+
+from seqcirc_utils.chapters.explore import SHARES, TOKENS, Explore
+from seqcirc_utils.components import Component
+from seqcirc_utils.figures.common import needs
+from seqcirc_utils.prompts.sequences import TASKS
+
+
+def _file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8").rstrip()
+
+
+_DATA = Template(
+    '<style>\n$style\n</style>\n<script type="application/json" id="explore-data">$data</script>\n'
+    "<script>\n$script\n</script>"
+)
+_PARTS = Template(_file("explore_parts.html"))
+
+
+def title(task: str) -> str:
+    """What a task is called within a sentence."""
+    return TASKS[task].title.lower()
+
+
+def data(found: Explore) -> HTML:
+    """All numbers of the page, once, with what its elements share."""
+    ids = {token: place for place, token in enumerate(found.tokens)}
+    document = {
+        "tokens": list(found.tokens.values()),
+        "prompts": _prompts(found, ids),
+        "parts": [[row.part, *_named(row)] for row in found.parts.itertuples()],
+        "ablated": _ablated(found, ids),
+    }
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    # "<" never appears raw, so that nothing in the data can end the script element.
+    return HTML(
+        _DATA.substitute(
+            style=_file("explore.css"),
+            script=_file("explore.js"),
+            data=text.replace("<", "\\u003c"),
+        )
+    )
+
+
+def _prompts(found: Explore, ids: dict[str, int]) -> list[list[Any]]:
+    """Name, task, text, and the places of the answer's and the last member's tokens."""
+    return [
+        [f"{row.task}.{row.prompt}", TASKS[row.task].title, row.text]
+        + [ids[str(row.answer_id)], ids[str(row.last_id)]]
+        for row in found.prompts.itertuples()
+    ]
+
+
+def answers(rows: pd.DataFrame, ids: dict[str, int]) -> list[list[Any]]:
+    """For each row the places of its tokens, and their probabilities."""
+    tokens = [[ids[str(i)] for i in row] for row in rows[TOKENS].to_numpy().tolist()]
+    shares = [[round(p, 4) for p in row] for row in rows[SHARES].to_numpy().tolist()]
+    return [list(pair) for pair in zip(tokens, shares, strict=True)]
+
+
+def _ablated(found: Explore, ids: dict[str, int]) -> dict[str, list[list[Any]]]:
+    """Prompt to logit difference, tokens and probabilities, part by part."""
+    order = list(found.parts["part"])
+    told = {}
+    for (task, prompt), rows in found.ablated.groupby(["task", "prompt"], sort=False):
+        rows = rows.set_index("part").loc[order]
+        differences = rows["logit_diff"].round(3).tolist()
+        said = answers(rows, ids)
+        told[f"{task}.{prompt}"] = [[d, *s] for d, s in zip(differences, said, strict=True)]
+    return told
+
+
+def _named(row: Any) -> list[str]:
+    """A part's group, its name on the button, and how a sentence about it begins."""
+    if row.kind == "intact":
+        return ["", "nothing", "With nothing switched off"]
+    if row.kind == "component":
+        component = Component.parse(row.part)
+        head = component.head is not None
+        name = f"head {component}" if head else f"MLP {component.layer}"
+        group = "One shared head" if head else "One shared MLP"
+        return [group, name.removeprefix("head "), f"Without {name}"]
+    core = row.kind == "core"
+    name = "the shared core" if core else f"the circuit of {title(row.task)}"
+    short = "shared core" if core else title(row.task)
+    if row.kept:
+        return ["All but one circuit", short, f"With {name} alone"]
+    return ["One whole circuit", short, f"Without {name}"]
+
+
+@needs("ablated")
+def parts(found: Explore) -> HTML | Markdown:
+    """Pick a prompt, switch a part off, read what the model says."""
+    shared = int((found.parts["kind"] == "component").sum())
+    told = f"{shared} components are in the circuits of all {found.prompts['task'].nunique()} tasks"
+    return HTML(
+        _PARTS.substitute(
+            title=found.title, n_means=found.n_means, told=told, script=_file("explore_parts.js")
+        )
+    )
+
+
+def left_out(found: Explore) -> Markdown | None:
+    """Which tasks are not here, and why."""
+    if not found.left_out:
+        return None
+    return Markdown("Not here: " + " ".join(f"{t}: {why}" for t, why in found.left_out.items()))
