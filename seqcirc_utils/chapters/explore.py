@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Self
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.analyses.interchange import Ends, Swap, every_pair
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.setting import Setting
@@ -39,6 +43,14 @@ class Explore(Findings):
         parts: A row per thing to switch off, in order: its ``kind`` (``intact``, ``component``,
             ``core`` or a task's ``circuit``), the ``task``, whether it is ``kept`` while all else
             is ablated, and how many components are ablated.
+        swaps: A row per prompt that is changed (``base``), prompt that what is put in comes from
+            (``source``) and ``layer``: what the model says when the source's deviation from its
+            task's mean, on top of the base task's, stands before that block at the last token.
+            ``wanted_id`` is the interchanged answer, the base task's member at the source's place;
+            ``wanted``, ``own`` and ``token`` are the probabilities of it, of the base's answer and
+            of the source's.
+        n_layers: How many blocks the model has.
+        n_swap_means: Prompts behind the means of the swaps.
         tokens: Token id to its text, for all tokens in tables.
         title: The model's title.
         n_means: Prompts behind the means.
@@ -55,7 +67,16 @@ class Explore(Findings):
     ablated: pd.DataFrame = table(
         "ablated.csv", {"task": str, "prompt": int, "part": str, "logit_diff": float} | _TOP
     )
+    swaps: pd.DataFrame = table(
+        "swaps.csv",
+        {"source": str, "source_prompt": int, "base": str, "base_prompt": int, "layer": int}
+        | {"wanted_id": int}
+        | each(float, "wanted", "own", "token")
+        | _TOP,
+    )
     tokens: dict[str, str]
+    n_layers: int
+    n_swap_means: int
     title: str
     n_means: int
     left_out: dict[str, str]
@@ -67,13 +88,17 @@ class Explore(Findings):
         lm, missing = at.model, {}
         circuits, left_out = _circuits(at)
         chosen = {task: at.sets(task).evaluation[_few(at)] for task in circuits}
-        tables = {name: cls.empty(name) for name in ("parts", "ablated")}
+        tables = {name: cls.empty(name) for name in ("parts", "ablated", "swaps")}
         with section(missing, "ablated"):
             tables["parts"], tables["ablated"] = _ablated(at, circuits, chosen)
+        with section(missing, "swaps"):
+            tables["swaps"] = _swaps(at, chosen)
         tables["prompts"] = _listed(chosen)
         ids = {int(i) for frame in tables.values() for i in _ids(frame)}
         return cls(
             tokens={str(i): lm.tokenizer.decode([i]) for i in sorted(ids)},
+            n_layers=lm.n_layers,
+            n_swap_means=at["n_prompts"],
             title=lm.facts.title,
             n_means=at["n_means"],
             left_out=left_out,
@@ -121,7 +146,7 @@ def _listed(chosen: Mapping[str, Prompts]) -> pd.DataFrame:
 
 def _ids(frame: pd.DataFrame) -> list[int]:
     """All token ids of a table."""
-    names = [c for c in (*TOKENS, "answer_id", "last_id") if c in frame]
+    names = [c for c in (*TOKENS, "answer_id", "last_id", "wanted_id") if c in frame]
     return frame[names].to_numpy().ravel().tolist()
 
 
@@ -165,6 +190,47 @@ def _ablated(
                 rows.append(where | said(ids[i, n], shares[i, n]))
     parts = [row | {"n_ablated": n} for (row, _), n in zip(listed, counts, strict=True)]
     return pd.DataFrame(parts), pd.DataFrame(rows)
+
+
+def _swaps(at: Setting, chosen: Mapping[str, Prompts]) -> pd.DataFrame:
+    """Every prompt's place in its sequence, put into every other prompt, layer by layer.
+
+    Raises:
+        UserError: for a step below 1, or a model whose last stream says nothing.
+        CannotDo: where no two prompts fit.
+    """
+    if at["swap_step"] < 1:
+        raise UserError(f"swap_step is {at['swap_step']}: it must be at least 1.")
+    lm, last = at.model, at.model.n_layers
+    places = sorted({*range(0, last, at["swap_step"]), last})
+    # The mean of prompts that are in no pair, as in the chapter on interchange.
+    means = {task: Ends.of(record(lm, at.sets(task).discovery)).mean() for task in chosen}
+    rows, refused = [], ""
+    for source, base in tqdm(list(product(chosen, repeat=2)), desc="Swaps", unit="pair"):
+        try:
+            pairs = every_pair(lm, chosen[base], chosen[source])
+        except CannotDo as reason:
+            refused = str(reason)
+            continue
+        swap = Swap(lm, pairs, means[base], means[source], seed=at["seed"])
+        numbers = _numbers(chosen[base], pairs.base), _numbers(chosen[source], pairs.source)
+        for layer in places:
+            logits = swap.logits(swap.last(layer, "deviation"))
+            (ids, shares), every = top(logits), logits.softmax(-1).cpu()
+            for i in range(len(pairs)):
+                row = {"source": source, "source_prompt": numbers[1][i], "base": base}
+                row |= {"base_prompt": numbers[0][i], "layer": layer}
+                row["wanted_id"] = int(pairs.wanted[i])
+                row |= {name: every[i, t[i]].item() for name, t in pairs.outcomes().items()}
+                rows.append(row | said(ids[i], shares[i]))
+    if not rows:
+        raise CannotDo(refused)
+    return pd.DataFrame(rows)
+
+
+def _numbers(chosen: Prompts, paired: Prompts) -> list[int]:
+    """Which of the chosen prompts each of the paired ones is."""
+    return [chosen.texts.index(text) for text in paired.texts]
 
 
 def top(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,7 @@ _DATA = Template(
     "<script>\n$script\n</script>"
 )
 _PARTS = Template(_file("explore_parts.html"))
+_SWAP = Template(_file("explore_swap.html"))
 
 
 def title(task: str) -> str:
@@ -42,6 +43,7 @@ def data(found: Explore) -> HTML:
         "prompts": _prompts(found, ids),
         "parts": [[row.part, *_named(row)] for row in found.parts.itertuples()],
         "ablated": _ablated(found, ids),
+        "swaps": _swaps(found, ids),
     }
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     # "<" never appears raw, so that nothing in the data can end the script element.
@@ -82,6 +84,38 @@ def _ablated(found: Explore, ids: dict[str, int]) -> dict[str, list[list[Any]]]:
     return told
 
 
+def _swaps(found: Explore, ids: dict[str, int]) -> dict[str, Any]:
+    """The layers; and source and base prompt to the wanted token and the answers by layer.
+
+    An answer is tokens, probabilities, and those of the wanted, own and source's tokens. The page
+    starts with prompts of two tasks at different places, at the layer where the wanted answer of
+    other tasks is likeliest.
+    """
+    rows, pairs = found.swaps, {}
+    if rows.empty:
+        return {}
+    for key, part in rows.groupby(["source", "source_prompt", "base", "base_prompt"], sort=False):
+        part = part.sort_values("layer")
+        three = part[["wanted", "own", "token"]].round(4).to_numpy().tolist()
+        told = [[*a, t] for a, t in zip(answers(part, ids), three, strict=True)]
+        name = "{}.{} {}.{}".format(*key)
+        pairs[name] = [ids[str(part["wanted_id"].iloc[0])], told]
+    across = rows[rows["source"] != rows["base"]]
+    across = rows if across.empty else across
+    means = across.groupby("layer")["wanted"].mean()
+    apart = across.merge(
+        found.prompts, left_on=["base", "base_prompt"], right_on=["task", "prompt"]
+    )
+    apart = apart[apart["wanted_id"] != apart["answer_id"]]
+    first = (across if apart.empty else apart).iloc[0]
+    return {
+        "layers": list(means.index),
+        "start": list(means.index).index(means.idxmax()),
+        "first": [f"{first[end]}.{first[f'{end}_prompt']}" for end in ("source", "base")],
+        "pairs": pairs,
+    }
+
+
 def _named(row: Any) -> list[str]:
     """A part's group, its name on the button, and how a sentence about it begins."""
     if row.kind == "intact":
@@ -108,6 +142,20 @@ def parts(found: Explore) -> HTML | Markdown:
     return HTML(
         _PARTS.substitute(
             title=found.title, n_means=found.n_means, told=told, script=_file("explore_parts.js")
+        )
+    )
+
+
+@needs("swaps", "ablated")
+def swap(found: Explore) -> HTML | Markdown:
+    """Put one prompt's place in its sequence into another; read what the model says."""
+    return HTML(
+        _SWAP.substitute(
+            title=found.title,
+            n_means=found.n_swap_means,
+            n_layers=found.n_layers,
+            most=found.swaps["layer"].nunique() - 1,
+            script=_file("explore_swap.js"),
         )
     )
 

@@ -17,10 +17,11 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.figures import explore as figures
+from seqcirc_utils.prompts.sequences import TASKS
 
 PARAMETERS = {
     **{"tasks": ["number_words", "months"], "templates": ["born"], "n_prompts": 4, "n_means": 4},
-    **{"n_shown": 3, "seed": 0},
+    **{"n_shown": 3, "swap_step": 2, "seed": 0},
 }
 HEAD, MLP = Component(1, 0), Component(0, None)
 CIRCUITS = {
@@ -94,6 +95,65 @@ def test_every_answer_is_that_of_a_whole_pass_with_plain_hooks(any_tiny):
                 held(rows.loc[(task, n, part)], logits[n], *ends)
 
 
+def plain_stream(model, tokens, layer):
+    """What enters a block, or leaves the last one, at the last token ``[n, d_model]``."""
+    name = f"blocks.{layer}.hook_in" if layer < model.n_layers else f"blocks.{layer - 1}.hook_out"
+    seen = []
+    with torch.no_grad():
+        model.bridge.run_with_hooks(
+            tokens, fwd_hooks=[(name, lambda value, hook: seen.append(value[:, -1].clone()))]
+        )
+    return name, seen[0]
+
+
+def test_every_swap_is_that_of_a_whole_pass_with_a_plain_hook(any_tiny):
+    at = setting(any_tiny)
+    found = Explore.measure(at)
+    rows = found.swaps.set_index(["source", "source_prompt", "base", "base_prompt", "layer"])
+    assert rows.index.is_unique and len(rows) == 4 * 9 * 3  # tasks, prompts, layers 0, 2, 3
+    vocabularies = {task: TASKS[task].members for task in CIRCUITS}
+    for (source, i, base, j, layer), row in rows.iterrows():
+        one, other = (at.sets(task).evaluation[[n]] for task, n in ((source, i), (base, j)))
+        name, new = plain_stream(any_tiny, one.tokens, layer)
+        for sign, task in ((-1, source), (1, base)):
+            new = new + sign * plain_stream(any_tiny, at.sets(task).discovery.tokens, layer)[
+                1
+            ].mean(0)
+
+        def put(value, hook, new=new):
+            value = value.clone()
+            value[:, -1] = new
+            return value
+
+        with torch.no_grad():
+            logits = any_tiny.bridge.run_with_hooks(other.tokens, fwd_hooks=[(name, put)])[0, -1]
+        held(row, logits, None, None)
+        member = vocabularies[base][one.starts[0] + 4]
+        assert found.tokens[str(int(row["wanted_id"]))].strip() == member
+        shares = logits.softmax(-1)
+        for column, token in (
+            ("wanted", row["wanted_id"]),
+            ("own", other.answer_ids[0]),
+            ("token", one.answer_ids[0]),
+        ):
+            assert row[column] == pytest.approx(shares[int(token)].item(), rel=1e-3, abs=1e-6)
+
+
+def test_the_page_starts_with_a_swap_that_can_be_seen(found):
+    swaps = data_of(found)["swaps"]
+    source, base = swaps["first"]
+    assert source.split(".")[0] != base.split(".")[0]
+    answer = {row[0]: row[3] for row in data_of(found)["prompts"]}[base]
+    assert swaps["pairs"][f"{source} {base}"][0] != answer  # another place
+    assert swaps["layers"] == [0, 2, 3] and len(swaps["pairs"]) == 36
+    means = found.swaps[found.swaps["source"] != found.swaps["base"]].groupby("layer")["wanted"]
+    assert swaps["layers"][swaps["start"]] == means.mean().idxmax()
+    row = found.swaps.iloc[-1]
+    name = f"{row['source']}.{row['source_prompt']} {row['base']}.{row['base_prompt']}"
+    three = swaps["pairs"][name][1][-1][2]
+    assert three == pytest.approx([row["wanted"], row["own"], row["token"]], abs=6e-5)
+
+
 def test_tokens_and_prompts_are_those_of_the_tasks(found, gpt2):
     listed = found.prompts.set_index(["task", "prompt"])
     assert listed.index.tolist() == [(task, n) for task in CIRCUITS for n in range(3)]
@@ -132,6 +192,8 @@ def test_nothing_in_the_data_ends_its_script(found):
 
 
 def test_it_is_shown_and_refused_in_one_line(found, monkeypatch, gpt2):
+    assert isinstance(figures.swap(found), HTML)
+    assert "$" not in figures.swap(found).data.split("<script>")[0]
     assert isinstance(figures.parts(found), HTML) and figures.left_out(found) is None
     assert "$" not in figures.parts(found).data.split("<script>")[0]
     monkeypatch.setattr(chapter, "Evaluator", refuses)
@@ -140,6 +202,10 @@ def test_it_is_shown_and_refused_in_one_line(found, monkeypatch, gpt2):
     assert isinstance(figures.data(without), HTML)
     told = figures.parts(without)
     assert isinstance(told, Markdown) and told.data == "Not here: no logits."
+    monkeypatch.setattr(chapter, "Swap", refuses)
+    without = Explore.measure(setting(gpt2))
+    assert without.swaps.empty and list(without.missing) == ["ablated", "swaps"]
+    assert data_of(without)["swaps"] == {} and figures.swap(without).data == told.data
 
 
 def refuses(*_, **__):
@@ -155,6 +221,8 @@ def test_tasks_without_a_common_part_or_a_circuit(gpt2):
     assert "Number words: it cannot be done." in figures.left_out(one).data
     with pytest.raises(CannotDo, match="No task has a circuit"):
         Explore.measure(setting(gpt2, {}))
+    step = Explore.measure(setting(gpt2, swap_step=0)).missing
+    assert step == {"swaps": "swap_step is 0: it must be at least 1."}
     with pytest.raises(UserError, match="at least one prompt"):
         Explore.measure(setting(gpt2, n_shown=0))
 

@@ -457,6 +457,32 @@ def test_a_link_leads_back_to_what_was_chosen(opened, browser):
     context.close()
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_place_is_swapped_by_pointer_and_key(opened, size):
+    page = opened(EXPLORE, size)
+    root, data = page.locator("#explore-swap"), explored(page)["swaps"]
+    slider, told = root.locator("input[type=range]"), root.locator(".told")
+    first, pair = told.inner_text(), data["pairs"][" ".join(data["first"])]
+    assert f"before block {data['layers'][data['start']]}," in first
+    shares = root.locator(".three td.share").all_inner_texts()
+    now = pair[1][data["start"]][2]
+    assert shares == ["< 0.1%" if p < 0.001 else f"{100 * p:.1f}%" for p in now]
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "before block 0"
+    assert told.inner_text() != first
+    slider.press("End")
+    assert f"before block {data['layers'][-1]}," in told.inner_text()
+    source = data["first"][0]
+    root.locator("#explore-base").select_option(source)  # into itself: nothing changes
+    columns = root.locator(".five tbody tr").first.locator("td").all_inner_texts()
+    assert columns[1] == columns[3] and "both are at one place" in told.inner_text()
+    shared = page.url[page.url.index("#") :]
+    again = opened(EXPLORE + shared, size).locator("#explore-swap")
+    assert again.locator(".told").inner_text() == told.inner_text()
+    assert again.locator("#explore-base").input_value() == source
+    assert page.evaluate(OVERFLOW) == [] and page.faults == []
+
+
 def test_the_page_to_explore_is_small():
     assert (HTML / EXPLORE).stat().st_size < 1.5e6
 
