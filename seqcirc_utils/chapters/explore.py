@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -12,8 +13,9 @@ from tqdm import tqdm
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses.interchange import Ends, Swap, every_pair
+from seqcirc_utils.analyses.patterns import patterns
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
-from seqcirc_utils.chapters.findings import Findings, each, table
+from seqcirc_utils.chapters.findings import Findings, array, each, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, UserError, section
@@ -49,6 +51,12 @@ class Explore(Findings):
             ``wanted_id`` is the interchanged answer, the base task's member at the source's place;
             ``wanted``, ``own`` and ``token`` are the probabilities of it, of the base's answer and
             of the source's.
+        heads: A row per head whose attention is shown, those of most circuits first: the ``tasks``
+            whose circuit holds it, with spaces between.
+        attention: Where these heads look in the first prompt of each task, and in its corrupted
+            partner: ``[task, 2, head, query, key]``, zero beyond a prompt's end.
+        read: Task to the tokens of this prompt and of its partner, as ids.
+        n_heads: How many heads the circuits hold, shown or not.
         n_layers: How many blocks the model has.
         n_swap_means: Prompts behind the means of the swaps.
         tokens: Token id to its text, for all tokens in tables.
@@ -74,6 +82,10 @@ class Explore(Findings):
         | each(float, "wanted", "own", "token")
         | _TOP,
     )
+    heads: pd.DataFrame = table("heads.csv", head=str, tasks=str)
+    attention: np.ndarray = array()
+    read: dict[str, list[list[int]]]
+    n_heads: int
     tokens: dict[str, str]
     n_layers: int
     n_swap_means: int
@@ -93,10 +105,19 @@ class Explore(Findings):
             tables["parts"], tables["ablated"] = _ablated(at, circuits, chosen)
         with section(missing, "swaps"):
             tables["swaps"] = _swaps(at, chosen)
+        heads = _heads(circuits)
+        tables["heads"] = heads[: max(0, at["n_attention"])]
+        attention, read = np.zeros((0, 2, 0, 0, 0)), {}
+        with section(missing, "attention"):
+            attention, read = _attention(at, chosen, tables["heads"]["head"])
         tables["prompts"] = _listed(chosen)
         ids = {int(i) for frame in tables.values() for i in _ids(frame)}
+        ids |= {i for both in read.values() for row in both for i in row}
         return cls(
             tokens={str(i): lm.tokenizer.decode([i]) for i in sorted(ids)},
+            attention=attention,
+            read=read,
+            n_heads=len(heads),
             n_layers=lm.n_layers,
             n_swap_means=at["n_prompts"],
             title=lm.facts.title,
@@ -231,6 +252,42 @@ def _swaps(at: Setting, chosen: Mapping[str, Prompts]) -> pd.DataFrame:
 def _numbers(chosen: Prompts, paired: Prompts) -> list[int]:
     """Which of the chosen prompts each of the paired ones is."""
     return [chosen.texts.index(text) for text in paired.texts]
+
+
+def _heads(circuits: Mapping[str, set[Component]]) -> pd.DataFrame:
+    """The heads of all circuits, those of most circuits first."""
+    held = {
+        head: [task for task, circuit in circuits.items() if head in circuit]
+        for head in set().union(*circuits.values())
+        if head.head is not None
+    }
+    order = sorted(held, key=lambda head: (-len(held[head]), head))
+    rows = [{"head": str(head), "tasks": " ".join(held[head])} for head in order]
+    return pd.DataFrame(rows, columns=["head", "tasks"])
+
+
+def _attention(
+    at: Setting, chosen: Mapping[str, Prompts], heads: pd.Series
+) -> tuple[np.ndarray, dict[str, list[list[int]]]]:
+    """Where heads look in each task's first prompt and its partner, and the tokens of both.
+
+    Raises:
+        UserError: without heads, or for a model whose attention is not seen.
+    """
+    if heads.empty:
+        raise UserError("there is no head to show: no circuit holds one, or n_attention is 0.")
+    parsed, found, read = [Component.parse(name) for name in heads], [], {}
+    for task, prompts in chosen.items():
+        pair = [prompts[[0]], at.sets(task).corrupted[[0]]]
+        read[task] = [one.tokens[0].tolist() for one in pair]
+        found.append([patterns(at.model, one, parsed)[0] for one in pair])
+    most = max(len(row) for both in read.values() for row in both)
+    whole = np.zeros((len(found), 2, len(parsed), most, most), dtype=np.float32)
+    for i, both in enumerate(found):
+        for j, pattern in enumerate(both):
+            n = pattern.shape[-1]
+            whole[i, j, :, :n, :n] = pattern.numpy()
+    return whole, read
 
 
 def top(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,9 @@ window.seqcircExplore = (function () {
   function token(place) {
     return data.tokens[place].replace(/ /g, "\u2423").replace(/\n/g, "\u23ce") || "(empty)";
   }
-  function percent(share) {
+  // Shares are known to four places, or (``whole``) to the percent.
+  function percent(share, whole) {
+    if (whole) return share < 0.01 ? "< 1%" : Math.round(100 * share) + "%";
     return share < 0.001 ? "< 0.1%" : (100 * share).toFixed(1) + "%";
   }
   function signed(value) { return value.toFixed(2).replace("-", "\u2212"); }
@@ -35,7 +37,7 @@ window.seqcircExplore = (function () {
     });
   }
   // Five rows: rank, then a token and its share for each of the columns; ``marks`` names tokens.
-  function answers(body, columns, marks) {
+  function answers(body, columns, marks, whole) {
     body.textContent = "";
     columns[0][0].forEach(function (_, rank) {
       var row = add(body, "tr");
@@ -44,7 +46,7 @@ window.seqcircExplore = (function () {
         var cell = add(row, "td"), share = column[1][rank], mark = marks[column[0][rank]];
         add(cell, "code", token(column[0][rank]));
         if (mark) add(cell, "small", " " + mark);
-        cell = add(row, "td", percent(share), "share");
+        cell = add(row, "td", percent(share, whole), "share");
         cell.style.setProperty("--share", 100 * share + "%");
       });
     });

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
@@ -28,6 +29,7 @@ _DATA = Template(
 )
 _PARTS = Template(_file("explore_parts.html"))
 _SWAP = Template(_file("explore_swap.html"))
+_ATTENTION = Template(_file("explore_attention.html"))
 
 
 def title(task: str) -> str:
@@ -44,6 +46,7 @@ def data(found: Explore) -> HTML:
         "parts": [[row.part, *_named(row)] for row in found.parts.itertuples()],
         "ablated": _ablated(found, ids),
         "swaps": _swaps(found, ids),
+        "attention": _attention(found, ids),
     }
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     # "<" never appears raw, so that nothing in the data can end the script element.
@@ -116,6 +119,32 @@ def _swaps(found: Explore, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def _attention(found: Explore, ids: dict[str, int]) -> dict[str, Any]:
+    """Heads; what is read; and by task and prompt each head's weights, in percent.
+
+    Weights are those of each token on itself and the tokens before it, one token after another.
+    """
+    reads, weights = [], {}
+    for place, (task, both) in enumerate(found.read.items()):
+        reads.append([task, TASKS[task].title, [[ids[str(i)] for i in row] for row in both]])
+        weights[task] = [
+            [_triangle(pattern, len(row)) for pattern in patterns]
+            for patterns, row in zip(found.attention[place], both, strict=True)
+        ]
+    tasks = found.prompts["task"].nunique()
+    heads = [
+        [row.head, "in all circuits" if len(held) == tasks else f"in {', '.join(map(title, held))}"]
+        for row in found.heads.itertuples()
+        for held in [row.tasks.split()]
+    ]
+    return {"heads": heads, "reads": reads, "weights": weights}
+
+
+def _triangle(pattern: np.ndarray, n: int) -> list[int]:
+    """A pattern ``[query, key]`` below and on its diagonal, in whole percent, row by row."""
+    return np.rint(100 * pattern[:n, :n][np.tril_indices(n)]).astype(int).tolist()
+
+
 def _named(row: Any) -> list[str]:
     """A part's group, its name on the button, and how a sentence about it begins."""
     if row.kind == "intact":
@@ -156,6 +185,19 @@ def swap(found: Explore) -> HTML | Markdown:
             n_layers=found.n_layers,
             most=found.swaps["layer"].nunique() - 1,
             script=_file("explore_swap.js"),
+        )
+    )
+
+
+@needs("attention")
+def attention(found: Explore) -> HTML | Markdown:
+    """Point at a token, and see where a head looks from there."""
+    return HTML(
+        _ATTENTION.substitute(
+            title=found.title,
+            shown=len(found.heads),
+            all=found.n_heads,
+            script=_file("explore_attention.js"),
         )
     )
 

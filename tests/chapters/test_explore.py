@@ -5,6 +5,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,7 +22,7 @@ from seqcirc_utils.prompts.sequences import TASKS
 
 PARAMETERS = {
     **{"tasks": ["number_words", "months"], "templates": ["born"], "n_prompts": 4, "n_means": 4},
-    **{"n_shown": 3, "swap_step": 2, "seed": 0},
+    **{"n_shown": 3, "swap_step": 2, "n_attention": 3, "seed": 0},
 }
 HEAD, MLP = Component(1, 0), Component(0, None)
 CIRCUITS = {
@@ -47,6 +48,8 @@ def kept_and_read(found, where):
         first, second = getattr(found, field.name), getattr(again, field.name)
         if isinstance(first, pd.DataFrame):
             pd.testing.assert_frame_equal(first.reset_index(drop=True), second, check_dtype=False)
+        elif isinstance(first, np.ndarray):
+            assert np.array_equal(first, second)
         else:
             assert first == second, field.name
     return again
@@ -139,6 +142,51 @@ def test_every_swap_is_that_of_a_whole_pass_with_a_plain_hook(any_tiny):
             assert row[column] == pytest.approx(shares[int(token)].item(), rel=1e-3, abs=1e-6)
 
 
+def test_attention_is_that_of_queries_and_keys(any_tiny):
+    """Rows are shares of what is visible; the heads' values weighted by them are their outputs."""
+    at = setting(any_tiny)
+    found = Explore.measure(at)
+    assert found.heads.to_numpy().tolist() == [
+        ["1.0", "number_words months"],
+        ["0.3", "months"],
+        ["1.2", "number_words"],
+    ]
+    assert found.n_heads == 3 and list(found.read) == list(CIRCUITS)
+    for place, task in enumerate(CIRCUITS):
+        for run, prompts in enumerate((at.sets(task).evaluation, at.sets(task).corrupted)):
+            tokens = prompts.tokens[:1]
+            assert found.read[task][run] == tokens[0].tolist()
+            _, cache = any_tiny.bridge.run_with_cache(tokens)
+            for i, name in enumerate(found.heads["head"]):
+                layer, head = Component.parse(name)
+                shown = torch.tensor(found.attention[place, run, i])
+                assert torch.allclose(shown.sum(-1), torch.ones(len(shown)), atol=1e-5)
+                assert not shown.triu(1).any()
+                values = cache[f"blocks.{layer}.attn.hook_v"][0]
+                shared = any_tiny.n_heads // values.shape[-2] if values.ndim == 3 else 1
+                mixed = shown @ values[:, head // shared]
+                assert torch.allclose(
+                    mixed, cache[f"blocks.{layer}.attn.hook_z"][0, :, head], atol=1e-4
+                )
+
+
+def test_the_page_holds_attention_in_percent(found):
+    shown = data_of(found)["attention"]
+    assert shown["heads"][0] == ["1.0", "in all circuits"]
+    assert shown["heads"][1] == ["0.3", "in months"]
+    for place, (task, _, tokens) in enumerate(shown["reads"]):
+        for run, row in enumerate(tokens):
+            texts = [data_of(found)["tokens"][t] for t in row]
+            assert texts == [found.tokens[str(i)] for i in found.read[task][run]]
+            for i, weights in enumerate(shown["weights"][task][run]):
+                told = iter(weights)
+                for query in range(len(row)):
+                    for key in range(query + 1):
+                        exact = 100 * found.attention[place, run, i, query, key]
+                        assert abs(next(told) - exact) <= 0.51
+                assert next(told, None) is None
+
+
 def test_the_page_starts_with_a_swap_that_can_be_seen(found):
     swaps = data_of(found)["swaps"]
     source, base = swaps["first"]
@@ -193,6 +241,8 @@ def test_nothing_in_the_data_ends_its_script(found):
 
 def test_it_is_shown_and_refused_in_one_line(found, monkeypatch, gpt2):
     assert isinstance(figures.swap(found), HTML)
+    assert isinstance(figures.attention(found), HTML)
+    assert "$" not in figures.attention(found).data.split("<script>")[0]
     assert "$" not in figures.swap(found).data.split("<script>")[0]
     assert isinstance(figures.parts(found), HTML) and figures.left_out(found) is None
     assert "$" not in figures.parts(found).data.split("<script>")[0]
@@ -205,6 +255,9 @@ def test_it_is_shown_and_refused_in_one_line(found, monkeypatch, gpt2):
     monkeypatch.setattr(chapter, "Swap", refuses)
     without = Explore.measure(setting(gpt2))
     assert without.swaps.empty and list(without.missing) == ["ablated", "swaps"]
+    none = Explore.measure(setting(gpt2, n_attention=0))
+    assert "no head to show" in figures.attention(none).data and none.heads.empty
+    assert data_of(none)["attention"]["heads"] == []
     assert data_of(without)["swaps"] == {} and figures.swap(without).data == told.data
 
 

@@ -483,6 +483,36 @@ def test_a_place_is_swapped_by_pointer_and_key(opened, size):
     assert page.evaluate(OVERFLOW) == [] and page.faults == []
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_attention_is_shown_on_hover_and_focus(opened, size):
+    page = opened(EXPLORE, size)
+    root, data = page.locator("#explore-attention"), explored(page)["attention"]
+    told, boxes = root.locator(".told"), root.locator(".tokens")
+    task, _, (tokens, _) = data["reads"][0]
+    assert boxes.count() == 2 and boxes.first.locator("button").count() == len(tokens)
+    assert f"token {len(tokens)} of {len(tokens)}" in told.inner_text()  # where the answer is read
+    boxes.first.locator("button").nth(2).hover()
+    assert f"token 3 of {len(tokens)}" in told.inner_text()
+    boxes.first.locator("button").nth(3).focus()
+    page.keyboard.press("ArrowRight")
+    assert f"token 5 of {len(tokens)}" in told.inner_text()
+    row = data["weights"][task][0][0][10:15]  # of the fifth token: after 1 + 2 + 3 + 4
+    share = root.locator("tbody td.share").first.inner_text()
+    assert share == ("< 1%" if max(row) == 0 else f"{max(row)}%")
+    looks = [
+        float(b.evaluate("b => b.style.getPropertyValue('--look')"))
+        for b in boxes.first.locator("button").all()
+    ]
+    assert looks[:5] == [w / 100 for w in row] and not any(looks[5:])
+    root.locator("#explore-head").select_option(index=1)
+    root.locator("#explore-read").select_option(index=1)
+    boxes.last.locator("button").nth(6).click()
+    shared = page.url[page.url.index("#") :]
+    again = opened(EXPLORE + shared, size).locator("#explore-attention .told")
+    assert again.inner_text() == told.inner_text() and "token 7 of" in told.inner_text()
+    assert page.evaluate(OVERFLOW) == [] and page.faults == []
+
+
 def test_the_page_to_explore_is_small():
     assert (HTML / EXPLORE).stat().st_size < 1.5e6
 
