@@ -42,7 +42,7 @@
     if (pair) {
       var now = pair[1][slider.value], marks = {}, three = [pair[0], ends[1][3], ends[0][3]];
       [2, 1, 0].forEach(function (i) {
-        marks[three[i]] = ["(interchanged)", "(target's own)", "(source's)"][i];
+        marks[three[i]] = ["(swapped)", "(target's own)", "(source's)"][i];
       });
       fill(three, now[2]);
       page.answers(root.querySelector(".five tbody"),
