@@ -48,6 +48,14 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.base)
 
+    def outcomes(self) -> dict[str, torch.Tensor]:
+        """The tokens ``[n]`` that answer each pair: ``wanted``, the base's ``own``, the source's.
+
+        The source's own answer goes by ``token``.
+        """
+        own, token = self.base.answer_ids, self.source.answer_ids
+        return {"wanted": self.wanted, "own": own, "token": token}
+
 
 def pairs(model: Model, base: Prompts, source: Prompts, seed: int = 0) -> Pairs:
     """Pair every base prompt with a random source prompt that starts elsewhere.
@@ -74,6 +82,26 @@ def pairs(model: Model, base: Prompts, source: Prompts, seed: int = 0) -> Pairs:
         chosen.append(row)
         wanted.append(ids[source.starts[row] + shown])
     return Pairs(base, source[chosen], torch.tensor(wanted))
+
+
+def every_pair(model: Model, base: Prompts, source: Prompts) -> Pairs:
+    """Pair every base prompt with every source prompt, those that start alike included.
+
+    Left out are sources at a place that the base task's sequence does not have as one token.
+
+    Raises:
+        CannotDo: where that leaves none.
+    """
+    ids = vocabulary(base.task, model.tokenizer).ids
+    shown = base.member_positions.shape[1]
+    after = [ids[s + shown] if s + shown < len(ids) else None for s in source.starts]
+    fits = [row for row, token in enumerate(after) if token is not None]
+    if not fits:
+        raise CannotDo(f"no prompt of {source.task} fits one of {base.task}: draw more prompts.")
+    rows = [n for n in range(len(base)) for _ in fits]
+    return Pairs(
+        base[rows], source[fits * len(base)], torch.tensor([after[i] for i in fits] * len(base))
+    )
 
 
 @dataclass(frozen=True)
@@ -128,12 +156,19 @@ class Swap:
         self.intact = self._read(self.run.residual[-1][:, -1])
 
     def stream(self, layer: int, kind: str, basis: torch.Tensor | None = None) -> "Outcome":
+        """Put the source's stream in before a block: what the model says; see :meth:`last`."""
+        return self._read(self.last(layer, kind, basis))
+
+    def last(self, layer: int, kind: str, basis: torch.Tensor | None = None) -> torch.Tensor:
         """Put the source's stream in before a block (after the last one: ``n_layers``).
 
         Args:
             layer: The block.
             kind: One of :data:`KINDS`.
             basis: Directions ``[d_model, rank]`` that alone are swapped; all when ``None``.
+
+        Returns:
+            Last streams at the end ``[n, d_model]``.
         """
         old = self.base.stream[layer]
         new = {"raw": self.source.stream[layer]}.get(kind, self.moved.stream[layer])
@@ -148,7 +183,7 @@ class Swap:
         stream[:, -1] = old + move
         with torch.no_grad():
             last = self._replay.replay([self._replay.masks([])], stream, layer)
-        return self._read(last[0, :, -1])
+        return last[0, :, -1]
 
     def heads(self, heads: Iterable[Component], kind: str) -> "Outcome":
         """Put in what some heads hold at the source's end, ``raw`` or as a ``deviation``."""
@@ -161,15 +196,18 @@ class Swap:
         return self._read(found[0])
 
     @torch.no_grad()
+    def logits(self, stream: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, vocab]`` of last streams ``[n, d_model]``.
+
+        Raises:
+            UserError: for logits that are not finite.
+        """
+        return finite(logits(self.model, self.model.bridge.ln_final(stream), slice(None)).float())
+
     def _read(self, stream: torch.Tensor) -> "Outcome":
         """What the model says for last streams ``[n, d_model]``."""
-        found = finite(logits(self.model, self.model.bridge.ln_final(stream), slice(None)).float())
-        log_prob = found.log_softmax(-1).cpu()  # [n, vocab]
-        tokens = {
-            "wanted": self.pairs.wanted,
-            "own": self.pairs.base.answer_ids,
-            "token": self.pairs.source.answer_ids,
-        }
+        log_prob = self.logits(stream).log_softmax(-1).cpu()  # [n, vocab]
+        tokens = self.pairs.outcomes()
         top = log_prob.argmax(-1)
         return Outcome(
             {name: top == ids for name, ids in tokens.items()},

@@ -390,6 +390,133 @@ def test_the_circuit_map_answers(opened):
     assert page.faults == []
 
 
+EXPLORE = "runs/14_explore.html"
+
+
+def explored(page):
+    """All numbers of the page to explore."""
+    return page.evaluate("JSON.parse(document.getElementById('explore-data').textContent)")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_parts_are_switched_off_by_pointer_key_and_touch(opened, size):
+    page = opened(EXPLORE, size)
+    root, data = page.locator("#explore-parts"), explored(page)
+    told, undo = root.locator(".told"), root.locator(".undo")
+    first = told.inner_text()
+    assert undo.is_disabled() and root.locator("tbody tr").count() == 5
+    chip = root.locator("label", has_text="shared core").first
+    chip.click()
+    place = next(i for i, part in enumerate(data["parts"]) if part[0] == "core-off")
+    gap, tokens, shares = data["ablated"][data["prompts"][0][0]][place]
+    assert told.inner_text().startswith("Without the shared core")
+    assert f"{gap:.2f}".replace("-", "\u2212") in told.inner_text()
+    cells = root.locator("tbody tr").first.locator("td").all_inner_texts()
+    assert cells[3] == f"{100 * shares[0]:.1f}%"
+    assert data["tokens"][tokens[0]].replace(" ", "\u2423") in cells[2]
+    page.keyboard.press("ArrowRight")
+    assert not told.inner_text().startswith("Without the shared core")
+    root.locator("select").select_option(data["prompts"][-1][0])
+    assert data["prompts"][-1][2] in root.locator(".prompt").inner_text()
+    for _ in range(3):
+        undo.press("Enter")
+    assert undo.is_disabled() and told.inner_text() == first
+    assert root.locator("input:focus").count() == 1  # the focus is not lost with the button
+    assert page.evaluate(OVERFLOW) == [] and page.faults == []
+
+
+def test_what_is_tapped_on_a_phone_is_switched_off(browser, address):
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = go(context, address, EXPLORE)
+    chip = page.locator("#explore-parts label").nth(2)
+    box = chip.bounding_box()
+    assert box["width"] >= 24 and box["height"] >= 24  # WCAG 2.2's least target
+    chip.tap()
+    assert chip.locator("input").is_checked()
+    assert page.locator("#explore-parts .told").inner_text().startswith("Without head")
+    context.close()
+
+
+def test_a_link_leads_back_to_what_was_chosen(opened, browser):
+    page = opened(EXPLORE)
+    root, data = page.locator("#explore-parts"), explored(page)
+    root.locator("select").select_option(data["prompts"][-1][0])
+    root.locator("label", has_text="nothing").click()
+    root.locator("label").last.click()
+    told, shared = root.locator(".told").inner_text(), page.url[page.url.index("#") :]
+    assert f"part={data['parts'][-1][0]}" in shared
+    again = opened(EXPLORE + shared)
+    assert again.locator("#explore-parts .told").inner_text() == told
+    assert opened(EXPLORE + "#prompt=x&part=y").faults == []
+    context = context_of(browser, DESKTOP)
+    file = context.new_page()  # without a server
+    file.goto((HTML / EXPLORE).as_uri() + shared)
+    assert file.locator("#explore-parts .told").inner_text() == told
+    file.locator("#explore-parts .reset").click()
+    assert "part=intact" in file.url
+    context.close()
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_place_is_swapped_by_pointer_and_key(opened, size):
+    page = opened(EXPLORE, size)
+    root, data = page.locator("#explore-swap"), explored(page)["swaps"]
+    slider, told = root.locator("input[type=range]"), root.locator(".told")
+    first, pair = told.inner_text(), data["pairs"][" ".join(data["first"])]
+    assert f"before block {data['layers'][data['start']]}," in first
+    shares = root.locator(".three td.share").all_inner_texts()
+    now = pair[1][data["start"]][2]
+    assert shares == ["< 0.1%" if p < 0.001 else f"{100 * p:.1f}%" for p in now]
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "before block 0"
+    assert told.inner_text() != first
+    slider.press("End")
+    assert f"before block {data['layers'][-1]}," in told.inner_text()
+    source = data["first"][0]
+    root.locator("#explore-base").select_option(source)  # into itself: nothing changes
+    columns = root.locator(".five tbody tr").first.locator("td").all_inner_texts()
+    assert columns[1] == columns[3] and "both are at one place" in told.inner_text()
+    shared = page.url[page.url.index("#") :]
+    again = opened(EXPLORE + shared, size).locator("#explore-swap")
+    assert again.locator(".told").inner_text() == told.inner_text()
+    assert again.locator("#explore-base").input_value() == source
+    assert page.evaluate(OVERFLOW) == [] and page.faults == []
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_attention_is_shown_on_hover_and_focus(opened, size):
+    page = opened(EXPLORE, size)
+    root, data = page.locator("#explore-attention"), explored(page)["attention"]
+    told, boxes = root.locator(".told"), root.locator(".tokens")
+    task, _, (tokens, _) = data["reads"][0]
+    assert boxes.count() == 2 and boxes.first.locator("button").count() == len(tokens)
+    assert f"token {len(tokens)} of {len(tokens)}" in told.inner_text()  # where the answer is read
+    boxes.first.locator("button").nth(2).hover()
+    assert f"token 3 of {len(tokens)}" in told.inner_text()
+    boxes.first.locator("button").nth(3).focus()
+    page.keyboard.press("ArrowRight")
+    assert f"token 5 of {len(tokens)}" in told.inner_text()
+    row = data["weights"][task][0][0][10:15]  # of the fifth token: after 1 + 2 + 3 + 4
+    share = root.locator("tbody td.share").first.inner_text()
+    assert share == ("< 1%" if max(row) == 0 else f"{max(row)}%")
+    looks = [
+        float(b.evaluate("b => b.style.getPropertyValue('--look')"))
+        for b in boxes.first.locator("button").all()
+    ]
+    assert looks[:5] == [w / 100 for w in row] and not any(looks[5:])
+    root.locator("#explore-head").select_option(index=1)
+    root.locator("#explore-read").select_option(index=1)
+    boxes.last.locator("button").nth(6).click()
+    shared = page.url[page.url.index("#") :]
+    again = opened(EXPLORE + shared, size).locator("#explore-attention .told")
+    assert again.inner_text() == told.inner_text() and "token 7 of" in told.inner_text()
+    assert page.evaluate(OVERFLOW) == [] and page.faults == []
+
+
+def test_the_page_to_explore_is_small():
+    assert (HTML / EXPLORE).stat().st_size < 1.5e6
+
+
 @pytest.mark.parametrize("name", CHAPTERS or [""])
 def test_a_chapter_gives_its_data_and_its_notebook(opened, name):
     """Every chapter made by a notebook can be had as that notebook, and its figures as data."""
