@@ -209,6 +209,8 @@ def test_paths_that_do_not_exist_are_refused(tiny, gpt2, sets, means):
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     with pytest.raises(UserError, match="no path"):
         paths.path_effects(evaluator, Component(1, 0), [Component(1, 1)], "q")
+    with pytest.raises(UserError, match="no path"):
+        paths.path_effects(evaluator, Component(1, 0), [Component(0, 1)], "q")  # below
     with pytest.raises(UserError, match="unknown input"):
         paths.path_effects(evaluator, Component(0, 0), [Component(1, 1)], "z")
     gemma = Evaluator(tiny["gemma2"], sets.evaluation, means["gemma2"])

@@ -27,6 +27,7 @@ def test_sets_are_disjoint_equally_long_and_seeded(model, task):
         outside.prompt_sets(model, task, of="months", seed=seed, **COUNTS) for seed in (0, 0, 1)
     )
     assert [len(s) for s in (sets.evaluation, sets.discovery, sets.means)] == [6, 5, 4]
+    assert sets.drawn == 11  # clean ones
     parts = (sets.evaluation, sets.corrupted, sets.discovery, sets.means)
     assert len({part.tokens.shape[1] for part in parts}) == 1
     clean = sets.evaluation.texts + sets.discovery.texts
