@@ -107,10 +107,7 @@ class CircuitDiscovery(Findings):
         "released.csv",
         each(str, "phase", "component") | each(float, "meant", "released") | {"differs": bool},
     )
-    faults: pd.DataFrame = table(
-        "faults.csv",
-        released.COLUMNS,
-    )
+    faults: pd.DataFrame = table("faults.csv", released.COLUMNS)
     quality: dict[str, dict[str, dict[str, float]]]
     scores: dict[str, float]
     accuracy: float
@@ -332,8 +329,10 @@ def _edges(
     return [], about
 
 
-def _as_released(at: Setting, judging: Evaluator, found: Discovery, needed: Sequence[str]) -> Any:
-    """The fields on the published procedure as its code runs it; they name what does not apply."""
+def _as_released(
+    at: Setting, judging: Evaluator, found: Discovery, needed: Sequence[str]
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The published procedure as its code runs it: the fields about it, and what does not apply."""
     missing: dict[str, str] = {}
     about = {name: CircuitDiscovery.empty(name) for name in ("calls", "faults")}
     ours = [Component.parse(name) for name in needed]
