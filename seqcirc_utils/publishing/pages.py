@@ -12,7 +12,13 @@ from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.publishing import origins
 from seqcirc_utils.publishing.architectures import architectures
-from seqcirc_utils.publishing.tables import benchmarks, costs, markdown_row, provenance
+from seqcirc_utils.publishing.tables import (
+    benchmarks,
+    costs,
+    markdown_row,
+    one_header_row,
+    provenance,
+)
 from seqcirc_utils.workflow.execution import clean
 from seqcirc_utils.workflow.planning import DISCOVERY, Job, Plan
 from seqcirc_utils.workflow.records import skipped
@@ -168,6 +174,8 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
         raise UserError(f"{job.notebook} is damaged: run `make book`.") from None
     outputs = [o for cell in executed.cells for o in cell.get("outputs", [])]
     tags = [tag for cell in executed.cells for tag in cell.metadata.get("tags", [])]
+    for shown in (o.data for o in outputs if "text/html" in o.get("data", {})):
+        shown["text/html"] = one_header_row(shown["text/html"])
     if any(o.output_type == "error" for o in outputs) or any("error" in tag for tag in tags):
         raise UserError(f"{job.notebook} holds an error: delete it and run `make book` again.")
     if job.task:

@@ -1,11 +1,37 @@
-"""Pages made of tables: provenance, costs, benchmarks."""
+"""Pages made of tables: provenance, costs, benchmarks; and how tables of notebooks are shown."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from bs4 import BeautifulSoup
 
 from seqcirc_utils import store
 from seqcirc_utils.workflow import stages
 from seqcirc_utils.workflow.planning import DISCOVERY, Plan, with_needs
+
+
+def one_header_row(html: str) -> str:
+    """HTML whose tables name their index in the row of the columns' names.
+
+    pandas gives the index's name a row of its own, which is empty but for it.
+    """
+
+    def joined(found: re.Match[str]) -> str:
+        head = BeautifulSoup(found[0], "html.parser")
+        rows = [row.find_all("th") for row in head.find_all("tr")]
+        if len(rows) != 2 or len(rows[0]) != len(rows[1]):
+            return found[0]
+        pairs = list(zip(*rows, strict=True))
+        if any(upper.get_text(strip=True) and lower.get_text(strip=True) for upper, lower in pairs):
+            return found[0]
+        for upper, lower in pairs:
+            if lower.get_text(strip=True):
+                upper.replace_with(lower)
+        head.find_all("tr")[1].decompose()
+        return str(head)
+
+    return re.sub(r"(?s)<thead>.*?</thead>", joined, html)
 
 
 def provenance(plan: Plan) -> str:

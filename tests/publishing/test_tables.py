@@ -1,0 +1,39 @@
+"""Tables of notebooks, as the pages show them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from seqcirc_utils.publishing.tables import one_header_row
+
+FRAME = pd.DataFrame({"kept": [1, 2], "cut": [3, 4]}, pd.Index(["a", "b"], name="edges"))
+DEEP = FRAME.set_index("kept", append=True)
+
+
+@pytest.mark.parametrize("made", [pd.DataFrame.to_html, lambda frame: frame.style.to_html()])
+@pytest.mark.parametrize(
+    "frame, names", [(FRAME, ["edges", "kept", "cut"]), (DEEP, ["edges", "kept", "cut"])]
+)
+def test_the_index_is_named_beside_the_columns(frame, names, made):
+    html = made(frame)
+    soup = BeautifulSoup(one_header_row(f"<p>before</p>{html}<p>after</p>"), "html.parser")
+    (row,) = soup.thead.find_all("tr")
+    assert [cell.get_text(strip=True) for cell in row.find_all("th")] == names
+    before = BeautifulSoup(html, "html.parser")
+    assert str(soup.tbody) == str(before.tbody)
+    assert [p.text for p in soup.find_all("p")] == ["before", "after"]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        FRAME.rename_axis(columns="rule"),  # both rows say something at one place
+        FRAME.rename_axis(None),
+        pd.concat({"x": FRAME, "y": FRAME}, axis=1),
+        pd.DataFrame(np.eye(2)),
+    ],
+)
+def test_other_headers_stay_as_they_are(frame):
+    for html in (frame.to_html(), frame.style.to_html(), "<p>no table</p>"):
+        assert one_header_row(html) == html
