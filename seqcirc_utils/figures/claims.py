@@ -17,6 +17,7 @@ from seqcirc_utils.paper.effects import CONTRADICTED, SUPPORTED, VERDICTS
 from seqcirc_utils.paper.evidence import NOT_TESTED
 from seqcirc_utils.paper.rules import NOT_SUPPORTED
 from seqcirc_utils.paper.verdicts import Claims
+from seqcirc_utils.prompts.sequences import TASKS
 
 LOOKS: dict[str, tuple[str, str]] = dict(
     zip(
@@ -142,7 +143,25 @@ def verdict_table(found: Claims) -> HTML:
         table["effects"] == "", table["reason"]
     )
     shown["would change with"] = lines["flips"]
+    shown["decided on"] = table["read"].map(_pages)
     return _page_table(shown.replace("", "–"))
+
+
+def _pages(read: str) -> HTML:
+    """Links to the pages of the runs that a verdict rests on."""
+    pages: dict[str, list[str]] = {}
+    for run in filter(None, read.split("; ")):
+        stage, _, task = run.partition(" ")
+        target = f"{task}/{stage}.html" if task else f"{stage}.html"
+        name = TASKS[task].title.lower() if task else stage[3:].replace("_", " ")
+        pages.setdefault(stage, []).append(f'<a href="{target}">{escape(name)}</a>')
+    lines = [
+        ", ".join(links)
+        if f'"{stage}.html"' in links[0]
+        else f"{stage[3:].replace('_', ' ')}: {', '.join(links)}"
+        for stage, links in pages.items()
+    ]
+    return HTML("\n".join(lines) or "–")
 
 
 def rules_told(found: Claims) -> Markdown:
@@ -188,9 +207,12 @@ def _page_table(frame: pd.DataFrame) -> HTML:
     )
 
 
-def _cells(values: Iterable[str], kind: str = "td") -> str:
+def _cells(values: Iterable[str | HTML], kind: str = "td") -> str:
+    def text(value: str | HTML) -> str:
+        return str(value.data) if isinstance(value, HTML) else escape(value)
+
     style = "text-align:left;vertical-align:top;padding:.3em .6em;white-space:pre-line"
-    return "".join(f'<{kind} style="{style}">{escape(value)}</{kind}>' for value in values)
+    return "".join(f'<{kind} style="{style}">{text(value)}</{kind}>' for value in values)
 
 
 def headline(found: Claims) -> Markdown:

@@ -27,7 +27,7 @@ OPEN = "open"
 """As published: nobody has run the model that the claim is about, as far as these results go."""
 COLUMNS = ("claim", "topic", "model", "statement", "rule", "published", "here", "reproduced")
 COLUMNS += ("as_published", "published_reason", "carried", "kind", "null", "effects", "verdict")
-COLUMNS += ("reason", "flips")
+COLUMNS += ("reason", "flips", "read")
 
 
 def judge(claim: str, evidence: Evidence) -> tuple[str, Figures, str]:
@@ -54,7 +54,7 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
         ``reproduced`` with their difference to the published ones, the verdict ``as_published``
         with its ``published_reason``; what is ``carried`` over, the ``kind`` of evidence, the
         ``null``, the ``effects``, the ``verdict``, its ``reason``, and the ``flips``: other
-        verdicts with a limit moved by a fifth.
+        verdicts with a limit moved by a fifth; and the runs whose results it ``read``.
     """
     rows = []
     for claim in published()["claims"]:
@@ -64,6 +64,7 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
             letter, why = OPEN, f"it is about {about}, and this is another model."
         again = judge(name, gpt2)[1] if gpt2 else {}
         again = {k: v for k, v in again.items() if k in claim["figures"]}
+        evidence.read.clear()
         carried, found = effects.CARRIED[name], effects.judge(name, evidence)
         rows.append(
             {
@@ -80,6 +81,7 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
                 "verdict": found.verdict,
                 "reason": found.reason,
                 "flips": "; ".join(f"{limit}: {v}" for limit, v in found.flips.items()),
+                "read": "; ".join(sorted(evidence.read)),
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)

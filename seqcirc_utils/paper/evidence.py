@@ -53,8 +53,16 @@ def _once(method: Callable) -> Callable:
     def looked_up(self: "Evidence", *asked: str, **named: str) -> Any:
         key = (method.__name__, asked, *sorted(named.items()))
         if key not in self._found:
-            self._found[key] = method(self, *asked, **named)
-        return self._found[key]
+            before = set(self.read)
+            self.read.clear()
+            try:
+                value = method(self, *asked, **named)
+                self._found[key] = value, set(self.read)
+            finally:
+                self.read.update(before)
+        value, read = self._found[key]
+        self.read.update(read)
+        return value
 
     return looked_up
 
@@ -68,10 +76,12 @@ class Evidence:
     Attributes:
         directory: ``<results>/<model>``.
         problems: Stage and task (``None``: all tasks) to why there are no results.
+        read: The runs whose results were asked for so far, as ``stage`` or ``stage task``.
     """
 
     directory: Path
     problems: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set, repr=False, compare=False)
     _arrays: dict[Path, dict[str, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -108,6 +118,7 @@ class Evidence:
                 raise UserError(f"{_of(stage, task)} has no results: {self.problems[key]}")
         if not (where / name).is_file():
             raise UserError(f"{_of(name, task)} does not exist.")
+        self.read.add(f"{stage} {task}" if task else stage)
         return where / name
 
     @_once

@@ -800,6 +800,20 @@ def test_what_was_found_comes_back_from_the_files(world, gpt2):
     assert figures.faults_told(found).data.startswith(f"{measured_here} of 35 faults")
 
 
+def test_a_verdict_names_the_runs_that_it_rests_on(world):
+    """Without one of them it cannot be given; and what was looked up before counts as well."""
+    table = claims.claims_table(world.evidence).set_index("claim")
+    again = claims.claims_table(world.evidence).set_index("claim")
+    assert (table["read"] == again["read"]).all() and (table["read"] != "").all()
+    for claim in ("C1", "C12", "C24"):
+        stage, _, task = table.loc[claim, "read"].split("; ")[-1].partition(" ")
+        without = Evidence(world.directory, {(stage, task or None): "it was not run."})
+        assert effects.judge(claim, without).verdict == NOT_TESTED
+    page = figures.verdict_table(measured(world)).data
+    assert '<a href="months/04_circuit_discovery.html">months</a>' in page
+    assert '<a href="07_generalisation.html">generalisation</a>' in page
+
+
 def test_what_cannot_be_made_is_not_tried_twice(world):
     asked = []
 
