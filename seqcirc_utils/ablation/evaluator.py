@@ -32,6 +32,7 @@ class Evaluator(Replay):
 
     Attributes:
         intact: Scores of the whole model ``[n]``.
+        reference: Its log probabilities at the end ``[n, vocab]``.
 
     Raises:
         UserError: when there are no prompts, the replacement fits neither the prompts nor the
@@ -55,8 +56,8 @@ class Evaluator(Replay):
         self.prompts = prompts
         self.answers = prompts if answers is None else answers
         final = self.logits(run.residual[-1])
-        self._reference = final.float().log_softmax(-1)
-        self.intact = Scores.read(final, self.answers, self._reference)
+        self.reference = final.float().log_softmax(-1)
+        self.intact = Scores.read(final, self.answers, self.reference)
         ids = torch.stack([self.answers.answer_ids, self.answers.last_ids]).to(final.device)
         self._directions = model.bridge.W_U[:, ids].permute(1, 2, 0)  # [2, n, d_model]
         self._biases = model.bridge.b_U[ids]  # [2, n]
@@ -109,7 +110,7 @@ class Evaluator(Replay):
         """
 
         def read(stream: torch.Tensor) -> Iterable[torch.Tensor]:
-            return vars(Scores.read(self.logits(stream), self.answers, self._reference)).values()
+            return vars(Scores.read(self.logits(stream), self.answers, self.reference)).values()
 
         return Scores(*self.each(candidates, read, positions=positions, progress=progress))
 

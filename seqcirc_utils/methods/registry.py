@@ -164,7 +164,13 @@ def scores(
 
 
 def by_prompt(
-    model: Model, clean: Prompts, corrupted: Prompts, *, method: str, n_steps: int = 5
+    model: Model,
+    clean: Prompts,
+    corrupted: Prompts,
+    metric: Metric = logit_difference,
+    *,
+    method: str,
+    n_steps: int = 5,
 ) -> np.ndarray:
     """Scores of every component for each prompt ``[component, n]``; arguments as :func:`scores`.
 
@@ -173,7 +179,7 @@ def by_prompt(
     """
     if method not in ALONE:
         raise unknown("method that scores each prompt by itself", method, ALONE)
-    question = Question(model, clean, corrupted, logit_difference, None, n_steps, 0.8, 0)
+    question = Question(model, clean, corrupted, metric, None, n_steps, 0.8, 0)
     return METHODS[method].ask(question)[0].detach().cpu().double().numpy()
 
 

@@ -58,6 +58,11 @@ STAGES: dict[str, Stage] = {
         ),
         Stage("11_interchange", per_task=False, needs=("03_patching", "04_circuit_discovery")),
         Stage("12_specificity", per_task=False),
+        Stage(
+            "15_metrics",
+            per_task=False,
+            needs=("03_patching", "04_circuit_discovery", "05_component_roles"),
+        ),
         Stage("14_explore", per_task=False, needs=("03_patching", "04_circuit_discovery")),
         Stage(
             "09_claims",

@@ -1,0 +1,356 @@
+"""What of the circuits depends on the metric: four of them rank, and each judges what all found.
+
+Written before any result was seen: two metrics find *the same* circuit if their overlap, beyond
+chance, is at least :data:`SAME` of what halves of one task's prompts reach under one metric, and
+*another* one below :data:`OTHER`. A head serves the logit difference *only* if its ablation costs
+that (the whole interval below 0), and neither the answer's log probability nor its lead over the
+other members.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.analyses import overlap, specificity
+from seqcirc_utils.chapters.component_roles import ComponentRoles
+from seqcirc_utils.chapters.findings import Findings, each, table
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.circuits.chance import random_like
+from seqcirc_utils.components import Component, components
+from seqcirc_utils.errors import CannotDo, UserError, section, unknown
+from seqcirc_utils.methods.registry import ALONE, by_prompt
+from seqcirc_utils.methods.slopes import (
+    Metric,
+    answer_log_prob,
+    answer_over,
+    logit_difference,
+    minus_kl,
+)
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.prompts.vocabulary import vocabulary
+from seqcirc_utils.statistics import intervals, positive_baseline
+
+DIFFERENCE, LOG_PROB, LEAD, KL = METRICS = (
+    "logit difference",
+    "log probability",
+    "lead over members",
+    "minus KL",
+)
+SAME, OTHER = 0.8, 0.5
+"""Shares of the overlap of halves, beyond chance: see the module."""
+SIZES = (0.02, 0.04, 0.08, 0.12, 0.2, 0.35, 0.6)
+"""Shares of all components at which circuits are tried."""
+RANDOM = "random heads, same layers"
+_INTERVAL = each(float, "mean", "low", "high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Findings):
+    """Circuits ranked by four metrics, and judged by all of them on prompts that ranked none.
+
+    What a circuit keeps is (circuit - empty) / (whole - empty), in the metric that judges; the
+    empty circuit has everything mean-ablated. Intervals are 95%, over prompts; of overlaps the
+    middle 95% of repeats.
+
+    Attributes:
+        judged: What each metric's circuit (and random ones) keeps by each metric, by ``task``; in
+            ``judge`` also ``accuracy`` and ``published ratio`` (logit difference, circuit / whole).
+        sizes: By task and metric the smallest circuit tried that keeps ``threshold`` by the metric
+            that ranked it; -1 where none of those tried does.
+        overlap: Jaccard of circuits found on halves of the prompts: of one metric (``first`` is
+            ``second``) or of two.
+        shared: By metric, how many components all tasks' circuits share, the number expected of
+            random circuits, its ``p``, and how many of those shared by the logit difference are
+            among them.
+        effects: What mean-ablating a component alone changes in each metric, as a share of whole -
+            empty, for the components that matter most by the logit difference or are shared.
+        roles: By metric and task the number of the circuit's components with each role.
+        stay: The components that all tasks share under every metric.
+        chance: Jaccard of random circuits.
+        n_kept: Components of a circuit.
+        n_held: Prompts of a task that judge.
+        n_ranked: Prompts of a task that rank.
+        threshold: What the smallest circuit must keep.
+        title: The model's title.
+        left_out: Tasks and metrics that are not compared, and why.
+        missing: Sections that do not apply, and why.
+    """
+
+    stage = "15_metrics"
+
+    judged: pd.DataFrame = table("judged.csv", each(str, "task", "circuit", "judge") | _INTERVAL)
+    sizes: pd.DataFrame = table("sizes.csv", {"task": str, "metric": str, "size": int})
+    overlap: pd.DataFrame = table("overlap.csv", each(str, "task", "first", "second") | _INTERVAL)
+    shared: pd.DataFrame = table(
+        "shared.csv",
+        {"metric": str, "shared": int, "expected": float, "p": float, "kept": int},
+    )
+    effects: pd.DataFrame = table(
+        "effects.csv", each(str, "task", "component", "metric") | _INTERVAL
+    )
+    roles: pd.DataFrame = table("roles.csv", each(str, "task", "metric", "role"), n=int)
+    stay: list[str]
+    chance: float
+    n_kept: int
+    n_held: int
+    n_ranked: int
+    threshold: float
+    title: str
+    left_out: dict[str, str]
+    missing: dict[str, str]
+
+    @classmethod
+    def measure(cls, at: Setting) -> Self:
+        """Rank by each metric and judge by all; see the class.
+
+        Raises:
+            CannotDo: where no task can be done.
+        """
+        _checked(at)
+        everything = components(at.model)
+        size = max(1, round(at["share_kept"] * len(everything)))
+        left_out: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        tasks = _compared(at, left_out)
+        found = {
+            (task, metric): _names(everything, specificity.strongest(scores, size))
+            for task, one in tasks.items()
+            for metric, scores in one.scores.items()
+        }
+        shared, stay = _shared(found, list(tasks), len(everything))
+        roles = cls.empty("roles")
+        with section(missing, "roles"):
+            roles = _roles(at, found)
+        tables = [_judged(at, task, one, found) for task, one in tasks.items()]
+        effects = [_effects(at, task, one, found, stay) for task, one in tasks.items()]
+        return cls(
+            judged=pd.concat(tables, ignore_index=True),
+            sizes=pd.DataFrame([row for t, one in tasks.items() for row in _sizes(at, t, one)]),
+            overlap=_overlaps(at, tasks, size),
+            shared=shared,
+            effects=pd.concat(effects, ignore_index=True),
+            roles=roles,
+            stay=stay,
+            chance=specificity.chance(size, len(everything)),
+            n_kept=size,
+            n_held=at["n_held"],
+            n_ranked=at["n_ranked"],
+            threshold=at["threshold"],
+            title=at.model.facts.title,
+            left_out=left_out,
+            missing=missing,
+        )
+
+
+@dataclass
+class _Task:
+    """A task: what judges it, by which metrics, and how these rank components.
+
+    Attributes:
+        judge: The held-out prompts, with means.
+        metrics: Those by which the whole model is ahead of the empty circuit.
+        scores: Metric to scores ``[component, n]`` on the prompts that rank.
+        empty: Metric to its value with everything ablated ``[n]``.
+        span: Metric to whole - empty, mean over prompts.
+    """
+
+    judge: Evaluator
+    metrics: dict[str, Metric]
+    scores: dict[str, np.ndarray]
+    empty: dict[str, torch.Tensor]
+    span: dict[str, float]
+
+    def values(self, ablated: list[Any], progress: str | None = None) -> dict[str, torch.Tensor]:
+        """Each metric's value, and whether the answer is on top, without some sets ``[set, n]``."""
+        names = [*self.metrics, "accuracy"]
+
+        def read(stream: torch.Tensor) -> list[torch.Tensor]:
+            found = [metric(self.judge, stream).cpu() for metric in self.metrics.values()]
+            top = self.judge.logits(stream).argmax(-1).cpu()  # [set, n]
+            return [*found, (top == self.judge.answers.answer_ids).float()]
+
+        return dict(zip(names, self.judge.each(ablated, read, progress=progress), strict=True))
+
+    def kept(self, metric: str, values: torch.Tensor) -> torch.Tensor:
+        """(Value - empty) as a share of whole - empty, prompt by prompt ``[…, n]``."""
+        return (values - self.empty[metric]) / self.span[metric]
+
+
+def _checked(at: Setting) -> None:
+    """Refuse numbers that leave nothing to compare.
+
+    Raises:
+        UserError: for them.
+    """
+    for name in ("share_kept", "threshold"):
+        if not 0 < at[name] < 1:
+            raise UserError(f"{name} is {at[name]}: it must lie between 0 and 1.")
+    for name, least in (("n_held", 2), ("n_ranked", 2), ("n_resampled", 20)):
+        if at[name] < least:
+            raise UserError(f"{name} is {at[name]}: it must be at least {least}.")
+    if at["ranking"] not in ALONE:
+        raise unknown("ranking", at["ranking"], ALONE)
+
+
+def _names(everything: list[Component], chosen: np.ndarray) -> set[Component]:
+    return {c for c, inside in zip(everything, chosen, strict=True) if inside}
+
+
+def _compared(at: Setting, left_out: dict[str, str]) -> dict[str, _Task]:
+    """The tasks that the model can do, ranked by every metric."""
+    lm, held, tasks = at.model, at["n_held"], {}
+    counts = {"n_prompts": held + at["n_ranked"], "n_means": at["n_means"], "n_discovery": 1}
+    for task in tqdm(at["tasks"], desc="Rankings", unit="task"):
+        with section(left_out, TASKS[task].title):
+            sets = drawing.prompt_sets(
+                lm, task, seed=at["seed"], templates=at["templates"], **counts
+            )
+            means = record(lm, sets.means).activations.mean()
+            judge = Evaluator(lm, sets.evaluation[range(held)], means)
+            positive_baseline(judge.intact.logit_diff, f"{lm.facts.title} on {task}")
+            members = [i for i in vocabulary(task, lm.tokenizer).ids if i is not None]
+            asked = (logit_difference, answer_log_prob, answer_over(members), minus_kl)
+            one = _Task(judge, dict(zip(METRICS, asked, strict=True)), {}, {}, {})
+            whole, empty = one.values([[]]), one.values([components(lm)])
+            rows = range(held, len(sets.evaluation))
+            for name, metric in list(one.metrics.items()):
+                span = (whole[name] - empty[name]).mean().item()
+                if span <= 0:
+                    left_out[f"{TASKS[task].title}, {name}"] = (
+                        "the whole model is not ahead of the empty circuit."
+                    )
+                    del one.metrics[name]
+                    continue
+                one.empty[name], one.span[name] = empty[name][0], span
+                given = lm, sets.evaluation[rows], sets.corrupted[rows], metric
+                one.scores[name] = by_prompt(
+                    *given, method=at["ranking"], n_steps=at["n_rank_steps"]
+                )
+            if one.metrics:
+                tasks[task] = one
+    if not tasks:
+        raise CannotDo("No task can be done: there is nothing to compare.")
+    return tasks
+
+
+def _rows(values: torch.Tensor, seed: int) -> list[list[float]]:
+    """Mean and bounds of each row ``[row, n]``."""
+    return [
+        list(bounds) for bounds in zip(*(v.tolist() for v in intervals(values, seed)), strict=True)
+    ]
+
+
+def _judged(
+    at: Setting, task: str, one: _Task, found: Mapping[tuple[str, str], set[Component]]
+) -> pd.DataFrame:
+    """What each circuit of a task keeps by each metric."""
+    circuits: dict[str, list[Any]] = {m: [found[task, m]] for m in one.metrics}
+    like = next(iter(circuits.values()))[0]
+    everything, n = components(at.model), at["n_random"]
+    circuits[RANDOM] = random_like(like, everything, n, at["seed"], by_layer=True)
+    flat = [c for some in circuits.values() for c in some]
+    values = one.values(one.judge.outside(flat), TASKS[task].title)
+    whole = one.judge.intact.logit_diff.mean()
+    told = {metric: one.kept(metric, values[metric]) for metric in one.metrics}
+    told["accuracy"] = values["accuracy"]
+    if DIFFERENCE in values:
+        told["published ratio"] = values[DIFFERENCE] / whole
+    rows = []
+    for judge, shares in told.items():
+        parts = shares.split([len(some) for some in circuits.values()])
+        means = torch.stack([part.mean(0) for part in parts])  # [circuit, n]
+        bounds = _rows(means, at["seed"])
+        rows += [[task, name, judge, *b] for name, b in zip(circuits, bounds, strict=True)]
+    return pd.DataFrame(rows, columns=list(Metrics.empty("judged")))
+
+
+def _sizes(at: Setting, task: str, one: _Task) -> list[dict[str, Any]]:
+    """The smallest circuit tried that keeps the threshold, by the metric that ranked it."""
+    everything, rows = components(at.model), []
+    sizes = [max(1, round(share * len(everything))) for share in SIZES]
+    for metric, scores in one.scores.items():
+        circuits = [_names(everything, specificity.strongest(scores, size)) for size in sizes]
+        values = one.values(one.judge.outside(circuits), f"Sizes, {TASKS[task].title.lower()}")
+        kept = one.kept(metric, values[metric]).mean(1).tolist()
+        enough = [size for size, share in zip(sizes, kept, strict=True) if share >= at["threshold"]]
+        rows.append({"task": task, "metric": metric, "size": min(enough, default=-1)})
+    return rows
+
+
+def _overlaps(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFrame:
+    """Overlaps of circuits found on halves of the prompts, by one metric and by two."""
+    rows = []
+    for task, one in tasks.items():
+        pairs = [(m, m) for m in one.scores] + list(combinations(one.scores, 2))
+        for first, second in pairs:
+            other = None if first == second else one.scores[second]
+            options = size, at["n_resampled"], at["seed"]
+            found = specificity.split_overlaps(one.scores[first], other, *options)
+            rows.append([task, first, second, *vars(specificity.middle(found)).values()])
+    return pd.DataFrame(rows, columns=list(Metrics.empty("overlap")))
+
+
+def _shared(
+    found: Mapping[tuple[str, str], set[Component]], tasks: list[str], total: int
+) -> tuple[pd.DataFrame, list[str]]:
+    """What all tasks share by each metric, and what they share by every metric."""
+    by_metric, rows = {}, []
+    for metric in METRICS:
+        circuits = [found[task, metric] for task in tasks if (task, metric) in found]
+        if len(circuits) > 1:
+            law = overlap.overlap(circuits, total)
+            by_metric[metric] = set(law.shared)
+            rows.append([metric, len(law.shared), law.expected, law.p])
+    stay = set.intersection(*by_metric.values()) if by_metric else set()
+    first = by_metric.get(DIFFERENCE, set())
+    rows = [[*row, len(by_metric[row[0]] & first)] for row in rows]
+    frame = pd.DataFrame(rows, columns=list(Metrics.empty("shared")))
+    return frame, [str(c) for c in sorted(stay)]
+
+
+def _effects(
+    at: Setting,
+    task: str,
+    one: _Task,
+    found: Mapping[tuple[str, str], set[Component]],
+    stay: Iterable[str],
+) -> pd.DataFrame:
+    """What each of some components' ablation alone changes by each metric."""
+    everything = components(at.model)
+    chosen = {Component.parse(name) for name in stay}
+    if DIFFERENCE in one.scores:
+        best = specificity.strongest(one.scores[DIFFERENCE], at["n_top"])
+        chosen |= _names(everything, best)
+        shared = [c for (_, m), c in found.items() if m == DIFFERENCE]
+        chosen |= set.intersection(*shared)
+    listed = sorted(chosen)
+    values = one.values([[], *([c] for c in listed)], f"Effects, {TASKS[task].title.lower()}")
+    rows = []
+    for metric in one.metrics:
+        change = (values[metric][1:] - values[metric][0]) / one.span[metric]
+        for name, bounds in zip(listed, _rows(change, at["seed"]), strict=True):
+            rows.append([task, str(name), metric, *bounds])
+    return pd.DataFrame(rows, columns=list(Metrics.empty("effects")))
+
+
+def _roles(at: Setting, found: Mapping[tuple[str, str], set[Component]]) -> pd.DataFrame:
+    """How many components of each circuit have each role.
+
+    Raises:
+        UserError: where roles cannot be told.
+    """
+    rows = []
+    for (task, metric), circuit in found.items():
+        roles = at.read(ComponentRoles, task).by_component()
+        counted = pd.Series([roles[c] for c in circuit]).value_counts()
+        rows += [[task, metric, role, n] for role, n in counted.items()]
+    return pd.DataFrame(rows, columns=list(Metrics.empty("roles")))

@@ -1,0 +1,272 @@
+"""The chapter on the metric: four of them against plain passes; what is kept, told and drawn."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import save_tiny
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from oracles import plain_logits
+from tokenizers_made import tokenizer_of
+
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.chapters import metrics as chapter
+from seqcirc_utils.chapters.component_roles import ComponentRoles
+from seqcirc_utils.chapters.metrics import DIFFERENCE, KL, LEAD, LOG_PROB, METRICS, Metrics
+from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.components import Component, components
+from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.figures import metrics as figures
+from seqcirc_utils.methods import slopes
+from seqcirc_utils.models import loading
+from seqcirc_utils.prompts import drawing, sequences
+
+TASKS = ["number_words", "months"]
+PARAMETERS = {
+    **{"tasks": TASKS, "templates": ["born"], "n_means": 4, "n_held": 3, "n_ranked": 4},
+    **{"ranking": "EAP-IG inputs", "n_rank_steps": 2, "share_kept": 0.4, "threshold": 0.5},
+    **{"n_top": 3, "n_random": 2, "n_resampled": 20, "seed": 0},
+}
+
+
+class Roles:
+    """What chapter 05 would have found."""
+
+    def by_component(self):
+        return {Component(layer, head): "transport" if head else "none" for layer, head in ALL}
+
+
+ALL = [(layer, head) for layer in range(4) for head in (None, *range(8))]
+
+
+def read(kind, task=None):
+    assert kind is ComponentRoles
+    return Roles()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    fillers = sequences.TEMPLATES["born"].fillers
+    words = [" born in", *fillers, *(f" {filler}" for filler in fillers)]
+    words += [f" {member}" for task in TASKS for member in sequences.TASKS[task].members]
+    directory = save_tiny("llama", tmp_path_factory.mktemp("metrics"), tokenizer_of(r"\d", words))
+    return loading.load(str(directory), "cpu")
+
+
+@pytest.fixture(scope="module")
+def liked():
+    """Prompts whose answer is what the components raise most: a random model knows no sequence."""
+    drawn = drawing.prompt_sets
+
+    def draw(model, task, **counts):
+        sets = drawn(model, task, **counts)
+        means = record(model, sets.means).activations.mean()
+        ids = torch.tensor([i for i in chapter.vocabulary(task, model.tokenizer).ids if i])
+        whole, empty = (
+            plain_logits(model, sets.evaluation, names, means)[:, ids]
+            for names in ([], components(model))
+        )
+        answer = (whole - empty).argmax(-1)
+        below = whole < whole.gather(-1, answer[:, None])
+        last = (empty - whole).masked_fill(~below, -torch.inf).argmax(-1)
+        asked = {"answer_ids": ids[answer], "last_ids": ids[last]}
+        return dataclasses.replace(sets, evaluation=dataclasses.replace(sets.evaluation, **asked))
+
+    return draw
+
+
+@pytest.fixture
+def setting(model, liked, monkeypatch):
+    monkeypatch.setattr(drawing, "prompt_sets", liked)
+    return lambda **changes: Setting(PARAMETERS | changes, read=read, model=model)
+
+
+@pytest.fixture(scope="module")
+def found(model, liked, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "prompt_sets", liked)
+        measured = Metrics.measure(Setting(PARAMETERS, read=read, model=model))
+    where = tmp_path_factory.mktemp("found")
+    measured.save(where)
+    again = Metrics.load(where)
+    for field in dataclasses.fields(Metrics):
+        first, second = getattr(measured, field.name), getattr(again, field.name)
+        if isinstance(first, pd.DataFrame):
+            pd.testing.assert_frame_equal(first, second, check_dtype=False)
+        else:
+            assert first == second, field.name
+    return again
+
+
+@pytest.fixture(scope="module")
+def asked(model, liked):
+    """Prompts, their means, the members, and an evaluator."""
+    sets = liked(model, "months", n_prompts=3, n_means=4, n_discovery=1, seed=0)
+    means = record(model, sets.means).activations.mean()
+    members = [i for i in chapter.vocabulary("months", model.tokenizer).ids if i is not None]
+    return sets, means, members, Evaluator(model, sets.evaluation, means)
+
+
+def by_hand(model, sets, means, members, names):
+    """All metrics of whole passes, from their definitions, prompt by prompt."""
+    logits = plain_logits(model, sets.evaluation, names, means).double()
+    whole = plain_logits(model, sets.evaluation, [], means).double().log_softmax(-1)
+    told = {name: [] for name in METRICS}
+    for i, row in enumerate(logits):
+        answer = int(sets.evaluation.answer_ids[i])
+        others = [row[m] for m in members if m != answer]
+        told[DIFFERENCE].append(row[answer] - row[int(sets.evaluation.last_ids[i])])
+        told[LOG_PROB].append(row[answer] - row.logsumexp(-1))
+        told[LEAD].append(row[answer] - sum(others) / len(others))
+        kl = (whole[i].exp() * (whole[i] - row.log_softmax(-1))).sum()
+        told[KL].append(-kl)
+    return {name: torch.stack(values) for name, values in told.items()}
+
+
+def the_metrics(members):
+    answer = slopes.answer_log_prob
+    made = slopes.logit_difference, answer, slopes.answer_over(members), slopes.minus_kl
+    return dict(zip(METRICS, made, strict=True))
+
+
+@pytest.mark.parametrize("names", [[], [Component(1, 2)], [Component(0, None), Component(1, 0)]])
+def test_metrics_are_what_they_say(model, asked, names):
+    sets, means, members, evaluator = asked
+    expected = by_hand(model, sets, means, members, names)
+    for name, metric in the_metrics(members).items():
+        (values,) = evaluator.each([names], lambda s, metric=metric: (metric(evaluator, s),))
+        torch.testing.assert_close(values[0].double(), expected[name], atol=1e-4, rtol=1e-4)
+    assert abs(expected[KL]).max() == 0 if not names else abs(expected[KL]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_slopes_of_a_metric_are_its_change(model, asked, name):
+    """At the embedding, against a small step along a direction."""
+    sets, _, members, _ = asked
+    metric = the_metrics(members)[name]
+    pairs = slopes.Pairs.recorded(model, sets.evaluation, sets.corrupted, metric)
+    middle = pairs.between(0.5)
+    _, slope = slopes.slopes(pairs, middle)
+    step = 3e-4 * torch.randn(middle.shape, generator=torch.Generator().manual_seed(0))
+
+    def value(embedding):
+        with torch.no_grad():
+            final = pairs.clean.replay([pairs.nothing()], embedding, 0)
+            return metric(pairs.clean, final)[0]
+
+    change = (value(middle + step) - value(middle - step)) / 2
+    expected = (slope * step).sum((1, 2))
+    assert expected.abs().max() > 1e-5
+    torch.testing.assert_close(change, expected, atol=3e-5, rtol=0.05)
+
+
+def test_the_whole_keeps_all_and_the_empty_circuit_nothing(model, setting):
+    task = chapter._compared(setting(), {})["months"]
+    sets = [[], components(model)]
+    values = task.values(sets)
+    for metric in task.metrics:
+        kept = task.kept(metric, values[metric]).mean(1).tolist()
+        assert kept == pytest.approx([1, 0], abs=1e-5)
+
+
+def test_what_a_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
+    one = chapter._compared(setting(), {})["months"]
+    size = found.n_kept
+    assert size == round(0.4 * len(components(model)))
+    chosen = np.argsort(-one.scores[KL].mean(1), kind="stable")[:size]
+    circuit = {components(model)[i] for i in chosen}
+    outside = [c for c in components(model) if c not in circuit]
+    judge = one.judge
+    made = judge.prompts, judge.replacement
+    logits, empty = (plain_logits(model, made[0], n, made[1]) for n in (outside, components(model)))
+    ids = judge.prompts.answer_ids[:, None]
+    value, least = (x.log_softmax(-1).gather(-1, ids).mean().item() for x in (logits, empty))
+    whole = plain_logits(model, made[0], [], made[1]).log_softmax(-1).gather(-1, ids).mean().item()
+    rows = found.judged.set_index(["task", "circuit", "judge"])["mean"]
+    share = (value - least) / (whole - least)
+    assert rows["months", KL, LOG_PROB] == pytest.approx(share, abs=1e-3)
+    right = (logits.argmax(-1) == ids[:, 0]).float().mean().item()
+    assert rows["months", KL, "accuracy"] == pytest.approx(right)
+
+
+def test_a_metric_by_which_the_whole_is_not_ahead_is_left_out(setting, monkeypatch):
+    monkeypatch.setattr(chapter, "minus_kl", lambda e, s: -slopes.minus_kl(e, s))
+    found = Metrics.measure(setting())
+    said = "the whole model is not ahead of the empty circuit."
+    assert found.left_out == {f"{sequences.TASKS[t].title}, {KL}": said for t in TASKS}
+    assert KL not in set(found.judged["judge"]) | set(found.shared["metric"])
+    assert said in figures.left_out_told(found).data
+
+
+def test_roles_that_cannot_be_told_leave_the_rest(model, setting):
+    at = setting()
+
+    def refuses(kind, task=None):
+        raise UserError("no roles here.")
+
+    at._read = refuses
+    found = Metrics.measure(at)
+    assert found.missing == {"roles": "no roles here."} and not found.judged.empty
+    assert figures.roles_table(found).data == "Not here: no roles here."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"share_kept": 1.0}, {"threshold": 0.0}, {"n_held": 1}, {"n_resampled": 5}, {"ranking": "x"}],
+)
+def test_bad_numbers_are_refused_before_any_compute(setting, changes):
+    with pytest.raises(UserError):
+        Metrics.measure(setting(**changes))
+
+
+def test_without_a_task_nothing_is_compared(setting, monkeypatch):
+    def cannot(*args, **options):
+        raise CannotDo("it cannot.")
+
+    monkeypatch.setattr(drawing, "prompt_sets", cannot)
+    with pytest.raises(CannotDo, match="No task can be done"):
+        Metrics.measure(setting())
+
+
+def test_everything_is_drawn_and_told(found):
+    for draw in (figures.judged_map, figures.overlap_map, figures.effects_dots):
+        assert isinstance(draw(found), Figure)
+    for tell in (figures.headline, figures.effects_told, figures.left_out_told):
+        told = tell(found)
+        assert isinstance(told, Markdown) and "nan" not in told.data
+    for show in (
+        figures.judged_table,
+        figures.sizes_table,
+        figures.shared_table,
+        figures.roles_table,
+    ):
+        assert not show(found).empty
+    assert figures.roles_table(found).to_numpy().sum() == len(TASKS) * len(METRICS) * found.n_kept
+
+
+def test_the_sentence_follows_the_overlaps(found):
+    for share, word in ((0.9, "the same"), (0.6, "partly the same"), (0.2, "another")):
+        rows = found.overlap.copy()
+        own = rows["first"] == rows["second"]
+        rows["mean"] = np.where(own, found.chance + 0.5, found.chance + 0.5 * share)
+        told = figures.headline(dataclasses.replace(found, overlap=rows)).data
+        assert told.count(f" {word} ({share:.0%})") == 3
+        numbers = figures.numbers(dataclasses.replace(found, overlap=rows))
+        assert numbers["metrics-alike"] == f"{share:.0%} to {share:.0%}"
+
+
+def test_a_head_that_serves_the_difference_only_is_named(found):
+    def effect(component, metric, mean):
+        told = {"task": "months", "component": component, "metric": metric}
+        return told | {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+
+    rows = [effect("1.1", m, -0.2 if m == DIFFERENCE else 0.0) for m in METRICS]
+    rows += [effect("1.2", m, -0.2) for m in METRICS]
+    rows += [effect("mlp1", m, -0.2 if m == DIFFERENCE else 0.0) for m in METRICS]
+    made = dataclasses.replace(found, effects=pd.DataFrame(rows))
+    assert figures.only(made) == ["1.1 (months)"]
+    assert "Of 2 heads, **1** serve" in figures.effects_told(made).data
