@@ -7,6 +7,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.metrics import DIFFERENCE, KL, LEAD, LOG_PROB, OTHER, SAME, Metrics
+from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short
 from seqcirc_utils.prompts.sequences import TASKS
@@ -153,7 +154,7 @@ def overlap_map(found: Metrics) -> Figure:
     grid = pd.DataFrame(np.nan, names, names)
     for (first, second), value in both.items():
         grid.loc[first, second] = grid.loc[second, first] = value
-    return common.table_heatmap(grid, "Jaccard", ".2f", limit=1)
+    return common.table_heatmap(grid, "Jaccard", ".2f", diverging=False, limit=1)
 
 
 def shared_table(found: Metrics) -> pd.DataFrame:
@@ -173,7 +174,7 @@ def shared_table(found: Metrics) -> pd.DataFrame:
 def effects_dots(found: Metrics) -> Figure:
     """What the ablation of single components changes in each metric."""
     tasks = list(dict.fromkeys(found.effects["task"]))
-    names = list(dict.fromkeys(found.effects["component"]))[::-1]
+    names = sorted(set(found.effects["component"]), key=Component.parse, reverse=True)
     height = 0.26 * len(names) + 1.4
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(9, height), sharey=True, squeeze=False, layout="constrained"
@@ -194,6 +195,7 @@ def effects_dots(found: Metrics) -> Figure:
             axis.errorbar(100 * rows["mean"], y, xerr=100 * common.spread(rows, "mean"), **style)
         axis.axvline(0, color="black", lw=0.6)
         axis.set_xscale("symlog", linthresh=5)
+        axis.set_xticks([-100, -10, 0, 10, 100], ["−100", "−10", "0", "10", "100"])
         axis.set(title=TASKS[task].title, xlabel="change (%)")
     axes[0][0].set_yticks(range(len(names)), names, fontsize=8)
     handles, labels = axes[0][0].get_legend_handles_labels()
