@@ -1,5 +1,6 @@
 """What a run's children are given: a stated environment, and what a container allows them."""
 
+import getpass
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ def clean() -> None:
     """Free this process's children from what a user's settings would change in their results.
 
     In a virtual environment that holds all that is needed, only this project is added to the path.
+    A user without an account gets a name, which Snakemake asks for.
     """
     for name in list(os.environ):
         if name.startswith("SNAKEMAKE_") or name in ("PYTHONSTARTUP", "PYTHONINSPECT"):
@@ -22,6 +24,10 @@ def clean() -> None:
     os.environ["PYTHONNOUSERSITE"] = "1"
     if sys.prefix != sys.base_prefix:
         os.environ["PYTHONPATH"] = str(store.ROOT)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container's user that no account belongs to
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 def cores() -> int:

@@ -1,6 +1,8 @@
 """What a user's settings, a container or a slow machine must not change."""
 
+import getpass
 import os
+import pwd
 import subprocess
 import sys
 
@@ -72,6 +74,23 @@ def test_snakemake_and_children_get_stated_surroundings(project, monkeypatch):
     asked.clear()
     snakemake.run([plan], None, profile=str(project / "mine"))
     assert "--cores" not in asked
+
+
+def test_a_user_without_an_account_gets_a_name(monkeypatch):
+    """As in a container that was started with a user's number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("PYTHONPATH", "")  # given back afterwards
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    surroundings.clean()
+    assert getpass.getuser() == f"uid{os.getuid()}"
+    del os.environ["LOGNAME"]
 
 
 def test_make_hands_on_nothing_of_the_users_own():
