@@ -308,3 +308,13 @@ def test_what_a_chapter_says_to_try_can_be_run(stage):
         assert given.pop("results") != declared(stage)["results"].default
         assert given and all(value != declared(stage)[n].default for n, value in given.items())
         check(stage, given)
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_nbval_compares_what_does_not_change_however_it_is_called(stage):
+    """Plainly too: every cell says whether its output is compared."""
+    cells = nbformat.read(stages.notebook(stage), as_version=4).cells
+    tags = [cell.metadata.get("tags", []) for cell in cells if cell.cell_type == "code"]
+    for own in tags:
+        said = [tag for tag in own if tag.startswith("nbval-")]
+        assert said in (["nbval-ignore-output"], ["nbval-check-output"])
