@@ -209,7 +209,7 @@ def edge_table(found: CircuitDiscovery) -> pd.DataFrame:
 @common.needs("calls")
 def calls_table(found: CircuitDiscovery) -> pd.DataFrame:
     """The published sweep's closest calls, and the circuit at its end, with shifted means too."""
-    shares = {name: found.calls[name].map("{:.1%}".format) for name in ("meant", "released")}
+    shares = {name: found.calls[name].map("{:.2%}".format) for name in ("meant", "released")}
     differs = np.where(found.calls["differs"], "yes", "")
     table = found.calls.assign(**shares, differs=differs).set_index("phase")
     return table.rename(columns={"component": "without", "differs": "decided otherwise"})
