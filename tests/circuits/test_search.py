@@ -1,11 +1,13 @@
 """The searches: equal to the plain published procedure, minimal, and safe from interruption."""
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import random
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -192,3 +194,12 @@ def test_what_means_nothing_is_refused(gpt2, sets, means, gpt2_evaluator, search
     broken = dataclasses.replace(means["gpt2"], mlp=means["gpt2"].mlp * float("nan"))
     with pytest.raises(UserError, match="NaN"):
         search(Evaluator(gpt2, prompts, broken))
+
+
+def test_a_log_belongs_to_the_code_that_began_it():
+    """A hash of all modules that decide a trial: none is left out, and none of nothing."""
+    package = Path(search_module.__file__).parents[1]
+    rooms = [sorted((package / room).glob("*.py")) for room in ("ablation", "circuits", "prompts")]
+    assert all(len(files) > 5 for files in rooms)
+    text = b"".join(path.read_bytes() for files in rooms for path in files)
+    assert hashlib.sha256(text).hexdigest() == search_module._CODE

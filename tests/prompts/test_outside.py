@@ -55,6 +55,17 @@ def test_the_verb_agrees_with_the_subject_and_not_with_the_noun_between(model):
     assert len(between) == 4  # the noun between says nothing of the answer
 
 
+def test_a_noun_that_is_no_single_token_in_both_numbers_is_not_used(tmp_path):
+    words = ["The near the is are", *(f" {noun}" for noun in outside._NOUNS)]
+    words += [f" {noun}s" for noun in outside._NOUNS[1:]]
+    directory = save_tiny("llama", tmp_path, tokenizer_of(r"\d", words))
+    small = loading.load(str(directory), "cpu")
+    counts = {"n_prompts": 40, "n_means": 4, "n_discovery": 5}
+    texts = outside.prompt_sets(small, "agreement", of="months", **counts).evaluation.texts
+    assert not any(outside._NOUNS[0] in text for text in texts)
+    assert any(outside._NOUNS[1] in text for text in texts)
+
+
 def test_repeat_is_answered_by_what_is_repeated(model):
     prompts = outside.prompt_sets(model, "repeat", of="months", **COUNTS).evaluation
     assert all(set(m) == {a} for m, a in zip(prompts.members, prompts.answers, strict=True))
