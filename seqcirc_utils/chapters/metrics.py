@@ -74,7 +74,7 @@ class Metrics(Findings):
         effects: What mean-ablating a component alone changes in each metric, as a share of whole -
             empty, for the components that matter most by the logit difference or are shared.
         roles: By metric and task the number of the circuit's components with each role.
-        stay: The components that all tasks share under every metric.
+        stay: The components that all tasks share under every metric that none of them lacks.
         chance: Jaccard of random circuits.
         n_kept: Components of a circuit.
         n_held: Prompts of a task that judge.
@@ -306,7 +306,7 @@ def _shared(
     by_metric, rows = {}, []
     for metric in METRICS:
         circuits = [found[task, metric] for task in tasks if (task, metric) in found]
-        if len(circuits) > 1:
+        if len(circuits) == len(tasks) > 1:  # what fewer share is not what all share
             law = overlap.overlap(circuits, total)
             by_metric[metric] = set(law.shared)
             rows.append([metric, len(law.shared), law.expected, law.p])

@@ -270,3 +270,11 @@ def test_a_head_that_serves_the_difference_only_is_named(found):
     made = dataclasses.replace(found, effects=pd.DataFrame(rows))
     assert figures.only(made) == ["1.1 (months)"]
     assert "Of 2 heads, **1** serve" in figures.effects_told(made).data
+
+
+def test_a_metric_that_one_task_lacks_is_no_metric_of_all_tasks():
+    everything = {Component(0, i) for i in range(3)}
+    found = {(task, DIFFERENCE): {Component(0, 0)} for task in ("a", "b", "c")}
+    found |= {(task, LOG_PROB): everything for task in ("a", "b")}
+    frame, stay = chapter._shared(found, ["a", "b", "c"], 8)
+    assert frame["metric"].tolist() == [DIFFERENCE] and stay == ["0.0"]
