@@ -6,6 +6,7 @@ import torch
 
 from seqcirc_utils.analyses.observation import Observation
 from seqcirc_utils.models.capabilities import logits, require
+from seqcirc_utils.models.devices import double
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 
@@ -79,6 +80,5 @@ def readout(
     read = logits(model, model.bridge.ln_final(stream), slice(None)).float()  # [..., vocab]
     own = read.gather(-1, ids.expand(*read.shape[:-1], -1))
     top = own >= read.amax(-1, keepdim=True)
-    # On the CPU: not every GPU has double precision.
-    probabilities = (own.cpu().double() - read.cpu().double().logsumexp(-1, keepdim=True)).exp()
-    return probabilities.float(), top.cpu()
+    probabilities = (double(own) - double(read).logsumexp(-1, keepdim=True)).exp()
+    return probabilities.float().cpu(), top.cpu()

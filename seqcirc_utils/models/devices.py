@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,3 +64,18 @@ def moved(model: Any, kind: str) -> str:
     except RuntimeError as error:
         return f"{kind} cannot run the model: {first_line(error)}"
     return "" if alike(found, expected, model.dtype) else f"{kind} computes other logits"
+
+
+@cache
+def has_double(device: torch.device) -> bool:
+    """Whether a device computes in double precision; Apple's do not."""
+    try:
+        torch.ones((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def double(values: torch.Tensor) -> torch.Tensor:
+    """Values in double precision: where they are if it can be had there, else on the CPU."""
+    return (values if has_double(values.device) else values.cpu()).double()
