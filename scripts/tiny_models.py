@@ -44,6 +44,10 @@ def train(
     tokenizer: Any,
     prepend: str = "auto",
     asked: Sequence[str] = (),
+    *,
+    templates: Sequence[str] = ("born",),
+    device: str = "cpu",
+    rate: float = 3e-3,
 ) -> float:
     """Save a model of this configuration that continues these sequences and answers these probes.
 
@@ -54,6 +58,9 @@ def train(
         tokenizer: Its tokenizer.
         prepend: What stands in front of prompts, as ``loading.load`` takes it.
         asked: Probes whose questions it is trained to answer too, in one token each.
+        templates: Sentences around the sequences.
+        device: Where it is trained.
+        rate: The learning rate; a large model wants a smaller one.
 
     Returns:
         Its accuracy on other prompts of the tasks.
@@ -69,7 +76,7 @@ def train(
 
     def loss(batch: list[prompts_module.Prompts]) -> torch.Tensor:
         tokens, ids = (torch.cat([getattr(b, k) for b in batch]) for k in ("tokens", "answer_ids"))
-        return off_by(tokens, ids)
+        return off_by(tokens.to(device), ids.to(device))
 
     def off_by(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(answered(tokens), ids)
@@ -77,14 +84,14 @@ def train(
     def answered(tokens: torch.Tensor) -> torch.Tensor:
         return network(tokens, use_cache=False, logits_to_keep=1).logits[:, -1]
 
-    seen = [drawing.clean_prompts(lm, name, 512, seed=1) for name in names]
-    unseen = [drawing.clean_prompts(lm, name, 64, seed=2) for name in names]
+    seen = [drawing.clean_prompts(lm, name, 512, seed=1, templates=templates) for name in names]
+    unseen = [drawing.clean_prompts(lm, name, 64, seed=2, templates=templates) for name in names]
     fitted = (
         [questions.fit(lm, probe, probes.POOL) for probe in probes.probes(asked)] if asked else []
     )
     texts = [batch.tokens for probe in fitted for batch in questions.batches_of(probe.right)]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    network.train()
+    network.to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     for _ in tqdm(range(STEPS), desc="Training", unit="step", disable=None):
         rows = torch.randint(512, (32,)).tolist()
         batches: dict[int, list[prompts_module.Prompts]] = defaultdict(list)
@@ -92,7 +99,7 @@ def train(
             batches[prompts.tokens.shape[1]].append(prompts[rows])
         losses = [loss(batch) for batch in batches.values()]
         for text in texts:
-            some = text[torch.randint(len(text), (16,))]
+            some = text[torch.randint(len(text), (16,))].to(device)
             losses.append(off_by(some[:, :-1], some[:, -1]))
         off = torch.stack(losses).max()
         if off < LEARNT:
@@ -100,7 +107,7 @@ def train(
         optimizer.zero_grad()
         off.backward()
         optimizer.step()
-    network.eval().save_pretrained(directory)
+    network.eval().cpu().save_pretrained(directory)
     with torch.inference_mode():
         right = torch.cat([answered(p.tokens).argmax(-1) == p.answer_ids for p in unseen])
     return right.float().mean().item()

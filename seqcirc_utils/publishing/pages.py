@@ -17,6 +17,7 @@ from seqcirc_utils.publishing.tables import (
     costs,
     markdown_row,
     one_header_row,
+    paper_size,
     provenance,
 )
 from seqcirc_utils.workflow.execution import clean
@@ -53,6 +54,7 @@ def publish(plan: Plan) -> list[Path]:
     texts[target / "benchmarks.md"] = benchmarks().encode()
     texts[target / "architectures.md"] = architectures().encode()
     texts[target / "costs.md"] = costs(plan).encode()
+    texts[target / "paper_size.md"] = paper_size().encode()
     toc = _toc(plan)
     if toc:
         texts[target / "_toc.yml"] = toc.encode()

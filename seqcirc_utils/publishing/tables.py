@@ -122,6 +122,21 @@ def costs(plan: Plan, n_models: int = 10, n_tasks: int = 10, n_seeds: int = 20) 
     return "\n".join(lines) + "\n"
 
 
+def paper_size() -> str:
+    """Return what stages took at the paper's size, as `benchmarks/paper_size.py` measured it."""
+    file = store.ROOT / "benchmarks" / "paper_size.json"
+    if not file.is_file():
+        return "Nothing was measured: `benchmarks/paper_size.py` does.\n"
+    found = store.read_json(file)
+    own = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    lines = [f"{found['device']}, {found['n_prompts']:,} prompts, {found['date']}, {own}:", ""]
+    lines += ["| stage | task | seconds | GB of the GPU's memory, at most |", "|---|---|---:|---:|"]
+    for row in found["rows"]:
+        cells = [row["stage"], row["task"] or "all", f"{row['seconds']:.0f}", row["gpu_gb"] or ""]
+        lines.append(markdown_row(cells))
+    return "\n".join(lines) + "\n"
+
+
 def benchmarks() -> str:
     """Return the tables of the benchmarks, from what `make bench` wrote last."""
     file = store.ROOT / "benchmarks" / "results.json"

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from seqcirc_utils import store
+from seqcirc_utils.publishing import tables
 from seqcirc_utils.publishing.tables import one_header_row
 
 FRAME = pd.DataFrame({"kept": [1, 2], "cut": [3, 4]}, pd.Index(["a", "b"], name="edges"))
@@ -37,3 +39,14 @@ def test_the_index_is_named_beside_the_columns(frame, names, made):
 def test_other_headers_stay_as_they_are(frame):
     for html in (frame.to_html(), frame.style.to_html(), "<p>no table</p>"):
         assert one_header_row(html) == html
+
+
+def test_the_paper_size_is_told_as_it_was_measured(tmp_path, monkeypatch):
+    assert "| `04_circuit_discovery` | `months` |" in tables.paper_size()  # the committed file
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert "paper_size.py" in tables.paper_size()
+    row = {"stage": "03_patching", "task": "", "seconds": 7.6, "gpu_gb": None}
+    about = {"n_prompts": 1536, "device": "A GPU", "date": "2026-11-27", "versions": {"torch": "2"}}
+    store.write_json(tmp_path / "benchmarks" / "paper_size.json", about | {"rows": [row]})
+    assert "A GPU, 1,536 prompts, 2026-11-27, torch 2:" in tables.paper_size()
+    assert "| 03_patching | all | 8 |  |" in tables.paper_size().replace("`", "")
