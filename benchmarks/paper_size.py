@@ -69,7 +69,7 @@ def main() -> None:
                 torch.cuda.reset_peak_memory_stats()
             begun = time.perf_counter()
             proof.run_stage(shell, job)
-            row = {"stage": job.stage, "task": job.task}
+            row: dict[str, object] = {"stage": job.stage, "task": job.task}
             row["seconds"] = round(time.perf_counter() - begun, 1)
             most = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
             rows.append(row | {"gpu_gb": most and round(most, 1)})

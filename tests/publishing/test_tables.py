@@ -42,7 +42,7 @@ def test_other_headers_stay_as_they_are(frame):
 
 
 def test_the_paper_size_is_told_as_it_was_measured(tmp_path, monkeypatch):
-    assert "| `04_circuit_discovery` | `months` |" in tables.paper_size()  # the committed file
+    assert "| 04_circuit_discovery | `months` |" in tables.paper_size()  # the committed file
     monkeypatch.setattr(store, "ROOT", tmp_path)
     assert "paper_size.py" in tables.paper_size()
     row = {"stage": "03_patching", "task": "", "seconds": 7.6, "gpu_gb": None}
