@@ -22,11 +22,12 @@ from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses import overlap, specificity
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.findings import Findings, each, table
+from seqcirc_utils.chapters.ranked_tasks import checked
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import CannotDo, UserError, section, unknown
-from seqcirc_utils.methods.registry import ALONE, by_prompt
+from seqcirc_utils.errors import CannotDo, section
+from seqcirc_utils.methods.registry import by_prompt
 from seqcirc_utils.methods.slopes import (
     Metric,
     answer_log_prob,
@@ -115,7 +116,7 @@ class Metrics(Findings):
         Raises:
             CannotDo: where no task can be done.
         """
-        _checked(at)
+        checked(at, shares=("share_kept", "threshold"))
         everything = components(at.model)
         size = max(1, round(at["share_kept"] * len(everything)))
         left_out: dict[str, str] = {}
@@ -183,22 +184,6 @@ class _Task:
     def kept(self, metric: str, values: torch.Tensor) -> torch.Tensor:
         """(Value - empty) as a share of whole - empty, prompt by prompt ``[…, n]``."""
         return (values - self.empty[metric]) / self.span[metric]
-
-
-def _checked(at: Setting) -> None:
-    """Refuse numbers that leave nothing to compare.
-
-    Raises:
-        UserError: for them.
-    """
-    for name in ("share_kept", "threshold"):
-        if not 0 < at[name] < 1:
-            raise UserError(f"{name} is {at[name]}: it must lie between 0 and 1.")
-    for name, least in (("n_held", 2), ("n_ranked", 2), ("n_resampled", 20)):
-        if at[name] < least:
-            raise UserError(f"{name} is {at[name]}: it must be at least {least}.")
-    if at["ranking"] not in ALONE:
-        raise unknown("ranking", at["ranking"], ALONE)
 
 
 def _names(everything: list[Component], chosen: np.ndarray) -> set[Component]:

@@ -3,6 +3,7 @@
 Every task has prompts that rank components and others that judge them, and means of a third set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,20 +28,24 @@ KINDS = (SEQUENCES, REPEAT, OUTSIDE)
 TITLES = {name: task.title for name, task in TASKS.items()} | outside.TITLES
 
 
-def checked(at: Setting) -> None:
+def checked(at: Setting, shares: Sequence[str] = ("share_ablated", "share_kept")) -> None:
     """Refuse numbers that leave nothing to compare.
+
+    Args:
+        at: The run; a chapter without ``more_templates`` asks for no further sentences.
+        shares: Parameters that are shares.
 
     Raises:
         UserError: for shares outside 0 to 1, fewer than two prompts to rank on or to judge on,
             fewer than 20 repeats, and unknown sentences or rankings.
     """
-    for name in ("share_ablated", "share_kept"):
+    for name in shares:
         if not 0 < at[name] < 1:
             raise UserError(f"{name} is {at[name]}: it must lie between 0 and 1.")
     for name, least in (("n_held", 2), ("n_ranked", 2), ("n_resampled", 20)):
         if at[name] < least:
             raise UserError(f"{name} is {at[name]}: it must be at least {least}.")
-    for template in at["more_templates"]:
+    for template in at.parameters.get("more_templates", ()):
         if template not in TEMPLATES:
             raise unknown("template", template, TEMPLATES)
     if at["ranking"] not in ALONE:

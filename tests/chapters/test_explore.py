@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import re
-from types import SimpleNamespace
 
-import numpy as np
-import pandas as pd
+import kept
 import pytest
 import torch
 from IPython.display import HTML, Markdown
@@ -14,7 +12,6 @@ from oracles import plain_logits
 
 from seqcirc_utils.chapters import explore as chapter
 from seqcirc_utils.chapters.explore import SHARES, TOKENS, Explore
-from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.figures import explore as figures
@@ -32,33 +29,13 @@ CIRCUITS = {
 
 
 def setting(model, circuits=CIRCUITS, **changes):
-    def read(kind, task):
-        if task not in circuits:
-            raise CannotDo("it cannot be done.")
-        return SimpleNamespace(circuit=SimpleNamespace(components=circuits[task]))
-
-    return Setting(PARAMETERS | changes, read=read, model=model)
-
-
-def kept_and_read(found, where):
-    """Findings as they come back from their files."""
-    found.save(where)
-    again = Explore.load(where)
-    for field in dataclasses.fields(Explore):
-        first, second = getattr(found, field.name), getattr(again, field.name)
-        if isinstance(first, pd.DataFrame):
-            pd.testing.assert_frame_equal(first.reset_index(drop=True), second, check_dtype=False)
-        elif isinstance(first, np.ndarray):
-            assert np.array_equal(first, second)
-        else:
-            assert first == second, field.name
-    return again
+    return kept.setting(PARAMETERS | changes, model, circuits)
 
 
 @pytest.fixture(scope="module")
 def found(tiny, tmp_path_factory):
     where = tmp_path_factory.mktemp("found")
-    return kept_and_read(Explore.measure(setting(tiny["gpt2"])), where)
+    return kept.kept_and_read(Explore.measure(setting(tiny["gpt2"])), where)
 
 
 def data_of(found):

@@ -1,8 +1,8 @@
 """The chapter on interchange, on a random model of two tasks: kept, told and drawn."""
 
 import dataclasses
-from types import SimpleNamespace
 
+import kept
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +12,6 @@ from scipy.stats import wilcoxon
 
 from seqcirc_utils.chapters import interchange as chapter
 from seqcirc_utils.chapters.interchange import Interchange
-from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo
 from seqcirc_utils.figures import interchange as figures
@@ -31,29 +30,13 @@ DRAWN = (figures.layer_curves, figures.pair_grid, figures.head_bars)
 
 
 def setting(model, circuits=CIRCUITS, **changes):
-    def read(kind, task):
-        if task not in circuits:
-            raise CannotDo("it cannot be done.")
-        return SimpleNamespace(circuit=SimpleNamespace(components=circuits[task]))
-
-    return Setting(PARAMETERS | changes, read=read, model=model)
+    return kept.setting(PARAMETERS | changes, model, circuits)
 
 
 @pytest.fixture(scope="module")
 def found(tiny, tmp_path_factory):
     where = tmp_path_factory.mktemp("found")
-    measured = Interchange.measure(setting(tiny["gpt2"]))
-    measured.save(where)
-    again = Interchange.load(where)
-    for field in dataclasses.fields(Interchange):
-        first, second = getattr(measured, field.name), getattr(again, field.name)
-        if isinstance(first, pd.DataFrame):
-            pd.testing.assert_frame_equal(
-                first.reset_index(drop=True), second, check_dtype=False, rtol=1e-5
-            )
-        else:
-            assert first == second, field.name
-    return again
+    return kept.kept_and_read(Interchange.measure(setting(tiny["gpt2"])), where)
 
 
 def test_every_pair_layer_and_kind_is_there_once(found, tiny):

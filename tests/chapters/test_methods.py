@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import kept
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,18 +121,7 @@ def test_the_strongest_edges_are_run(random, found):
 
 def test_findings_come_back_and_are_shown(random, tmp_path):
     found = random
-    found.save(tmp_path)
-    again = Methods.load(tmp_path)
-    for field in dataclasses.fields(found):
-        ours, theirs = getattr(found, field.name), getattr(again, field.name)
-        if isinstance(ours, pd.DataFrame):
-            pd.testing.assert_frame_equal(ours, theirs, check_exact=False)
-        else:
-            assert (
-                np.array_equal(ours, theirs, equal_nan=True)
-                if isinstance(ours, np.ndarray)
-                else ours == theirs
-            )
+    again = kept.kept_and_read(found, tmp_path)
     for draw in (figures.quality_against_cost, figures.curves):
         assert isinstance(draw(again), Figure)
     for draw in (figures.quality_table, figures.agreement_table, figures.edge_table):

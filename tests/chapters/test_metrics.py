@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import kept
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,15 +92,7 @@ def found(model, liked, tmp_path_factory):
         patch.setattr(drawing, "prompt_sets", liked)
         measured = Metrics.measure(Setting(PARAMETERS, read=read, model=model))
     where = tmp_path_factory.mktemp("found")
-    measured.save(where)
-    again = Metrics.load(where)
-    for field in dataclasses.fields(Metrics):
-        first, second = getattr(measured, field.name), getattr(again, field.name)
-        if isinstance(first, pd.DataFrame):
-            pd.testing.assert_frame_equal(first, second, check_dtype=False)
-        else:
-            assert first == second, field.name
-    return again
+    return kept.kept_and_read(measured, where)
 
 
 @pytest.fixture(scope="module")

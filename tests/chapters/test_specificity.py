@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import kept
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,16 +75,7 @@ def found(model, liked, tmp_path_factory):
         patch.setattr(ranked_tasks, "_drawn", liked)
         measured = Specificity.measure(Setting(PARAMETERS, model=model))
     where = tmp_path_factory.mktemp("found")
-    measured.save(where)
-    again = Specificity.load(where)
-    for field in dataclasses.fields(Specificity):
-        first, second = getattr(measured, field.name), getattr(again, field.name)
-        if isinstance(first, pd.DataFrame):
-            first = first.reset_index(drop=True)
-            pd.testing.assert_frame_equal(first, second, check_dtype=False, rtol=1e-5)
-        else:
-            assert first == second, field.name
-    return again
+    return kept.kept_and_read(measured, where)
 
 
 def test_every_set_is_scored_on_every_task(found):
