@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformer_lens.tools.analysis import logit_readout
 
-from seqcirc_utils.ablation.engine import Replay, Trace
+from seqcirc_utils.ablation.engine import Masks, Replay, Trace
 from seqcirc_utils.ablation.replay import Activations, Run, hook_name, record
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
@@ -157,33 +157,40 @@ class Evaluator(Replay):
             removed: Components replaced already.
             rows: How many prompts to use; all when 0.
         """
-        masks = self.masks(removed)
-        part = self.first(rows)
+        masks, part = self.masks(removed), self.first(rows)
+        n = len(part.prompts)
+        # The gradient's graph holds every activation of its prompts, so that few go at a time.
+        batches = torch.arange(n).split(max(1, self.max_rows // 4))
+        parts = (part.with_(rows=b.tolist()) if len(b) < n else part for b in batches)
+        effects = torch.stack([one._slopes(masks) for one in parts]).sum(0) / n
+        kept = ~torch.cat([masks[0], masks[1][:, None]], 1)  # [layer, head + 1]
+        return {
+            Component(layer, None if i == self.model.n_heads else i): float(effects[layer, i])
+            for layer, i in kept.nonzero().tolist()
+        }
+
+    def _slopes(self, masks: Masks) -> torch.Tensor:
+        """Effects of :meth:`estimate`, summed over prompts ``[layer, head + 1]``: the MLP last."""
         trace: Trace = {}
         with torch.enable_grad():
-            stream = part.run.residual[0].detach().requires_grad_()
-            final = part.replay([masks], stream, 0, trace=trace)
-            total = part.difference(final).mean()
+            stream = self.run.residual[0].detach().requires_grad_()
+            final = self.replay([masks], stream, 0, trace=trace)
+            total = self.difference(final).sum()
             names = [name for name in trace if not name.endswith("hook_in")]
             slopes = torch.autograd.grad(total, [trace[n] for n in names], allow_unused=True)
         slope = dict(zip(names, slopes, strict=True))
-        heads, mlps = masks
-        found = {}
+        effects = torch.zeros(self.model.n_layers, self.model.n_heads + 1)
         for layer in range(self.model.n_layers):
-            for kind, gone in (("z", heads[layer]), ("mlp", mlps[layer : layer + 1])):
+            for kind, place in (("z", slice(0, -1)), ("mlp", -1)):
                 name = hook_name(layer, kind)
-                if name not in trace or slope[name] is None:
-                    effect = torch.zeros(len(gone))
-                else:
-                    own, to = trace[name].detach(), getattr(part.replacement, kind)[layer]
+                if slope.get(name) is not None:
+                    own, to = trace[name].detach(), getattr(self.replacement, kind)[layer]
                     change = slope[name] * (to[:, -own.shape[1] :] - own)
                     # z: [n, pos, head, d_head]; MLP: [n, pos, d_model]
-                    effect = change.sum((0, 1, 3)) if kind == "z" else change.sum()[None]
-                for i, out in enumerate(gone.tolist()):
-                    if not out:
-                        component = Component(layer, i if kind == "z" else None)
-                        found[component] = float(effect[i])
-        return found
+                    effects[layer, place] = change.sum(
+                        (0, 1, 3) if kind == "z" else (0, 1, 2)
+                    ).cpu()
+        return effects
 
     def first(self, rows: int) -> "Evaluator":
         """This evaluator on its first prompts; on all when ``rows`` is 0 or exceeds them."""

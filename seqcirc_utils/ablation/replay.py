@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -158,34 +159,33 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     """Run the model once and keep what replay and replacement need."""
     wiring(model)  # refuses a model without heads and an MLP in every layer
     bridge, last = model.bridge, model.n_layers - 1
-    names = {hook_name(layer, kind) for layer in range(last + 1) for kind in ("in", "z", "mlp")}
-    names.add(hook_name(last, "out"))
-    kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    places = {hook_name(i, kind): (kind, i) for i in range(last + 1) for kind in ("in", "z", "mlp")}
+    places[hook_name(last, "out")] = ("in", last + 1)
+    kept: dict[str, torch.Tensor] = {}  # [layer, n, …], filled in place: no second copy
 
-    def keep(value: torch.Tensor, hook: Any, name: str) -> None:
-        kept[name].append(value.clone())
+    def keep(value: torch.Tensor, hook: Any, name: str, rows: torch.Tensor) -> None:
+        kind, layer = places[name]
+        if kind not in kept:
+            depth = last + 1 + (kind == "in")
+            kept[kind] = value.new_empty(depth, len(prompts.tokens), *value.shape[1:])
+        kept[kind][layer, rows] = value
 
-    hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
-    for rows in prompts.tokens.split(batch):
-        bridge.run_with_hooks(rows.to(model.device), return_type=None, fwd_hooks=hooks)
+    for rows in torch.arange(len(prompts.tokens)).split(batch):
+        hooks = [(name, partial(keep, name=name, rows=rows)) for name in places]
+        tokens = prompts.tokens[rows].to(model.device)
+        bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
     modules = [*bridge.blocks, *(block.attn for block in bridge.blocks)]
     # One prompt suffices: all have one length, so masks and positions are those of the others.
     arguments, two = (
         _arguments(modules, lambda rows=rows: bridge(rows.to(model.device)))
         for rows in (prompts.tokens[:1], prompts.tokens[:1].expand(2, -1))
     )
-    whole = {name: torch.cat(parts) for name, parts in kept.items()}
-
-    def stack(kind: str) -> torch.Tensor:
-        return torch.stack([whole[hook_name(layer, kind)] for layer in range(last + 1)])
-
-    residual = torch.cat([stack("in"), whole[hook_name(last, "out")][None]])
-    activations = Activations(stack("z"), stack("mlp"))
     axes, (blocks, attentions) = (
         _row_axes(arguments, two),
         (arguments[: last + 1], arguments[last + 1 :]),
     )
-    run = Run(model, residual, activations, blocks, attentions, axes)
+    activations = Activations(kept["z"], kept["mlp"])
+    run = Run(model, kept["in"], activations, blocks, attentions, axes)
     return replace(run, by_parts=run.parts_add_up())
 
 

@@ -128,6 +128,26 @@ def test_estimates_are_the_slope_of_a_small_replacement(any_tiny, sets, means, c
     assert abs(slope) > 1e-4
 
 
+def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, means, monkeypatch):
+    """The gradient's graph is of one batch: it took 25 GB at the paper's 1,536 prompts."""
+    prompts, gone = sets.evaluation, [Component(1, 2), Component(1, None)]
+    mean = means[any_tiny.facts.title]
+    whole, small = (Evaluator(any_tiny, prompts, mean, max_rows=n) for n in (128, 12))
+    asked, own = [], Evaluator._slopes
+
+    def slopes(self, masks):
+        asked.append(len(self.prompts))
+        return own(self, masks)
+
+    monkeypatch.setattr(Evaluator, "_slopes", slopes)
+    found = small.estimate(gone)
+    assert sum(asked) == len(prompts) and max(asked) == 3 and len(asked) > 1
+    assert list(found) == list(expected := whole.estimate(gone))
+    assert asked[-1] == len(prompts)
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)
+    assert not {*gone} & {*found}
+
+
 def test_estimates_on_some_prompts_are_those_of_a_smaller_set(gpt2, sets, means):
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     part = Evaluator(gpt2, sets.evaluation[[0, 1]], means["gpt2"])
