@@ -21,17 +21,21 @@ def setting(parameters, model, circuits):
     return Setting(parameters, read=read, model=model)
 
 
-def kept_and_read(found, where):
-    """Findings as they come back from their files, which say the same."""
+def kept_and_read(found, where, *, index=False, dtypes=False, nan=False):
+    """Findings as they come back from their files, which say the same.
+
+    ``index`` and ``dtypes`` of tables are held to it where a chapter keeps them; ``nan`` is equal
+    to itself where arrays may hold it.
+    """
     found.save(where)
     again = type(found).load(where)
     for field in dataclasses.fields(found):
         first, second = getattr(found, field.name), getattr(again, field.name)
         if isinstance(first, pd.DataFrame):
-            first = first.reset_index(drop=True)
-            pd.testing.assert_frame_equal(first, second, check_dtype=False, rtol=1e-5)
+            first = first if index else first.reset_index(drop=True)
+            pd.testing.assert_frame_equal(first, second, check_dtype=dtypes, rtol=1e-5)
         elif isinstance(first, np.ndarray):
-            assert np.array_equal(first, second, equal_nan=True), field.name
+            assert np.array_equal(first, second, equal_nan=nan), field.name
         else:
             assert first == second, field.name
     return again

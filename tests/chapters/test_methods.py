@@ -121,7 +121,7 @@ def test_the_strongest_edges_are_run(random, found):
 
 def test_findings_come_back_and_are_shown(random, tmp_path):
     found = random
-    again = kept.kept_and_read(found, tmp_path)
+    again = kept.kept_and_read(found, tmp_path, index=True, dtypes=True, nan=True)
     for draw in (figures.quality_against_cost, figures.curves):
         assert isinstance(draw(again), Figure)
     for draw in (figures.quality_table, figures.agreement_table, figures.edge_table):

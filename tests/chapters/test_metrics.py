@@ -92,7 +92,7 @@ def found(model, liked, tmp_path_factory):
         patch.setattr(drawing, "prompt_sets", liked)
         measured = Metrics.measure(Setting(PARAMETERS, read=read, model=model))
     where = tmp_path_factory.mktemp("found")
-    return kept.kept_and_read(measured, where)
+    return kept.kept_and_read(measured, where, index=True)
 
 
 @pytest.fixture(scope="module")
