@@ -130,7 +130,7 @@ def paper_size() -> str:
     found = store.read_json(file)
     own = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
     lines = [f"{found['device']}, {found['n_prompts']:,} prompts, {found['date']}, {own}:", ""]
-    lines += ["| stage | task | seconds | GB of the GPU's memory, at most |", "|---|---|---:|---:|"]
+    lines += ["| stage | task | seconds | GPU GB |", "|---|---|---:|---:|"]
     for row in found["rows"]:
         cells = [row["stage"], row["task"] or "all", f"{row['seconds']:.0f}", row["gpu_gb"] or ""]
         lines.append(markdown_row(cells))
