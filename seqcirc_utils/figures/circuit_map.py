@@ -89,42 +89,34 @@ def interactive(
     tasks = list(circuits)
     if not tasks:
         raise UserError("there is no circuit to draw: give at least one.")
+    named = [titles.get(t, t) for t in tasks]
     cells, details, rows = [], {}, []
-    for layer in reversed(range(n_layers)):
-        for head in [*range(n_heads), None]:
-            component = Component(layer, head)
-            found = [
-                (
-                    component in circuits[t],
-                    roles.get(t, {}).get(component),
-                    effects.get(t, {}).get(component),
-                )
-                for t in tasks
-            ]
-            details[str(component)] = [
-                [int(inside), role or "", None if e is None else round(100 * e, 1)]
-                for inside, role, e in found
-            ]
-            place = _place(component, n_layers, n_heads)
-            shown = [(titles.get(t, t), colours[t], *f) for t, f in zip(tasks, found, strict=True)]
-            cells.append(_cell(component, place, shown, role_letters, focus=not cells))
-            if any(inside for inside, *_ in found):
-                rows.append(_row(component, found))
-    buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-task="{i}" '
-        f'style="--task:{escape(colours[t])}"><span aria-hidden="true"></span>'
-        f"{escape(titles.get(t, t))}</button>"
-        for i, t in enumerate(tasks)
-    )
+    for component in _reading_order(n_layers, n_heads):
+        found = [
+            (
+                component in circuits[t],
+                roles.get(t, {}).get(component),
+                effects.get(t, {}).get(component),
+            )
+            for t in tasks
+        ]
+        details[str(component)] = [
+            [int(inside), role or "", None if e is None else round(100 * e, 1)]
+            for inside, role, e in found
+        ]
+        place = _place(component, n_layers, n_heads)
+        shown = [(title, colours[t], *f) for title, t, f in zip(named, tasks, found, strict=True)]
+        cells.append(_cell(component, place, shown, role_letters, focus=not cells))
+        if any(inside for inside, *_ in found):
+            rows.append(_row(component, found))
     used = {r for t in tasks for c in circuits[t] if (r := roles.get(t, {}).get(c))}
     key = " · ".join(
         f"<b>{escape(letter)}</b> {escape(role)}"
         for role, letter in role_letters.items()
         if role in used
     )
-    heading = "".join(f"<th>{escape(titles.get(t, t))}</th>" for t in tasks)
     data = {
-        "tasks": [titles.get(t, t) for t in tasks],
+        "tasks": named,
         "links": [(links or {}).get(t) for t in tasks],
         "cells": details,
     }
@@ -132,11 +124,11 @@ def interactive(
         id=f"seqcirc-{escape(name)}",
         width=_LEFT + _CELL * (n_heads + 1) + _GAP + 4,
         height=_TOP + _ROW * n_layers + 36,
-        buttons=buttons,
+        buttons="".join(_button(i, named[i], colours[t]) for i, t in enumerate(tasks)),
         axes=_axes(n_layers, n_heads),
         cells="".join(cells),
         key=f"<p>Letters: {key}.</p>" if key else "",
-        heading=heading,
+        heading="".join(f"<th>{escape(title)}</th>" for title in named),
         rows_of_cells=n_layers,
         rows="".join(rows),
         # "<" never appears raw, so that nothing in the data can end the script element.
@@ -144,6 +136,19 @@ def interactive(
         hidden="".join(
             f"#seqcirc-{escape(name)}.off{i} .t{i}{{display:none}}" for i in range(len(tasks))
         ),
+    )
+
+
+def _reading_order(n_layers: int, n_heads: int) -> list[Component]:
+    """All components as the map is read: the last layer first, its MLP after its heads."""
+    layers = reversed(range(n_layers))
+    return [Component(layer, head) for layer in layers for head in [*range(n_heads), None]]
+
+
+def _button(i: int, title: str, colour: str) -> str:
+    return (
+        f'<button type="button" aria-pressed="true" data-task="{i}" '
+        f'style="--task:{escape(colour)}"><span aria-hidden="true"></span>{escape(title)}</button>'
     )
 
 

@@ -128,11 +128,29 @@ def shares(block: Any, writes: torch.Tensor) -> torch.Tensor:
     return direction(writes) * share[..., None]
 
 
-@torch.no_grad()
-def _measure(model: Model) -> Wiring:
+_KINDS = ("hook_in", "hook_out", "attn.hook_z", "hook_mlp_out")
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """What two runs on random tokens show.
+
+    Attributes:
+        seen: Hook to its value in a usual run, ``[2, 8, …]``.
+        quiet: The same with all MLPs silent.
+        outputs: Attention or MLP to what it gave each time it was handed nothing but the stream.
+        made: The logits of the usual run, ``[2, 8, d_vocab]``.
+    """
+
+    seen: dict[str, torch.Tensor]
+    quiet: dict[str, torch.Tensor]
+    outputs: dict[torch.nn.Module, list[torch.Tensor]]
+    made: torch.Tensor
+
+
+def _record(model: Model) -> _Recording:
     bridge, layers = model.bridge, range(model.n_layers)
-    kinds = ("hook_in", "hook_out", "attn.hook_z", "hook_mlp_out")
-    names = [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
+    names = [f"blocks.{layer}.{kind}" for layer in layers for kind in _KINDS]
     for name in names:
         if name not in bridge.hook_dict:
             raise UserError(
@@ -169,18 +187,25 @@ def _measure(model: Model) -> Wiring:
         for handle in handles:
             handle.remove()
     quiet, _ = run(silent=True)
+    return _Recording(seen, quiet, outputs, made)
+
+
+@torch.no_grad()
+def _measure(model: Model) -> Wiring:
+    bridge, ran = model.bridge, _record(model)
     attention, mlp, between, lacks = [], [], [], set()
     for layer, block in enumerate(bridge.blocks):
-        stream, out, z, write = (seen[f"blocks.{layer}.{kind}"] for kind in kinds)
-        mid = seen.get(f"blocks.{layer}.hook_resid_mid")
-        factor, missing = _heads(block, *(quiet[f"blocks.{layer}.{kind}"] for kind in kinds[:3]))
+        stream, out, z, write = (ran.seen[f"blocks.{layer}.{kind}"] for kind in _KINDS)
+        mid = ran.seen.get(f"blocks.{layer}.hook_resid_mid")
+        silent = (ran.quiet[f"blocks.{layer}.{kind}"] for kind in _KINDS[:3])
+        factor, missing = _heads(block, *silent)
         attention.append(factor)
         lacks |= missing
-        raw = outputs[block.mlp]
+        raw = ran.outputs[block.mlp]
         scale = _factor(before(block, "ln2_post", raw[0]), write, stream) if raw else None
         mlp.append(scale or 1.0)
         between.append(mid is not None and _close(mid + write, out, stream))
-        if not (between[layer] and scale and len(raw) == len(outputs[block.attn]) == 1):
+        if not (between[layer] and scale and len(raw) == len(ran.outputs[block.attn]) == 1):
             lacks.add("in_turn")
         plus = added(block, "ln1_post", factor, block.attn.o(z.flatten(-2)))
         if not (between[layer] or _close(stream + plus + write, out, stream)):
@@ -192,13 +217,13 @@ def _measure(model: Model) -> Wiring:
     ratio = (bridge.adapter.apply_output_logits_transform(sizes) / sizes)[0, 0]
     if not torch.allclose(ratio, ratio[2]):
         lacks.add("linear")
-    final = seen[names[4 * (model.n_layers - 1) + 1]]
+    final = ran.seen[f"blocks.{model.n_layers - 1}.hook_out"]
     if not hasattr(bridge, "ln_final") or bridge.W_U.shape[0] != final.shape[-1]:
         lacks.add("readout")
     else:
         read = logits(model, bridge.ln_final(final), slice(None))
         # A constant on all logits is no part of what they say.
-        read, made = (x.float() - x.float().mean(-1, keepdim=True) for x in (read, made))
+        read, made = (x.float() - x.float().mean(-1, keepdim=True) for x in (read, ran.made))
         if not _close(read, made, made):
             lacks.add("readout")
     return Wiring(attention, mlp, between, float(ratio[2]), frozenset(lacks))

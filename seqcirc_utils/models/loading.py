@@ -155,6 +155,35 @@ def front(name: str, directory: Path, prepend: str) -> tuple[Any, dict[str, Any]
     return tokenizer, {"prepend": token, "prepend_why": why, "zoo": zoo, "known_by": known_by}
 
 
+def bridged(
+    where: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype = torch.float32
+) -> tuple[Any, dict[str, Any]]:
+    """TransformerLens' view of a model of transformers, to be read and not trained.
+
+    Args:
+        where: Its directory or name.
+        hf_model: The model, on the device where it stays.
+        tokenizer: Its tokenizer; the bridge may change it (adds a BOS).
+        dtype: What its weights are in.
+
+    Returns:
+        The bridge, and its sizes as :class:`Facts` names them.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        where, hf_model=hf_model, tokenizer=tokenizer, device=str(hf_model.device), dtype=dtype
+    )
+    bridge.eval()
+    bridge.requires_grad_(False)
+    sizes = {
+        name: int(getattr(bridge.cfg, name))
+        for name in ("n_layers", "n_heads", "d_model", "d_vocab")
+    }
+    key_value = int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads)
+    return bridge, sizes | {"n_key_value_heads": key_value}
+
+
 def load(
     name: str = DEFAULT, device: str = "auto", dtype: str = "float32", prepend: str = "auto"
 ) -> Model:
@@ -175,8 +204,6 @@ def load(
             weights that cannot be had, are not finite, or not exactly those that the configuration
             asks for; a model that reads what comes after a token.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-
     if dtype not in ("float32", "bfloat16", "float16"):
         raise unknown("dtype", dtype, ("float32", "bfloat16", "float16"))
     if device not in DEVICES:
@@ -196,16 +223,9 @@ def load(
         not_used(device, [why])
         hf_model.to("cpu")
     n_parameters = sum(p.numel() for p in hf_model.parameters())  # the bridge may add copies
-    # The bridge changes the tokenizer it is given (adds a BOS); ours must stay as it was.
-    bridge = TransformerBridge.boot_transformers(
-        str(directory),
-        hf_model=hf_model,
-        tokenizer=copy.deepcopy(tokenizer),
-        device=str(hf_model.device),
-        dtype=getattr(torch, dtype),
+    bridge, sizes = bridged(
+        str(directory), hf_model, copy.deepcopy(tokenizer), getattr(torch, dtype)
     )
-    bridge.eval()
-    bridge.requires_grad_(False)
     facts = Facts(
         name=name,
         title=entry.title if isinstance(entry, Entry) else directory.name,
@@ -215,12 +235,8 @@ def load(
         licence=entry.licence if isinstance(entry, Entry) else "unknown",
         dtype=dtype,
         device=next(bridge.parameters()).device.type,
-        n_layers=int(bridge.cfg.n_layers),
-        n_heads=int(bridge.cfg.n_heads),
-        n_key_value_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),
-        d_model=int(bridge.cfg.d_model),
-        d_vocab=int(bridge.cfg.d_vocab),
         n_parameters=n_parameters,
+        **sizes,
         **in_front,
     )
     prepend_id = None if facts.prepend is None else tokenizer.get_vocab()[facts.prepend]

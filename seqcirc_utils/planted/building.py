@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from seqcirc_utils.components import Component
-from seqcirc_utils.models.loading import Facts, Model
+from seqcirc_utils.models.loading import Facts, Model, bridged
 from seqcirc_utils.planted.parts import (
     CODE,
     FLAGS,
@@ -91,6 +90,30 @@ def _mlp_weights(stream: _Stream, part: Mlp, n: int) -> tuple[torch.Tensor, ...]
     return w_in, bias, stream.written(w_out)
 
 
+def _blank(stream: _Stream, tokenizer: PreTrainedTokenizerFast, neurons: int) -> GPT2LMHeadModel:
+    """A model in which no part writes anything, and whose norms pass everything through."""
+    steady = 1e8  # LayerNorm's epsilon: its root times its inverse is 1
+    config = GPT2Config(
+        architectures=["GPT2LMHeadModel"],
+        vocab_size=len(tokenizer),
+        n_positions=POSITIONS,
+        n_embd=stream.d_model,
+        n_layer=N_LAYERS,
+        n_head=N_HEADS,
+        n_inner=neurons,
+        activation_function="relu",
+        layer_norm_epsilon=steady,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    hf = GPT2LMHeadModel(config).eval()
+    for name, weight in hf.named_parameters():
+        weight.fill_(steady**0.5 if ".ln_" in name and name.endswith("weight") else 0.0)
+    return hf
+
+
 @torch.no_grad()
 def build(title: str, parts: Mapping[Component, Head | Mlp], task: str) -> Model:
     """Make a model for one task, on the CPU.
@@ -107,26 +130,7 @@ def build(title: str, parts: Mapping[Component, Head | Mlp], task: str) -> Model
     vocabulary = vocabulary_module.vocabulary(task, tokenizer)
     n = len(vocabulary.members)
     stream = _Stream(n)
-    steady = 1e8  # LayerNorm's epsilon: its root times its inverse is 1
-    neurons = 2 * n
-    config = GPT2Config(
-        architectures=["GPT2LMHeadModel"],
-        vocab_size=len(tokenizer),
-        n_positions=POSITIONS,
-        n_embd=stream.d_model,
-        n_layer=N_LAYERS,
-        n_head=N_HEADS,
-        n_inner=neurons,
-        activation_function="relu",
-        layer_norm_epsilon=steady,
-        tie_word_embeddings=False,
-        attn_implementation="eager",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    hf = GPT2LMHeadModel(config)
-    for name, weight in hf.named_parameters():
-        weight.fill_(steady**0.5 if ".ln_" in name and name.endswith("weight") else 0.0)
+    hf = _blank(stream, tokenizer, neurons=2 * n)
     tokens, positions, unembed = _embeddings(stream, tokenizer, vocabulary)
     hf.transformer.wte.weight.copy_(tokens)
     hf.transformer.wpe.weight.copy_(positions)
@@ -148,11 +152,7 @@ def build(title: str, parts: Mapping[Component, Head | Mlp], task: str) -> Model
             block.mlp.c_proj.weight[: len(bias)] = w_out
     plain = word_tokenizer()
     plain.bos_token = None  # the bridge would look for the tokenizer's files, to put BOS in front
-    bridge = TransformerBridge.boot_transformers(
-        "planted", hf_model=hf.eval(), tokenizer=plain, device="cpu"
-    )
-    bridge.eval()
-    bridge.requires_grad_(False)
+    bridge, sizes = bridged("planted", hf, plain)
     facts = Facts(
         name=title,
         title=f"planted: {title}",
@@ -162,12 +162,8 @@ def build(title: str, parts: Mapping[Component, Head | Mlp], task: str) -> Model
         licence="MIT",
         dtype="float32",
         device="cpu",
-        n_layers=N_LAYERS,
-        n_heads=N_HEADS,
-        n_key_value_heads=N_HEADS,
-        d_model=stream.d_model,
-        d_vocab=len(tokenizer),
         n_parameters=sum(weight.numel() for weight in hf.parameters()),
+        **sizes,
         prepend=tokenizer.bos_token,
     )
     return Model(bridge, tokenizer, facts, tokenizer.bos_token_id)

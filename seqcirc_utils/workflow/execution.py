@@ -19,6 +19,20 @@ _START = 600
 """Seconds that a kernel may take to start: imports from a busy network disk are slow."""
 
 
+def _why(error: Exception) -> str:
+    """The first line of what ended a notebook, with the kind of error where it is not ours."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, DeadKernelError):
+        return "its Python process died, mostly for want of memory"
+    name, said = type(error).__name__, str(error)
+    if isinstance(error, PapermillExecutionError):
+        name, said = error.ename, str(error.evalue)
+    first = next(iter(said.strip().splitlines()), "")
+    return first if name == UserError.__name__ else f"{name}: {first}"
+
+
 def execute(
     stage: str, parameters: Mapping[str, Any], output: Path | str, progress: bool = True
 ) -> Path:
@@ -77,18 +91,10 @@ def execute(
                 os.replace(temporary, failed)
                 failed.chmod(0o644)
                 kept = f"see {failed}"
-            if isinstance(error, DeadKernelError):
-                raise UserError(
-                    f"{stage} failed: its Python process died, mostly for want of memory ({kept})"
-                ) from None
-            if isinstance(error, PapermillExecutionError):
-                said = str(error.evalue).strip().splitlines() or [""]
-                name = "" if error.ename == "UserError" else f"{error.ename}: "
-                raise UserError(f"{stage} failed: {name}{said[0]} ({kept})") from None
-            said = str(error).strip().splitlines() or [""]
-            raise UserError(
-                f"{stage} failed: {type(error).__name__}: {said[0]} ({kept})"
-            ) from error
+            # What the notebook says of itself needs no second traceback.
+            known = isinstance(error, DeadKernelError | PapermillExecutionError)
+            cause = None if known else error
+            raise UserError(f"{stage} failed: {_why(error)} ({kept})") from cause
     failed.unlink(missing_ok=True)
     if reason:
         record_skipped(stage, given, reason)
