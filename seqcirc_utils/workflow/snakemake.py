@@ -83,7 +83,16 @@ def run(
         UserError: for a profile that cannot be used, or if a stage failed.
     """
     names = {plan.model for plan in plans}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.ROOT / "Snakefile")]
+    # Files, not rules with --until: what waits for a rule that is named there is never started.
+    targets = [
+        os.path.relpath(path, store.ROOT)
+        for plan in plans
+        for job in plan.jobs()
+        if job.stage in until
+        for path in (job.notebook, job.record)
+    ]
+    command = [sys.executable, "-m", "snakemake", *targets]
+    command += ["--snakefile", str(store.ROOT / "Snakefile")]
     command += ["--directory", str(store.ROOT), "--rerun-incomplete"]
     command += ["--nolock"]  # a killed run leaves Snakemake's own lock behind; see alone()
     where, executor = read_profile(profile)
@@ -100,7 +109,6 @@ def run(
     command += ["--cores", str(cores)] if cores else []
     command += ["--rerun-triggers", "mtime", "params", "input"]
     command += ["--quiet", "host", "reason", "progress"]
-    command += ["--until", *until] if until else []
     file = os.path.relpath(plans[0].file, store.ROOT)
     command += ["--config", to_config(file, names.pop() if len(names) == 1 else ""), *more]
     snakemake = subprocess.Popen(command, cwd=store.ROOT, close_fds=False)

@@ -480,6 +480,15 @@ def test_snakemake_runs_the_stages(project):
 
 
 @pytest.mark.slow
+def test_some_stages_are_run_with_those_they_need_and_no_others(project):
+    plan = planning.read_plan(parameters(project))
+    wanted = ["05_component_roles", "04_circuit_discovery"]  # one of them waits for the other
+    snakemake.run([plan], 2, wanted)
+    ran = {job.stage for job in plan.jobs() if job.is_current()}
+    assert ran == {"03_patching", *wanted}
+
+
+@pytest.mark.slow
 def test_one_job_at_a_time_has_the_gpu(project):
     """On a GPU that is taken a job fails here."""
     work = "import pathlib, time\n\n_gpu = pathlib.Path('gpu')\n_gpu.touch(exist_ok=False)\n"
