@@ -245,14 +245,14 @@ def _c21(e: Evidence, least: float) -> list[Effect]:
     layers, width = e.shape()
     shared = _beyond_chance(overlap([e.heads(t) for t in TASKS], layers * width), least)
     parts = {
-        "early": {"member detection", "duplicate token"},
-        "late": {"transport to the end", "next member", "copy"},
+        "an early": {"member detection", "duplicate token"},
+        "a late": {"transport to the end", "next member", "copy"},
     }
     held = [set(e.roles(t)["role"].reindex(e.shared())) for t in TASKS]
     counts = {part: sum(bool(h & roles) for h in held) for part, roles in parts.items()}
     return [
         shared,
-        *(Effect(f"tasks with an {p} role shared", COUNTED(n), 3) for p, n in counts.items()),
+        *(Effect(f"tasks with {p} role shared", COUNTED(n), 3) for p, n in counts.items()),
     ]
 
 

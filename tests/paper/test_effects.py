@@ -104,6 +104,50 @@ def test_every_claim_can_carry_over(world):
     assert found == dict.fromkeys(ALL, SUPPORTED) | {"C27": NOT_TESTED}
 
 
+# What each effect of the made results is by hand, and half its interval where that is one number.
+VALUES = {
+    "C1": [82, 700 / 36, 82, 700 / 36, 82, 600 / 36],
+    "C2": [4.75],  # five shared; a quarter of a head by chance
+    "C3": [50] * 3 + [30] * 9,
+    "C4": [20] * 2,
+    "C5": [(4 * 30 + 32 * 1) / 36, 100] * 3,
+    "C6": [80 - 10] * 3,
+    "C7": [110 - 40, 120 - 30],
+    "C8": [90 - 50],
+    "C9": [-10, -20, -10],
+    "C10": [0.5 / 0.01] * 3,
+    "C11": [100 * 0.1 / 0.5] * 3,
+    "C12": [0.8 / 0.1] * 3,
+    "C13": [25, 30, 30, (25 + 30 + 30) / 3 / 5] * 3,
+    "C14": [60] * 3,
+    "C15": [90 / ((90 + 35) / 36)] * 3,
+    "C16": [90],
+    "C17": [90 - 20],
+    "C18": [100] * 3,
+    "C19": [2, 1, 1],
+    "C20": [30] * 3,
+    "C21": [5 - 7 * 7 * 6 / 36**2, 3, 3],  # by size, not by layer
+    "C22": [50 - 30] * 3,
+    **dict.fromkeys(("C23", "C24", "C26"), [70] * 3),
+    "C25": [70],
+}
+HALVES = {
+    **{"C3": 2, "C4": 2, "C7": 50**0.5, "C8": 50**0.5, "C9": 5, "C14": 6, "C16": 1},
+    **{"C17": 2**0.5, "C20": 2, "C22": 8**0.5},
+    **dict.fromkeys(("C23", "C24", "C25", "C26"), 10),
+}
+
+
+def test_effects_are_those_of_the_made_results(world):
+    for claim, values in VALUES.items():
+        found = [effect.found for effect in effects.judge(claim, world.evidence).effects]
+        assert [one.value for one in found] == pytest.approx(values, abs=0.01), claim
+        if half := HALVES.get(claim):
+            halves = [end for one in found for end in (one.high - one.value, one.value - one.low)]
+            assert halves == pytest.approx([half] * len(halves)), claim
+    assert set(VALUES) == set(ALL) - {"C27"}
+
+
 def alone(world, claim, changed):
     changed(world)
     return effects.judge(claim, world.evidence)
