@@ -34,8 +34,8 @@ def _of(stage, fact):
 # was stopped for asking too little is tried again with more (`retries` of the profile).
 # `set-resources` in a profile takes the place of these.
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
-# Two jobs side by side do more than one with two threads; with many cores, there is a job too few.
-_THREADS = max(1, min(4, _surroundings.cores() // 3))
+# Where jobs go to a cluster nobody says how many; there, a job has those that it was given.
+_CORES = workflow.resource_settings.cores or _surroundings.cores()
 
 
 def _more(amount):
@@ -67,8 +67,7 @@ for _stage in _stages.STAGES.values():
             python=sys.executable,
         # What most others wait for goes first: small stages fill the gaps that the long ones leave.
         priority: sum(_stage.name in other.needs for other in _stages.STAGES.values())
-        # What works through all tasks has more to do; the built models are too small for that.
-        threads: 1 if _stage.per_task or not _stage.needs else _THREADS
+        threads: _CORES if workflow.remote_exec else _stages.threads(_stage, _CORES)
         resources:
             mem_mb=_more(4000),
             runtime=_more(_MINUTES.get(_stage.name, 60)),

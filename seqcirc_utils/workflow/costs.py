@@ -10,7 +10,7 @@ import numpy as np
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.workflow import progress
+from seqcirc_utils.workflow import progress, stages
 from seqcirc_utils.workflow.planning import Job
 
 CORES = (2, 4, 8, 16)
@@ -52,7 +52,7 @@ def seconds(jobs: Sequence[Job], costs: Mapping[str, Any]) -> dict[Path, float]:
 
     Returns:
         Record of a job to its seconds on one core, without those that nothing is known of: a stage
-        that was not measured at such a size, or another model. Threads do not count.
+        that was not measured at such a size, or another model.
     """
     last, known = progress.recorded(jobs), {}
     for job in jobs:
@@ -65,14 +65,27 @@ def seconds(jobs: Sequence[Job], costs: Mapping[str, Any]) -> dict[Path, float]:
     return known
 
 
-def makespan(took: Sequence[float], needs: Sequence[Sequence[int]], cores: int) -> float:
-    """Seconds until all jobs are done, one core each, the longest chain of waiting work first.
+def speedup(costs: Mapping[str, Any], threads: int) -> float:
+    """How many times as fast a job is with so many threads: as measured for this many or fewer."""
+    measured = {int(n): times for n, times in costs.get("speedup", {}).items()}
+    return max((times for n, times in measured.items() if n <= threads), default=1.0)
+
+
+def makespan(
+    took: Sequence[float],
+    needs: Sequence[Sequence[int]],
+    cores: int,
+    threads: Sequence[int] | None = None,
+) -> float:
+    """Seconds until all jobs are done, the longest chain of waiting work first.
 
     Args:
         took: Seconds of each job.
         needs: For each job the places of those it waits for, all earlier ones.
-        cores: How many jobs run at once.
+        cores: How many there are.
+        threads: How many of them each job takes, one by default.
     """
+    threads = [1] * len(took) if threads is None else [min(n, cores) for n in threads]
     chain = list(took)  # from a job's start to the end of the longest chain behind it
     for i in reversed(range(len(took))):
         for need in needs[i]:
@@ -80,10 +93,13 @@ def makespan(took: Sequence[float], needs: Sequence[Sequence[int]], cores: int) 
     waiting, done, running, now = set(range(len(took))), set(), [], 0.0
     while waiting or running:
         ready = [i for i in waiting if done.issuperset(needs[i])]
-        for i in sorted(ready, key=lambda i: -chain[i])[: cores - len(running)]:
-            heapq.heappush(running, (now + took[i], i))
-            waiting.remove(i)
+        for i in sorted(ready, key=lambda i: -chain[i]):
+            if threads[i] <= cores:
+                heapq.heappush(running, (now + took[i], i))
+                waiting.remove(i)
+                cores -= threads[i]
         now, i = heapq.heappop(running)
+        cores += threads[i]
         done.add(i)
     return now
 
@@ -93,16 +109,21 @@ def told(jobs: Sequence[Job]) -> str:
     todo = [job for job in jobs if not job.is_current()]
     if not todo:
         return "Nothing is to be run: all results are there."
-    known = seconds(todo, shipped())
+    costs = shipped()
+    known = seconds(todo, costs)
     line = f"{len(todo)} of {len(jobs)} jobs are to be run"
     if unknown := sorted({job.stage for job in todo if job.record not in known}):
         line += f"; what these take with this model and size is not known: {', '.join(unknown)}"
     if known:
         places = {record: i for i, record in enumerate(known)}
-        inputs = [job.inputs for job in todo if job.record in known]
-        needs = [[places[path] for path in paths if path in places] for paths in inputs]
-        took = list(known.values())
-        times = [f"{max(1, round(makespan(took, needs, n) / 60))} min on {n}" for n in CORES]
+        jobs = [job for job in todo if job.record in known]
+        needs = [[places[path] for path in job.inputs if path in places] for job in jobs]
+        took, times = list(known.values()), []
+        for cores in CORES:
+            threads = [stages.threads(stages.STAGES[job.stage], cores) for job in jobs]
+            faster = [one / speedup(costs, n) for one, n in zip(took, threads, strict=True)]
+            minutes = makespan(faster, needs, cores, threads) / 60
+            times.append(f"{max(1, round(minutes))} min on {cores}")
         line += "; the others about" if unknown else "; about"
         line += f" {round(sum(took) / 60)} CPU-minutes: {', '.join(times)} cores"
     return line + "."

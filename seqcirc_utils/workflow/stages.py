@@ -121,6 +121,18 @@ def upstream(stage: str, tasks: Sequence[str]) -> list[tuple[str, str | None]]:
     ]
 
 
+def threads(stage: Stage, cores: int) -> int:
+    """How many threads a job of a stage gets where so many cores may be used.
+
+    Two jobs side by side do more than one with two threads. With many cores there are too few jobs:
+    those that much waits for, and those that work through all tasks, get more. The built models are
+    too small for that.
+    """
+    waiting = sum(stage.name in other.needs for other in STAGES.values())
+    alone = not stage.per_task and stage.needs
+    return max(1, min(4, cores // 3)) if alone or waiting > 3 else 1
+
+
 def directory(results: str, model: str, task: str | None = None) -> Path:
     """Return where results live: ``<results>/<model>/<task>``, without a task one level up.
 

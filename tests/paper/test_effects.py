@@ -148,6 +148,20 @@ def test_effects_are_those_of_the_made_results(world):
     assert set(VALUES) == set(ALL) - {"C27"}
 
 
+def test_what_is_open_says_how_many_questions_would_decide():
+    both = Effect("both", Estimate(12, 8, 20, 10), 10)  # four times as many; see above
+    on_it = Effect("on the limit", Estimate(10, 8, 12, 10), 10)
+    decided = Effect("decided", Estimate(2, 1, 3, 10), 10, least=False)
+    reason = effects._reason(UNDECIDED, [both, decided])
+    assert reason == (
+        "on both sides of the limit: both; about 40 prompts or questions would decide"
+    )
+    assert effects._reason(UNDECIDED, [both, on_it]).endswith("; no number would decide")
+    assert effects._reason(CONTRADICTED, [both, Effect("short", Estimate(2, 1, 3, 10), 10)]) == (
+        "short of the limit: short"
+    )
+
+
 def alone(world, claim, changed):
     changed(world)
     return effects.judge(claim, world.evidence)

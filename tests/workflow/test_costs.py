@@ -18,6 +18,35 @@ def test_a_chain_goes_first_and_cores_help_up_to_it(cores, end):
     assert costs.makespan([2, 2, 1, 5], [[], [], [], [2]], cores) == end
 
 
+@pytest.mark.parametrize(("cores", "end"), [(2, 9), (3, 7), (4, 5)])
+def test_a_job_takes_as_many_cores_as_it_has_threads(cores, end):
+    # Two jobs of five and two seconds that want two cores each, and two small ones.
+    assert costs.makespan([5, 2, 2, 2], [[], [], [], []], cores, [2, 2, 1, 1]) == end
+
+
+def test_threads_are_for_many_cores_and_for_what_is_waited_for():
+    names = ["00_ground_truth", "02_logit_attribution", "04_circuit_discovery", "07_generalisation"]
+    for cores, wanted in {2: (1, 1, 1, 1), 5: (1, 1, 1, 1), 8: (1, 1, 2, 2)}.items():
+        assert tuple(stages.threads(stages.STAGES[n], cores) for n in names) == wanted
+    assert stages.threads(stages.STAGES["03_patching"], 64) == 4
+
+
+def test_more_threads_are_as_fast_as_was_measured(monkeypatch):
+    given = {"speedup": {"2": 1.5}}
+    assert [costs.speedup(given, n) for n in (1, 2, 4)] == [1, 1.5, 1.5]
+    assert costs.speedup({}, 2) == 1
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    monkeypatch.setattr(costs.Job, "is_current", lambda job: False)
+    jobs, known = read_plan(store.ROOT / "params" / "laptop.yml", "").jobs(), costs.shipped()
+
+    def minutes(speedup):
+        monkeypatch.setattr(costs, "shipped", lambda: known | {"speedup": speedup})
+        return [int(part.split()[0]) for part in costs.told(jobs).split(": ")[-1].split(", ")]
+
+    slow, fast = minutes({}), minutes({"2": 2.0})
+    assert slow[:2] == fast[:2] and fast[2] < slow[2] and fast[3] < slow[3]
+
+
 def test_a_line_goes_through_what_was_measured():
     assert costs.at_size({"4": 10, "32": 38}, 18) == pytest.approx(24)
     assert costs.at_size({"4": 10, "32": 38, "64": 38}, 100) == pytest.approx(38)
