@@ -10,7 +10,7 @@ import yaml
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.publishing import origins
+from seqcirc_utils.publishing import launch, origins
 from seqcirc_utils.publishing.architectures import architectures
 from seqcirc_utils.publishing.tables import (
     benchmarks,
@@ -142,6 +142,7 @@ def _footer(job: Job, data: list[Path]) -> str:
             "## Data and parameters",
             "",
             f"What the figures and tables of this page show, as files: {links}." if data else "",
+            *launch.links(job.stage),
             "The page itself is a notebook, which the button at the top gives. [](/rerun.md) tells",
             "how to run it with other values than these:",
             "",
