@@ -81,7 +81,7 @@ def _c3(e: Evidence, least: float, other: float) -> Finding:
         "the four are needed": all(all_hold(v, lambda x: x <= -least) for v in costs.values()),
         "the others less": all_hold(largest, lambda x: x > -other),
     }
-    return Finding(costs | {"largest other": largest}, parts, f"{len(rest)} other shared heads")
+    return Finding(costs | {"largest other": largest}, parts, f"other shared heads: {len(rest)}")
 
 
 @rule(

@@ -272,7 +272,7 @@ def _c19(e: Evidence, least: int) -> Finding:
     return Finding(
         {name: len(some) for name, some in found.items()},
         {name: bool(some) for name, some in found.items()},
-        f"{len(edges)} edges; {holders} heads of role “next member” in the model",
+        f"edges: {len(edges)}; heads of role “next member” in the model: {holders}",
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_claims import ALL, World
 
-from seqcirc_utils.paper import claims, effects
+from seqcirc_utils.paper import carried_roles, claims, effects
 from seqcirc_utils.paper.effects import (
     CARRIED,
     CONTRADICTED,
@@ -146,6 +146,21 @@ def test_effects_are_those_of_the_made_results(world):
             halves = [end for one in found for end in (one.high - one.value, one.value - one.low)]
             assert halves == pytest.approx([half] * len(halves)), claim
     assert set(VALUES) == set(ALL) - {"C27"}
+
+
+def test_the_best_head_is_the_one_whose_worst_effect_goes_furthest_beyond_its_limit():
+    def effects_of(head):
+        looks, rest = {"a": (60, 30), "b": (90, 49), "c": (55, 20), "d": (20, 1)}[head]
+        return [
+            Effect("looks", Estimate.counted(looks), 50),
+            Effect("rest", Estimate.counted(rest), 50, least=False),
+        ]
+
+    # By the worse of the two: a 10 of 50 beyond, b 1, c 5, d short by 30.
+    for names, best in (("abcd", "a"), ("bcd", "c"), ("bd", "b")):
+        assert carried_roles._best(names, effects_of) == effects_of(best)
+    (none,) = carried_roles._best([], effects_of)
+    assert none.found.value == 0 and none.side == -1
 
 
 def test_what_is_open_says_how_many_questions_would_decide():

@@ -210,6 +210,25 @@ def test_figures_are_those_of_the_made_results(made, claim):
         assert found[name] == pytest.approx(value), name
 
 
+NOTES = {
+    "C1": "of 36 heads",
+    "C3": "other shared heads: 1",
+    "C6": "late: mlp4; leaving least: "
+    "digits: mlp0, mlp4; number_words: mlp0, mlp4; months: mlp0, mlp4",
+    "C9": "it keeps 80% of its own task; the published one was its heads and all MLPs",
+    "C18": "best blocks: 4 by this rule, 4 by the paper's",
+    "C19": "edges: 5; heads of role “next member” in the model: 1",
+    # By the hypergeometric law: at least five of the heads in sets of 7, 7 and 6 of 36.
+    "C21": "p = 2 × 10⁻⁸; 0.0, 1.1, 2.2, 3.3, 4.4",
+    "C25": "7 heads, on month_after, months_passing, date_after, dates_passing",
+}
+
+
+@pytest.mark.parametrize("claim", NOTES)
+def test_notes_are_those_of_the_made_results(made, claim):
+    assert claims.judge(claim, made.evidence)[2] == NOTES[claim]
+
+
 def _months_differ(world):
     world.set(EFFECTS, "ablation", -0.04, "months", component="2.2")  # 4 points instead of 1
     world.set(COSTS, "change", -0.24, "months", component="2.2")
