@@ -212,14 +212,23 @@ def test_figures_are_those_of_the_made_results(made, claim):
 
 NOTES = {
     "C1": "of 36 heads",
+    "C2": "0.0, 1.1, 2.2, 3.3, 4.4",
     "C3": "other shared heads: 1",
+    "C4": "head 1.2",
+    "C5": "key heads: 4.4, 0.0, 1.1, 3.3",
     "C6": "late: mlp4; leaving least: "
     "digits: mlp0, mlp4; number_words: mlp0, mlp4; months: mlp0, mlp4",
     "C9": "it keeps 80% of its own task; the published one was its heads and all MLPs",
+    "C10": "head 1.1; alternating numbers and months are not tried",
+    **{"C11": "head 1.1", "C12": "head 0.0", "C13": "head 3.3", "C14": "head 4.4"},
+    "C15": "digits: 4.4; number_words: 4.4; months: 4.4",
+    **{"C16": "head 4.4, p = 0.001", "C17": "head 4.4"},
     "C18": "best blocks: 4 by this rule, 4 by the paper's",
     "C19": "edges: 5; heads of role “next member” in the model: 1",
+    "C20": "digits: 5.0; number_words: 5.1; months: 5.2",
     # By the hypergeometric law: at least five of the heads in sets of 7, 7 and 6 of 36.
     "C21": "p = 2 × 10⁻⁸; 0.0, 1.1, 2.2, 3.3, 4.4",
+    "C22": "digits: 4.4, number_words: 4.4, months: 4.4",
     "C25": "7 heads, on month_after, months_passing, date_after, dates_passing",
 }
 
