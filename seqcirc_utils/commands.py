@@ -31,8 +31,6 @@ from seqcirc_utils.workflow import (
 )
 from seqcirc_utils.workflow.planning import SWEEP, Job, Plan, read_plan, read_plans, with_needs
 
-ACROSS = "13_across_models"
-
 
 def run_stage(plan: Plan, stage: str, task: str | None, output: Path | str) -> Path:
     """Run one stage and write its executed notebook.
@@ -106,7 +104,7 @@ def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     Raises:
         UserError: if no model's book could be made.
     """
-    compared = parameters.check(ACROSS, plan.parameters(ACROSS))["compare"]
+    compared = parameters.check(stages.ACROSS, plan.parameters(stages.ACROSS))["compare"]
     names = [plan.model, *compared]
     alone = [name for name, stage in stages.STAGES.items() if not stage.across]
     plans, failed = [dataclasses.replace(plan, model=m) for m in dict.fromkeys(names)], {}

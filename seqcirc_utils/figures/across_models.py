@@ -12,6 +12,7 @@ from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
 from seqcirc_utils.paper.across_models import AcrossModels
 from seqcirc_utils.paper.effects import VERDICTS
+from seqcirc_utils.statistics import short
 
 _UNTOLD = "There is nothing to draw: "
 
@@ -41,8 +42,10 @@ def models_told(found: AcrossModels) -> Markdown:
 def shared_table(found: AcrossModels) -> pd.DataFrame:
     """Heads in the circuits of all tasks, by model, beside what chance gives."""
     shown = found.shared.assign(model=found.shared["model"].map(_titles(found)))
+    for column in ("p", "layer_p"):  # some are far too small to be rounded
+        shown[column] = [short(p, 1) for p in shown[column]]
     names = {"layer_expected": "expected, same layers", "layer_p": "p, same layers"}
-    return shown.rename(columns={"total": "of", **names}).set_index("model").round(4)
+    return shown.rename(columns={"total": "of", **names}).set_index("model").round(2)
 
 
 def shared_bars(found: AcrossModels) -> Figure | Markdown:
@@ -96,7 +99,11 @@ def order_told(found: AcrossModels) -> Markdown:
         if np.isnan(r.tau):
             lines.append(f"- {pair}: no two common roles whose depths differ, so no order.")
             continue
-        said = f"p = {r.p:.2g}" if not np.isnan(r.p) else f"too few for a test (p ≥ {r.least:.2g})"
+        said = (
+            f"p = {short(r.p)}"
+            if not np.isnan(r.p)
+            else f"too few for a test (p ≥ {short(r.least)})"
+        )
         lines.append(f"- {pair}: Kendall's τ = {r.tau:.2f} over {r.roles} ({said}).")
     return Markdown("\n".join(lines) or "With one model there is no second order of roles.")
 
@@ -120,7 +127,7 @@ def claims_told(found: AcrossModels) -> Markdown:
     same = ", ".join(f"{n} {verdict}" for verdict, n in counted.items())
     differ = table.index[~table["alike"]].to_list()
     return Markdown(
-        f"{len(alike)} of {len(table)} claims have the same verdict in all {len(names)} models "
+        f"{len(alike)} of {len(table)} claims have the same verdict in every model "
         f"({same or 'none'}); the verdicts differ for {', '.join(differ) or 'none'}."
     )
 

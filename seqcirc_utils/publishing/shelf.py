@@ -9,6 +9,7 @@ from pathlib import Path
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import zoo
+from seqcirc_utils.workflow import stages
 from seqcirc_utils.workflow.planning import Plan
 
 _PAGE = """\
@@ -16,13 +17,14 @@ _PAGE = """\
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Shared circuits: the models</title>
-<style>body {{ font: 1.05rem/1.5 system-ui, sans-serif; max-width: 45rem; margin: 3rem auto;
-padding: 0 1rem; color-scheme: light dark }} td, th {{ text-align: left; padding: .3rem .8rem }}
+<style>:root {{ color-scheme: light dark }} body {{ font: 1.05rem/1.5 system-ui, sans-serif;
+max-width: 45rem; margin: 3rem auto; padding: 0 1rem }} td, th {{ text-align: left;
+padding: .3rem .8rem }}
 </style></head><body>
 <h1>Shared circuits: the models</h1>
 <p>A book for each model, all with the parameters of {file}. What they have in common is in the
-chapter “Across models” of each.</p>
-<table><thead><tr><th>model</th><th>book</th></tr></thead><tbody>
+chapter “Across models”, which each of the books has.</p>
+<table><thead><tr><th>book</th><th>compared with the others</th></tr></thead><tbody>
 {rows}
 </tbody></table></body></html>
 """
@@ -58,10 +60,15 @@ def write(plans: Sequence[Plan], failed: Mapping[str, str]) -> Path:
             there = (_directory() / slug / "index.html").is_file()
         except UserError:
             title, slug, there = plan.model, "", False
-        why = html.escape(failed.get(plan.model, ""))
-        cell = f'<a href="{html.escape(slug)}/index.html">open</a>' if there else "none"
+        why, name, slug = (html.escape(x) for x in (failed.get(plan.model, ""), title, slug))
+        cells = f'<a href="{slug}/index.html">{name}</a>' if there else f"{name}: none"
         if why:
-            cell += f" (of an earlier run; now: {why})" if there else f": {why}"
-        rows.append(f"<tr><td>{html.escape(title)}</td><td>{cell}</td></tr>")
+            cells += f" (of an earlier run; now: {why})" if there else f": {why}"
+        page = f"runs/{stages.ACROSS}.html"
+        across = there and (_directory() / slug / page).is_file()
+        cells += (
+            f'</td><td><a href="{slug}/{page}">{name} across models</a>' if across else "</td><td>"
+        )
+        rows.append(f"<tr><td>{cells}</td></tr>")
     page = _PAGE.format(file=html.escape(plans[0].file.name), rows="\n".join(rows))
     return store.write_text(_directory() / "index.html", page)

@@ -89,6 +89,10 @@ STAGES: dict[str, Stage] = {
 }
 
 
+ACROSS = next(stage.name for stage in STAGES.values() if stage.across)
+"""The stage that compares models."""
+
+
 def stage_named(name: str) -> Stage:
     """Return the stage of this name.
 

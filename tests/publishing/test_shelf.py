@@ -15,7 +15,7 @@ from seqcirc_utils.workflow.fingerprint import fingerprint
 from seqcirc_utils.workflow.parameters import check
 
 OTHER = "gemma3-270m"
-STAGE = commands.ACROSS
+STAGE = stages.ACROSS
 
 
 @pytest.fixture
@@ -55,8 +55,19 @@ def test_every_model_is_run_before_any_is_compared(plan, done, capsys):
     assert STAGE not in done.steps[0][2] and set(done.steps[0][2]) | {STAGE} == set(stages.STAGES)
     for model in (zoo.DEFAULT, OTHER):
         assert (page.parent / model / "index.html").read_text() == f"book of {model}"
-        assert f'<a href="{model}/index.html">open</a>' in page.read_text()
-    assert "Gemma 3 270M" in page.read_text() and str(page) in capsys.readouterr().out
+    for model, title in ((zoo.DEFAULT, "SmolLM2-135M-Instruct"), (OTHER, "Gemma 3 270M")):
+        assert f'<a href="{model}/index.html">{title}</a>' in page.read_text()
+    assert "across models</a>" not in page.read_text()  # these books have no such chapter
+    assert str(page) in capsys.readouterr().out
+
+
+def test_the_page_before_the_books_leads_to_the_chapter_that_compares(plan, done):
+    chapter = f"runs/{STAGE}.html"
+    store.write_text(shelf._directory() / OTHER / chapter, "compared")
+    store.write_text(shelf._directory() / OTHER / "index.html", "book")
+    page = shelf.write([plan, replace(plan, model=OTHER)], {}).read_text()
+    assert f'<a href="{OTHER}/{chapter}">Gemma 3 270M across models</a>' in page
+    assert f"{zoo.DEFAULT}/runs" not in page and "SmolLM2-135M-Instruct: none" in page
 
 
 def test_a_file_that_lists_no_models_compares_those_of_the_chapter(project, done):
@@ -69,7 +80,9 @@ def test_a_model_that_fails_takes_no_other_with_it(plan, done):
     done.broken.add(OTHER)
     page = commands.models(plan).read_text()
     assert ("book", OTHER) not in done.steps and ("book", zoo.DEFAULT) in done.steps
-    assert "none: no memory &amp; no time" in page and f"{OTHER}/index.html" not in page
+    assert (
+        "Gemma 3 270M: none: no memory &amp; no time" in page and f"{OTHER}/index.html" not in page
+    )
     done.broken.clear()
     commands.models(plan)
     done.broken.add(OTHER)
