@@ -173,11 +173,13 @@ def needed_told(found: CircuitDiscovery) -> Markdown:
     table = found.components
     shares = table[["inclusion", "prompts", "seed", "order"]].mean()
     every, prompts, seed, order = ("–" if np.isnan(s) else f"{s:.0%}" for s in shares)
+    n = found.circuit.n_prompts
     return Markdown(
         f"On unseen prompts **{(table['q'] < SIGNIFICANT).sum()} of {len(table)}** components are "
-        f"significantly needed (q < {SIGNIFICANT}). A component of the circuit is found again in "
-        f"{every} of the repeated searches on average: {prompts} with resampled prompts, {seed} "
-        f"with other seeds, {order} in other orders. {(table['inclusion'] == 1).sum()} return "
+        f"significantly needed (q < {SIGNIFICANT}); with {n} prompts a test could give "
+        f"p = {short(0.5**n)}. A component of the circuit is found again in {every} of the "
+        f"repeated searches on average: {prompts} with resampled prompts, {seed} with other "
+        f"seeds, {order} in other orders. {(table['inclusion'] == 1).sum()} return "
         f"always, and {len(found.returning)} components outside the circuit in at least half of "
         "the searches. Trust what always returns; for what comes and goes, other components can "
         "stand in."
