@@ -79,7 +79,8 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch, real: Sequence[str] = ()) 
     monkeypatch.setattr(fingerprint, "_PACKAGE", root / "seqcirc_utils")
     for name in ("params", "profiles"):
         shutil.copytree(store.ROOT / name, root / name)
-    shutil.copy(store.ROOT / "Snakefile", root)
+    for name in ("Snakefile", "_config.yml"):
+        shutil.copy(store.ROOT / name, root)
     (root / "notebooks").mkdir()
     (root / "book").mkdir()
     for stage in stages.STAGES:
