@@ -266,7 +266,7 @@ def test_three_figures_are_those_of_the_tasks_in_order(made, tmp_path):
 
 # Another head is better on one task and worse on the worst: the rule keeps to the one it had.
 RIVALS = [
-    ("C3", "1 other", [(COSTS, "change", "digits", -0.249), (COSTS, "change", "months", -0.01)]),
+    ("C3", "other shared heads: 1", [(COSTS, "change", "digits", -0.249), (COSTS, "change", "months", -0.01)]),
     ("C10", "head 1.1", [(ROLES, "role", None, "member detection")]),
     (
         "C10",
@@ -332,7 +332,7 @@ def test_the_four_key_heads_are_those_whose_smallest_cost_is_largest(made, tmp_p
     verdict, figures, reason = claims.judge("C3", world.evidence)
     assert (
         verdict == NOT_SUPPORTED
-        and reason == "does not hold: the others less; 1 other shared heads"
+        and reason == "does not hold: the others less; other shared heads: 1"
     )
     assert list(figures) == ["4.4", "0.0", "1.1", "3.3", "largest other"]
     assert figures["largest other"] == pytest.approx([-90, -10, -10])
