@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
-from seqcirc_utils.paper.across_models import AcrossModels
+from seqcirc_utils.paper.across_models import LEVEL, AcrossModels
 from seqcirc_utils.paper.effects import VERDICTS
 from seqcirc_utils.statistics import short
 
@@ -106,6 +106,86 @@ def order_told(found: AcrossModels) -> Markdown:
         )
         lines.append(f"- {pair}: Kendall's τ = {r.tau:.2f} over {r.roles} ({said}).")
     return Markdown("\n".join(lines) or "With one model there is no second order of roles.")
+
+
+def swap_curves(found: AcrossModels) -> Figure | Markdown:
+    """Interchanged answers by depth of the swap, a panel per model; dashed: the chosen layer."""
+    table = found.swaps
+    if table.empty:
+        return Markdown(f"{_UNTOLD}no model's interchange is told here.")
+    models = list(dict.fromkeys(table["model"]))
+    size = (0.5 + 3.4 * len(models), 3.1)
+    figure, axes = plt.subplots(
+        1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    looks = {  # the first two may lie on each other
+        "the same task": {"color": NEUTRAL, "lw": 4, "alpha": 0.4},
+        "another task": {"color": ANSWER, "marker": "o", "ms": 3},
+        "placebo": {"color": LAST, "marker": "o", "ms": 3, "ls": ":"},
+    }
+    for axis, model in zip(axes[0], models, strict=True):
+        rows = table[table["model"] == model]
+        means = rows.groupby(["swap", "depth"])["wanted"].mean()  # both halves have as many prompts
+        for swap, look in looks.items():
+            if swap in means:
+                label = swap if swap == "placebo" else f"from {swap}"
+                axis.plot(means[swap].index, 100 * means[swap], label=label, **look)
+        for depth in rows.loc[rows["chosen"], "depth"].unique():
+            axis.axvline(depth, color="black", lw=0.8, ls="--")
+        axis.set(title=_titles(found)[model], xlim=(-0.02, 1.02), ylim=(-2, 102))
+        axis.set_xlabel("depth of the swap")
+    axes[0, 0].set_ylabel("% interchanged answers")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
+    return closed(figure)
+
+
+def swaps_told(found: AcrossModels) -> Markdown:
+    """Where the interchange works in each model, on prompts that the layer was not chosen on."""
+    judged = found.swaps[found.swaps["half"] == "judging"]
+    heads, lines = found.swapped_heads.set_index("model"), []
+    for model in dict.fromkeys(found.swaps["model"]):
+        told = _titles(found)[model]
+        rows = judged[(judged["model"] == model) & judged["chosen"]].set_index("swap")
+        if rows.empty:
+            told += (
+                ": nothing could be judged, for want of prompts or of a layer where another task's "
+                "prompt gives the interchanged answer."
+            )
+        else:
+            across = rows.loc["another task"]
+            least, most = (f"{across[end]:.0%}" for end in ("least", "most"))
+            spread = f"{least} to {most} by pair of tasks"
+            told += (
+                f": at depth {across['depth']:.2f}, {across['wanted']:.0%} of answers are the "
+                "interchanged one when another task's prompt is put in "
+                f"({spread if least != most else 'in every pair of tasks'}; "
+                f"{across['prompts']} pairs of prompts)"
+            )
+            told += "".join(
+                f", {rows.loc[swap, 'wanted']:.0%} {words}"
+                for swap, words in {
+                    "the same task": "from the same task",
+                    "placebo": "for a move as long in a random direction",
+                }.items()
+                if swap in rows.index
+            )
+            told += "."
+        lines.append(f"- {told}{_heads_told(heads.loc[model]) if model in heads.index else ''}")
+    return Markdown("\n".join(lines) or "No model's interchange is told here.")
+
+
+def _heads_told(own: pd.Series) -> str:
+    """What swapping a model's shared heads does; a row of ``swapped_heads``."""
+    told = f" Shared heads swapped between tasks ({own['heads']}): {own['wanted']:.0%}"
+    if np.isnan(own["random"]):
+        return f"{told}; no random heads were drawn beside them."
+    told += f", as many random ones of like layers: {own['random']:.0%}."
+    if not own["testable"]:
+        return f"{told} Whether they move it further was not tested: too few prompts."
+    return (
+        f"{told} They move the answer further than these in {own['more']} of {own['pairs']} pairs "
+        f"of tasks (corrected p < {LEVEL})."
+    )
 
 
 def carried(found: AcrossModels) -> pd.DataFrame:

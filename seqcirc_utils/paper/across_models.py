@@ -1,8 +1,9 @@
 """Across models: what the results of several models have in common, where they can be compared.
 
 Heads of two models have no common names. So the comparison is of what each model's chapters found:
-how far its shared heads are beyond chance, how deep its roles lie and in which order, and what
-becomes of each claim. Nothing is measured anew, and no model is run.
+how far its shared heads are beyond chance, how deep its roles lie and in which order, where the
+interchange of the place in the sequence works, and what becomes of each claim. Nothing is measured
+anew, and no model is run.
 """
 
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.chapters.findings import Findings, table
+from seqcirc_utils.chapters.interchange import Interchange
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import zoo
 from seqcirc_utils.paper.verdicts import Claims
 
-PER_TASK = ("03_patching", "04_circuit_discovery", "05_component_roles")
-OVERALL = ("06_cross_task", "09_claims")
-"""The stages whose results are compared, or that those need."""
+LEVEL = 0.05
+"""Corrected p-values under this count as a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,16 @@ class AcrossModels(Findings):
         order: A row per pair of models: the roles that both have, ``tau`` (Kendall's, between the
             median depths of these roles), its two-sided exact ``p``, and the ``least`` p that so
             many roles allow. No p where even that is above .05.
+        swaps: A row per model, layer and kind of swap (``another task``, ``the same task``,
+            ``placebo``) of the stream before a block: its ``depth`` from 0 to 1, whether the layer
+            was ``chosen``, on which ``half`` of the prompts, how many pairs of ``prompts``; the
+            share ``wanted`` of answers that are the interchanged one, the mean over pairs of tasks,
+            and the ``least`` and the ``most`` of these pairs.
+        swapped_heads: A row per model whose circuits share heads: how many ``heads``, the share of
+            interchanged answers when they are swapped between tasks (``wanted``), and as many
+            ``random`` ones of like layers; in how many (``more``) of the ``pairs`` of tasks they
+            move the answer further than the random ones (corrected p under .05), and whether so
+            few prompts allow such a p at all (``testable``).
         claims: A row per claim: its topic, statement, and each model's verdict.
     """
 
@@ -69,6 +80,16 @@ class AcrossModels(Findings):
         "order.csv",
         {"first": str, "second": str, "roles": str, "tau": float, "p": float, "least": float},
     )
+    swaps: pd.DataFrame = table(
+        "swaps.csv",
+        {"model": str, "swap": str, "half": str, "layer": int, "depth": float, "chosen": bool}
+        | {"prompts": int, "wanted": float, "least": float, "most": float},
+    )
+    swapped_heads: pd.DataFrame = table(
+        "swapped_heads.csv",
+        {"model": str, "heads": int, "wanted": float, "random": float, "more": int, "pairs": int}
+        | {"testable": bool},
+    )
     claims: pd.DataFrame = table(
         "claims.csv", {"claim": str, "topic": str, "statement": str}, more=str
     )
@@ -76,12 +97,14 @@ class AcrossModels(Findings):
     @classmethod
     def measure(cls, at: Setting) -> Self:
         """Compare this model's results, made first where they are missing, with those of others."""
-        rows, shared, depth, verdicts = [], [], [], []
+        rows, shared, depth, swaps, heads, verdicts = [], [], [], [], [], []
         for name in dict.fromkeys([at["model"], *at["compare"]]):
             of = _Results(at, name)
             rows.append(of.row())
             shared += of.shared
             depth += of.depth
+            swaps += of.swaps
+            heads += of.heads
             verdicts += of.verdicts
         told = pd.DataFrame(depth, columns=list(cls.empty("depth")))
         return cls(
@@ -89,6 +112,8 @@ class AcrossModels(Findings):
             shared=pd.DataFrame(shared, columns=list(cls.empty("shared"))),
             depth=told,
             order=pd.DataFrame(role_order(told), columns=list(cls.empty("order"))),
+            swaps=pd.DataFrame(swaps, columns=list(cls.empty("swaps"))),
+            swapped_heads=pd.DataFrame(heads, columns=list(cls.empty("swapped_heads"))),
             claims=_side_by_side(verdicts, cls.empty("claims")),
         )
 
@@ -108,8 +133,9 @@ class _Results:
         self.at, self.name, self.own = at, name, name == at["model"]
         self.missing: dict[str, str] = {}
         self.facts: dict[str, Any] = {}
-        self.shared, self.depth, self.verdicts = [], [], []
-        for read in (self._read_shared, self._read_depth, self._read_verdicts):
+        self.shared, self.depth, self.swaps, self.heads, self.verdicts = [], [], [], [], []
+        parts = (self._read_shared, self._read_depth, self._read_interchange, self._read_verdicts)
+        for read in parts:
             try:
                 read()
             except UserError as error:
@@ -117,7 +143,7 @@ class _Results:
 
     def row(self) -> dict[str, Any]:
         """Its row of ``models``."""
-        here = bool(self.shared or self.depth or self.verdicts)
+        here = bool(self.shared or self.depth or self.swaps or self.verdicts)
         missing = "; ".join(f"{what}: {why}" for what, why in self.missing.items())
         file = Path(self.at["results"]).name
         command = f"make book MODEL={self.name} PARAMS=params/{file}.yml"
@@ -171,6 +197,27 @@ class _Results:
                 row |= {"first": depth.min(), "median": depth.median(), "last": depth.max()}
                 self.depth.append(row)
 
+    def _read_interchange(self) -> None:
+        where = self._where("11_interchange")
+        best, blocks = (Interchange.one(where, name) for name in ("best", "n_layers"))
+        for key, rows in swap_kinds(Interchange.one(where, "layers")).groupby(
+            ["swap", "half", "layer"]
+        ):
+            swap, half, layer = key
+            row = {"model": self.name, "swap": swap, "half": half, "layer": layer}
+            row |= {"depth": layer / blocks, "chosen": layer == best, "prompts": rows["n"].sum()}
+            shares = rows["wanted"].agg(["mean", "min", "max"])
+            self.swaps.append(row | dict(zip(("wanted", "least", "most"), shares, strict=True)))
+        heads, tests = (Interchange.one(where, name) for name in ("heads", "tests"))
+        across = heads[(heads["source"] != heads["base"]) & (heads["kind"] == "deviation")]
+        wanted = across.groupby("set")["wanted"].mean()
+        if "shared heads" in wanted:
+            row = {"model": self.name, "heads": len(Interchange.one(where, "shared"))}
+            row |= {"wanted": wanted["shared heads"], "random": wanted.get("random heads")}
+            row |= {"more": int((tests["q"] < LEVEL).sum()), "pairs": len(tests)}
+            # The least one-sided p of a signed-rank test: all prompts point the same way.
+            self.heads = [row | {"testable": bool((0.5 ** tests["n"] < LEVEL).any())}]
+
     def _read_verdicts(self) -> None:
         table = Claims.one(self._where("09_claims"), "verdicts")
         columns = table[["claim", "topic", "statement", "verdict"]]
@@ -179,6 +226,17 @@ class _Results:
 
 _OWN = ("model", "compare", "task", "results", "device")
 """Parameters that may differ between models that are compared."""
+
+
+def swap_kinds(layers: pd.DataFrame) -> pd.DataFrame:
+    """Rows of :attr:`Interchange.layers` by the kinds of swap that are compared, in ``swap``."""
+    same = layers["source"] == layers["base"]
+    kinds = {
+        "another task": ~same & (layers["kind"] == "deviation"),
+        "the same task": same & (layers["kind"] == "deviation"),
+        "placebo": layers["kind"] == "placebo",
+    }
+    return pd.concat([layers[rows].assign(swap=kind) for kind, rows in kinds.items()])
 
 
 def role_order(depth: pd.DataFrame) -> list[dict[str, Any]]:

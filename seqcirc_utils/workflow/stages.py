@@ -82,7 +82,7 @@ STAGES: dict[str, Stage] = {
             needs=(
                 *("01_task_construction", "02_logit_attribution", "03_patching"),
                 *("04_circuit_discovery", "05_component_roles", "06_cross_task"),
-                *("07_generalisation", "08_prediction_and_editing", "09_claims"),
+                *("07_generalisation", "08_prediction_and_editing", "09_claims", "11_interchange"),
             ),
         ),
     )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from seqcirc_utils import store
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.cross_task import CrossTask
+from seqcirc_utils.chapters.interchange import Interchange
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.figures import across_models as figures
@@ -62,8 +63,44 @@ class Results:
         for task in TASKS:
             self._table(where / task, ComponentRoles, "components", rows)
             self.record(where / task, "05_component_roles")
-        for stage in ("06_cross_task", "09_claims"):
+        self.interchange(where, layers)
+        for stage in ("06_cross_task", "09_claims", "11_interchange"):
             self.record(where, stage)
+
+    def interchange(self, where, layers, best=True, n=8, across=(0.5, 1.0), random=0.125, **told):
+        """Swaps before the first block and after the last, which is the one chosen."""
+        told = {"best": layers if best else None, "n_layers": layers, "shared": ["1.0"]} | told
+        store.write_json(where / "11_interchange.json", told)
+        pairs = [(a, b) for a in TASKS for b in TASKS]
+        some = {"digits": across[0], "months": across[1]}
+        rows = [
+            {"source": a, "base": b, "half": half, "layer": layer, "kind": kind, "n": n // 2}
+            | {"wanted": (layer > 0) * share}
+            for a, b in pairs
+            for half, layer in [(h, at) for h in ("choosing", "judging") for at in (0, layers)]
+            for kind, share in (
+                ("deviation", 0.75 if a == b else some[a] * (half == "judging")),
+                ("raw", 0.9),
+                ("placebo", 0.25),
+            )
+            if kind != "placebo" or a == b
+        ]
+        self._table(where, Interchange, "layers", rows)
+        sets = {"shared heads": 0.5, "random heads": random, "head 1.0": 0.6}
+        rows = [
+            {"source": a, "base": b, "set": name, "kind": kind}
+            | {"wanted": 0.99 if a == b or kind == "raw" else share}
+            for a, b in pairs
+            for name, share in sets.items()
+            for kind in ("deviation", "raw")
+            if share is not None
+        ]
+        self._table(where, Interchange, "heads", rows if told["shared"] else [])
+        rows = [
+            {"source": a, "base": b, "n": n, "q": q}
+            for (a, b), q in zip(pairs[1:3], (0.01, 0.2), strict=True)
+        ]
+        self._table(where, Interchange, "tests", rows if told["shared"] else [])
 
     def _table(self, where, kind, field, rows):
         frame = filled(kind, field, rows)
@@ -101,12 +138,16 @@ def both(results):
 
 def said(found):
     return " ".join(
-        tell(found).data for tell in (figures.models_told, figures.order_told, figures.claims_told)
+        tell(found).data
+        for tell in (
+            *(figures.models_told, figures.order_told, figures.swaps_told, figures.claims_told),
+        )
     )
 
 
 def drawn(found):
-    return [tell(found) for tell in (figures.shared_bars, figures.depth_map, figures.claims_map)]
+    tellers = figures.shared_bars, figures.depth_map, figures.swap_curves, figures.claims_map
+    return [tell(found) for tell in tellers]
 
 
 def test_two_models_are_compared(both, tmp_path):
@@ -131,7 +172,7 @@ def test_two_models_are_compared(both, tmp_path):
     assert shown.loc["Own", "p"] == short(found.shared["p"][0], 1) != "0"
     found.save(tmp_path)
     again = AcrossModels.load(tmp_path)
-    for table in ("models", "shared", "depth", "order", "claims"):
+    for table in ("models", "shared", "depth", "order", "swaps", "swapped_heads", "claims"):
         pd.testing.assert_frame_equal(
             getattr(again, table), getattr(found, table), check_dtype=False
         )
@@ -216,3 +257,57 @@ def test_verdicts_of_another_edition_are_drawn_too(both):
     found = both.measure()
     other = found.claims.assign(**{OTHER: "carries over in part"})
     assert isinstance(figures.claims_map(replace(found, claims=other)), Figure)
+
+
+def test_where_the_interchange_works_is_told_of_each_model(both):
+    found = both.measure()
+    rows = found.swaps.set_index(["model", "swap", "half", "layer"])
+    assert rows.index.is_unique and set(found.swaps["swap"]) == {
+        *("another task", "the same task", "placebo")
+    }
+    chosen = rows.loc[(OTHER, "another task", "judging", 16)]
+    assert chosen["depth"] == 1 and chosen["chosen"] and chosen["prompts"] == 2 * 4
+    assert [chosen[k] for k in ("wanted", "least", "most")] == pytest.approx([0.75, 0.5, 1])
+    assert rows.loc[(OWN, "another task", "choosing", 31), "wanted"] == 0  # the other half
+    assert not rows.loc[(OWN, "placebo", "judging", 0), "chosen"]
+    assert found.swapped_heads.to_dict("records")[1] == {
+        **{"model": OTHER, "heads": 1, "wanted": 0.5, "random": 0.125},
+        **{"more": 1, "pairs": 2, "testable": True},
+    }
+    text = figures.swaps_told(found).data.splitlines()
+    assert len(text) == 2 and text[0] == (
+        "- Own: at depth 1.00, 75% of answers are the interchanged one when another task's prompt "
+        "is put in (50% to 100% by pair of tasks; 8 pairs of prompts), 75% from the same task, 25% "
+        "for a move as long in a random direction. Shared heads swapped between tasks (1): 50%, as "
+        "many random ones of like layers: 12%. They move the answer further than these in 1 of 2 "
+        "pairs of tasks (corrected p < 0.05)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"best": False}, "nothing could be judged"),
+        ({"n": 4}, "was not tested: too few prompts"),
+        ({"random": None}, "no random heads were drawn"),
+        ({"across": (0.5, 0.5)}, "(in every pair of tasks; 8 pairs of prompts)"),
+    ],
+)
+def test_what_the_interchange_cannot_say_is_said(both, told, words):
+    both.interchange(both.root / OTHER, 16, **told)
+    first, second = figures.swaps_told(both.measure()).data.splitlines()
+    assert words in second and words not in first
+
+
+def test_models_without_shared_heads_swap_none(both):
+    both.interchange(both.root / OTHER, 16, shared=[])
+    found = both.measure()
+    assert found.swapped_heads["model"].to_list() == [OWN]
+    assert "Shared heads" not in figures.swaps_told(found).data.splitlines()[1]
+
+
+def test_an_interchange_that_was_skipped_is_told(both):
+    both.record(both.root / OTHER, "11_interchange", skipped="fewer than two circuits")
+    found = both.measure()
+    assert "interchange: 11_interchange of all tasks was skipped: fewer than two" in said(found)
+    assert set(found.swaps["model"]) == {OWN} and OTHER in found.claims

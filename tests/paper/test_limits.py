@@ -266,7 +266,11 @@ def test_three_figures_are_those_of_the_tasks_in_order(made, tmp_path):
 
 # Another head is better on one task and worse on the worst: the rule keeps to the one it had.
 RIVALS = [
-    ("C3", "other shared heads: 1", [(COSTS, "change", "digits", -0.249), (COSTS, "change", "months", -0.01)]),
+    (
+        "C3",
+        "other shared heads: 1",
+        [(COSTS, "change", "digits", -0.249), (COSTS, "change", "months", -0.01)],
+    ),
     ("C10", "head 1.1", [(ROLES, "role", None, "member detection")]),
     (
         "C10",
