@@ -114,6 +114,20 @@ class Evaluator(Replay):
 
         return Scores(*self.each(candidates, read, positions=positions, progress=progress))
 
+    def differences(
+        self,
+        candidates: Sequence[Iterable[Component]],
+        *,
+        positions: Sequence[torch.Tensor | None] | None = None,
+        progress: str | None = None,
+    ) -> torch.Tensor:
+        """The logit differences alone of :meth:`replaced`, which take less: ``[candidate, n]``."""
+
+        def read(stream: torch.Tensor) -> Iterable[torch.Tensor]:
+            return (self.difference(stream).cpu(),)
+
+        return self.each(candidates, read, positions=positions, progress=progress)[0]
+
     def kept(
         self, circuits: Sequence[Iterable[Component]], *, progress: str | None = None
     ) -> Scores:

@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
+from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.capabilities import added, before, first, wiring
 from seqcirc_utils.models.loading import Model
 
@@ -169,34 +171,76 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
             depth = last + 1 + (kind == "in")
             kept[kind] = value.new_empty(depth, len(prompts.tokens), *value.shape[1:])
         kept[kind][layer, rows] = value
+        if (kind, layer) == ("in", last + 1):  # the final norm and the unembedding are not needed
+            raise StopAtLayerException(value)
 
     for rows in torch.arange(len(prompts.tokens)).split(batch):
         hooks = [(name, partial(keep, name=name, rows=rows)) for name in places]
         tokens = prompts.tokens[rows].to(model.device)
-        bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
-    modules = [*bridge.blocks, *(block.attn for block in bridge.blocks)]
-    # One prompt suffices: all have one length, so masks and positions are those of the others.
-    arguments, two = (
-        _arguments(modules, lambda rows=rows: bridge(rows.to(model.device)))
-        for rows in (prompts.tokens[:1], prompts.tokens[:1].expand(2, -1))
-    )
-    axes, (blocks, attentions) = (
-        _row_axes(arguments, two),
-        (arguments[: last + 1], arguments[last + 1 :]),
-    )
-    activations = Activations(kept["z"], kept["mlp"])
-    run = Run(model, kept["in"], activations, blocks, attentions, axes)
-    return replace(run, by_parts=run.parts_add_up())
+        bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, stop_at_layer=last + 1)
+    run = Run(model, kept["in"], Activations(kept["z"], kept["mlp"]), *_handed(model, prompts))
+    length = prompts.tokens.shape[1]
+    by_parts = _kept(model, ("by parts", length), run.parts_add_up)
+    return replace(run, by_parts=by_parts)
 
 
-def _row_axes(one: Sequence[dict[str, Any]], two: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Along which axis arguments grow with the prompts."""
+def _kept(model: Model, what: tuple[str, int], measure: Callable[[], Any]) -> Any:
+    """What holds of a model, with weights as they are or processed; measured once."""
+    processed = bool(getattr(model.bridge, "compatibility_mode", False))
+    key = (*what, processed, str(model.device))
+    if key not in model.measured:
+        model.measured[key] = measure()
+    return model.measured[key]
+
+
+def _handed(
+    model: Model, prompts: Tokens
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+    """What blocks and attentions are handed beside the stream, by the length of the prompts.
+
+    Masks and positions are those of all prompts of a length, so one prompt's are recorded.
+
+    Raises:
+        UserError: for a model that hands on something of the prompts' words.
+    """
+    bridge, (n, length) = model.bridge, prompts.tokens.shape
+
+    def measure() -> tuple[list[dict[str, Any]], dict[str, int]]:
+        modules = [*bridge.blocks, *(block.attn for block in bridge.blocks)]
+        one, two = (
+            _arguments(modules, lambda rows=rows: bridge(prompts.tokens[rows].to(model.device)))
+            for rows in ([0], [0, n - 1])
+        )
+        return one, _row_axes(model, one, two)
+
+    found, axes = _kept(model, ("handed", length), measure)
+    arguments = [dict(some) for some in found]
+    return arguments[: len(bridge.blocks)], arguments[len(bridge.blocks) :], axes
+
+
+def _row_axes(
+    model: Model, one: Sequence[dict[str, Any]], two: Sequence[dict[str, Any]]
+) -> dict[str, int]:
+    """Along which axis arguments of one prompt, and of it and another, grow with the prompts.
+
+    Raises:
+        UserError: for arguments that differ between the two prompts.
+    """
     found = {}
     for small, large in zip(one, two, strict=True):
         for name, value in small.items():
-            if isinstance(value, torch.Tensor) and value.shape != large[name].shape:
+            if not isinstance(value, torch.Tensor):
+                continue
+            parts = [large[name]]
+            if value.shape != large[name].shape:
                 pairs = enumerate(zip(value.shape, large[name].shape, strict=True))
                 found[name] = next(i for i, (a, b) in pairs if a != b)
+                parts = large[name].chunk(2, found[name])
+            if not all(torch.equal(value, part) for part in parts):
+                raise UserError(
+                    f"{model.facts.title} hands its layers another {name} for other prompts of one "
+                    "length, so no part of it can be run again by itself: choose another model."
+                )
     return found
 
 

@@ -47,12 +47,12 @@ def transfer(
     for task, evaluator in evaluators.items():
         whole = positive_baseline(evaluator.intact.logit_diff, f"the whole model on {task}")
         for mode in modes:
-            run = evaluator.kept if mode == "kept" else evaluator.replaced
             some = [by_kind(set(s))["heads"] if mode == "heads" else set(s) for s in sets.values()]
             label = progress and f"{progress}: {task}, {mode}"
             if not some:
                 continue
-            shares = run(some, progress=label).logit_diff / whole
+            gone = evaluator.outside(some) if mode == "kept" else some
+            shares = evaluator.differences(gone, progress=label) / whole
             means, lows, highs = (v.tolist() for v in intervals(shares, seed))
             for name, *values in zip(sets, means, lows, highs, strict=True):
                 rows.append([mode, name, task, *values])

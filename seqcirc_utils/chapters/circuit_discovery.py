@@ -262,7 +262,8 @@ def _compared(
         ("random heads, same layers", True, at["n_null"]),
     ):
         drawn = chance.random_like(found.components, everything, n, at["seed"], by_layer=by_layer)
-        scores = judging.kept(drawn, progress=kind.capitalize()).logit_diff.mean(1)  # [draw]
+        outside = judging.outside(drawn)
+        scores = judging.differences(outside, progress=kind.capitalize()).mean(1)  # [draw]
         random[kind] = (scores / base).tolist()
     own = judged["faithfulness"]["mean"]
     p = {kind: percentile_p(own, scores) for kind, scores in random.items()}

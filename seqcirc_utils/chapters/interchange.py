@@ -89,8 +89,13 @@ class Interchange(Findings):
         """Swap streams, heads and directions between all pairs of tasks; see the class."""
         lm, missing = at.model, {}
         circuits, left_out = _circuits(at)
+        means = {
+            task: Ends.of(record(lm, at.sets(task).discovery)).mean()  # these are in no pair
+            for task in circuits
+        }
         swaps = {
-            (source, base): _swap(at, source, base) for source, base in product(circuits, repeat=2)
+            (source, base): _swap(at, means, source, base)
+            for source, base in product(circuits, repeat=2)
         }
         layers = _layers(at, swaps)
         best = _best(layers)
@@ -142,12 +147,11 @@ def _circuits(at: Setting) -> tuple[dict[str, set[Component]], dict[str, str]]:
     return found, left_out
 
 
-def _swap(at: Setting, source: str, base: str) -> Swap:
-    """The pairs of two tasks; means are those of prompts that are in no pair."""
+def _swap(at: Setting, means: Mapping[str, Ends], source: str, base: str) -> Swap:
+    """The pairs of two tasks."""
     lm, few = at.model, range(min(at["n_swapped"], at["n_prompts"]))
     chosen = pairs(lm, at.sets(base).evaluation[few], at.sets(source).evaluation, at["seed"])
-    means = [Ends.of(record(lm, at.sets(task).discovery)).mean() for task in (base, source)]
-    return Swap(lm, chosen, *means, seed=at["seed"])
+    return Swap(lm, chosen, means[base], means[source], seed=at["seed"])
 
 
 def _halves(outcome: Outcome) -> dict[str, Outcome]:

@@ -170,7 +170,7 @@ def _from_before(at: Setting, patching: Patching) -> dict[str, Scored]:
     sample = everything[step // 2 :: step]
     for name, (evaluator, effects) in kept.items():
         begun = time.process_time()
-        again = evaluator.replaced([[c] for c in sample]).logit_diff - evaluator.intact.logit_diff
+        again = evaluator.differences([[c] for c in sample]) - evaluator.intact.logit_diff
         seconds = (time.process_time() - begun) * len(everything) / len(sample)
         _check(name, -again if name == "exact ablation" else again, effects, sample, everything)
         passes = (len(everything) + 1 + (name != "exact ablation")) * n

@@ -67,8 +67,8 @@ class Patching(Findings):
         lm, sets, everything = at.model, at.sets(), components(at.model)
         evaluator = Evaluator(lm, sets.evaluation, at.means())
         whole = positive_baseline(evaluator.intact.logit_diff, f"{lm.facts.title} on {at['task']}")
-        ablated = evaluator.replaced([[c] for c in everything], progress="Mean ablation")
-        ablation = (ablated.logit_diff - evaluator.intact.logit_diff) / whole
+        ablated = evaluator.differences([[c] for c in everything], progress="Mean ablation")
+        ablation = (ablated - evaluator.intact.logit_diff) / whole
 
         rows = range(min(at["n_pairs"], at["n_prompts"]))
         clean, corrupted = sets.evaluation[rows], sets.corrupted[rows]
@@ -77,8 +77,8 @@ class Patching(Findings):
             evaluator.intact.logit_diff[: len(rows)] - restoring.intact.logit_diff,
             "clean minus corrupted",
         )
-        restored = restoring.replaced([[c] for c in everything], progress="Activation patching")
-        patching = (restored.logit_diff - restoring.intact.logit_diff) / gap
+        restored = restoring.differences([[c] for c in everything], progress="Activation patching")
+        patching = (restored - restoring.intact.logit_diff) / gap
 
         effects = _effects(everything, ablation, patching, at["seed"])
         strength = effects["ablation"].abs() + effects["patching"].abs()
@@ -105,7 +105,7 @@ class Patching(Findings):
         if paths.empty:
             missing.setdefault("paths", "the strongest heads are all of one layer.")
 
-        _check_alone(evaluator, effects, ablated.logit_diff, everything)
+        _check_alone(evaluator, effects, ablated, everything)
         return cls(
             effects=effects,
             positions=positions,
@@ -138,11 +138,11 @@ def _exact_positions(
     restoring: Evaluator, top: list[Component], groups: dict[str, torch.Tensor], gap: float
 ) -> pd.DataFrame:
     """Recovery from restoring each component at one group of positions only."""
-    scores = restoring.replaced(
+    scores = restoring.differences(
         [[c] for c in top for _ in groups],
         positions=[mask for _ in top for mask in groups.values()],
         progress="By position",
-    ).logit_diff  # [component * group, pair]
+    )  # [component * group, pair]
     recovery = (scores - restoring.intact.logit_diff).mean(1).reshape(len(top), -1) / gap
     table = pd.DataFrame(recovery.tolist(), columns=list(groups))
     table.insert(0, "component", list(map(str, top)))
@@ -173,6 +173,6 @@ def _check_alone(
     """The strongest effect on the first prompt must not depend on what shared its batch."""
     strongest = everything[int(effects["ablation"].argmin())]
     alone = Evaluator(evaluator.model, evaluator.prompts[[0]], evaluator.replacement)
-    slow = alone.replaced([[strongest]]).logit_diff[0, 0]
+    slow = alone.differences([[strongest]])[0, 0]
     fast = ablated[everything.index(strongest), 0]
     assert torch.isclose(slow, fast, atol=1e-3), f"{slow} alone, {fast} beside others"

@@ -203,7 +203,7 @@ def _damage(
             sets[name, "random"] = draws
 
     def lost(judge: Evaluator, some: list[list[Component]]) -> torch.Tensor:
-        return 1 - judge.replaced(some).logit_diff / judge.intact.logit_diff.mean()
+        return 1 - judge.differences(some) / judge.intact.logit_diff.mean()
 
     return _judged(tried, sets, lost, "Damage")
 
@@ -215,7 +215,7 @@ def _kept(
     sets = {(task, "circuit"): [_names(tried.at, chosen)] for task, chosen in circuits.items()}
 
     def left(judge: Evaluator, some: list[list[Component]]) -> torch.Tensor:
-        return judge.kept(some).logit_diff / judge.intact.logit_diff.mean()
+        return judge.differences(judge.outside(some)) / judge.intact.logit_diff.mean()
 
     return _judged(tried, sets, left, "Kept")
 

@@ -115,7 +115,8 @@ def curve(
     """
     whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
     sizes = sorted({0, len(ranking), *sizes})
-    score = evaluator.kept([ranking[:size] for size in sizes]).logit_diff.mean(1).numpy() / whole
+    score = evaluator.differences(evaluator.outside(ranking[:size] for size in sizes))
+    score = score.mean(1).numpy() / whole
     share = np.array(sizes) / len(ranking)
     cpr = float(np.trapezoid(score, share))
     cmd = float(np.trapezoid(np.abs(1 - score), share))

@@ -128,7 +128,7 @@ def closest_calls(
 
     def row(phase: str, name: str, removed: set[Component], meant: float) -> dict[str, Any]:
         means = shifted_means(evaluator.replacement, corrupted, removed)
-        again = evaluator.with_(replacement=means).replaced([removed]).logit_diff.mean().item()
+        again = evaluator.with_(replacement=means).differences([removed]).mean().item()
         score = again / whole
         told = {"phase": phase, "component": name, "meant": meant, "released": score}
         return told | {"differs": (meant >= threshold) != (score >= threshold)}

@@ -64,15 +64,15 @@ class Facts:
 class Model:
     """A loaded model: the bridge in evaluation mode, its tokenizer, and its facts.
 
-    ``measured`` holds what ``capabilities.wiring`` measured, with weights as they are (``False``)
-    and processed (``True``).
+    ``measured`` holds what was measured of it once, with weights as they are (``False``) and
+    processed (``True``): by ``capabilities.wiring`` and, by length of prompts, ``ablation.replay``.
     """
 
     bridge: Any
     tokenizer: Any
     facts: Facts
     prepend_id: int | None
-    measured: dict[bool, Any] = field(default_factory=dict, repr=False, compare=False)
+    measured: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def in_front(self) -> list[int]:

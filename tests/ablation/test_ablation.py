@@ -276,3 +276,53 @@ def test_names_go_there_and_back(gpt2):
     for bad in ("4", "a.b", "mlp", "4.1.0"):
         with pytest.raises(UserError, match="unknown component"):
             Component.parse(bad)
+
+
+def test_differences_are_those_of_all_scores(any_tiny, sets):
+    evaluator = Evaluator(
+        any_tiny,
+        sets.evaluation,
+        replay.record(any_tiny, sets.means).activations.mean(),
+        max_rows=13,
+    )
+    masks = [sets.evaluation.groups()["end"], *[None] * (len(CANDIDATES) - 1)]
+    found = evaluator.differences(CANDIDATES, positions=masks)
+    expected = evaluator.replaced(CANDIDATES, positions=masks).logit_diff
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    none = evaluator.differences([])
+    assert none.shape == (0, len(sets.evaluation)) and none.dtype == expected.dtype
+
+
+def test_what_blocks_are_handed_is_recorded_once_for_prompts_of_a_length(any_tiny, sets):
+    passes = []
+    handle = any_tiny.bridge.ln_final.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        any_tiny.measured.clear()
+        replay.record(any_tiny, sets.means)
+        assert passes  # what is in front of the first block may be needed whole
+        passes.clear()
+        again = replay.record(any_tiny, sets.evaluation)
+        assert not passes
+    finally:
+        handle.remove()
+    assert again.by_parts and again.residual.shape[:2] == (
+        any_tiny.n_layers + 1,
+        len(sets.evaluation),
+    )
+
+
+def test_a_model_whose_layers_are_handed_something_of_the_words_is_refused(gpt2, sets):
+    attention = gpt2.bridge.blocks[1].attn
+
+    def add(module, args, kwargs):
+        stream = kwargs.get("hidden_states", args[0] if args else None)
+        return args, kwargs | {"of_the_words": stream[:, -1]}
+
+    handle = attention.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
+    try:
+        gpt2.measured.clear()
+        with pytest.raises(UserError, match="another of_the_words for other prompts"):
+            replay._handed(gpt2, sets.means)
+    finally:
+        handle.remove()
+        gpt2.measured.clear()

@@ -204,18 +204,16 @@ def test_transfer_refuses_a_task_that_the_model_fails(evaluators):
 
 def test_random_circuits_by_hand():
     """A set's score is 2 a component when kept, 10 less 2 each when ablated, of 10 in all."""
+    everything = set(range(5))  # as many components in all
 
-    def scores(score):
-        def run(sets, progress=None):
-            means = torch.tensor([float(score(len(s))) for s in sets])
-            return SimpleNamespace(logit_diff=means[:, None] + torch.tensor([-1.0, 1.0]))
-
-        return run
+    def differences(gone, progress=None):
+        means = torch.tensor([10.0 - 2 * len(some) for some in gone])
+        return means[:, None] + torch.tensor([-1.0, 1.0])
 
     evaluator = SimpleNamespace(
         intact=SimpleNamespace(logit_diff=torch.tensor([8.0, 12.0])),
-        kept=scores(lambda size: 2 * size),
-        replaced=scores(lambda size: 10 - 2 * size),
+        outside=lambda circuits: [set(list(everything)[len(c) :]) for c in circuits],
+        differences=differences,
     )
     mlp = {Component(0, None)}
     circuits = {"own": heads(0, 1) | mlp}

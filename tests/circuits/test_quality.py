@@ -126,11 +126,17 @@ def test_two_prompts_can_show_a_quarter_and_one_nothing(removing):
 
 
 def test_areas_under_and_beside_a_curve_that_overshoots():
-    def kept(circuits):
-        assert [len(circuit) for circuit in circuits] == [0, 1, 9]
-        return SimpleNamespace(logit_diff=torch.tensor([[-1.0, 1], [2, 4], [1, 3]]))  # 0, 3, 2
+    everything = {Component(0, i) for i in range(9)}
 
-    judge = SimpleNamespace(kept=kept, intact=SimpleNamespace(logit_diff=torch.tensor([1.0, 3])))
+    def differences(outside):
+        assert [len(gone) for gone in outside] == [9, 8, 0]
+        return torch.tensor([[-1.0, 1], [2, 4], [1, 3]])  # 0, 3, 2
+
+    judge = SimpleNamespace(
+        outside=lambda circuits: [everything - set(circuit) for circuit in circuits],
+        differences=differences,
+        intact=SimpleNamespace(logit_diff=torch.tensor([1.0, 3])),
+    )
     table, cpr, cmd = quality.curve(judge, [Component(0, i) for i in range(9)], [1])
     assert table["size"].tolist() == [0, 1, 9] and table["faithfulness"].tolist() == [0, 1.5, 1]
     # A ninth of the width between 0 and 1.5, the rest to 1; distances 1, 0.5 and 0.
