@@ -114,6 +114,28 @@ def intervals(values: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return values.mean(-1), low, high
 
 
+def ratios(
+    over: torch.Tensor, under: torch.Tensor, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Means of ``[m, n]`` values over the mean of ``[n]`` others, with bootstrap bounds ``[m]``.
+
+    Prompts are resampled for both together. Draws in which the lower mean is not positive say
+    nothing about a share and are left out.
+    """
+    over, under = over.double(), under.double()
+    n, rng = len(under), derive_generator(seed, "ratios")
+    rows = torch.randint(n, (DRAWS, n), generator=rng)
+    below = under[rows].mean(1)  # [draw]
+    rows, below = rows[below > 0], below[below > 0]
+    drawn = torch.stack([value[rows].mean(1) / below for value in over])  # [m, draw]
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double(), dim=1)
+    return over.mean(1) / under.mean(), low, high
+
+
+DRAWS = 1000
+"""Resamples of the prompts behind an interval of :func:`ratios`."""
+
+
 def rate(successes: torch.Tensor) -> Interval:
     """Share of ``[n]`` successes with the exact (Clopper-Pearson) interval."""
     ci = success_rate_ci(successes.tolist())

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kstest
 
-from seqcirc_utils.statistics import MIN_DRAWS, Tail, short
+from seqcirc_utils.statistics import MIN_DRAWS, Tail, intervals, ratios, short
 
 
 @pytest.mark.parametrize("law", ["normal", "lognormal"])
@@ -50,3 +51,32 @@ def test_powers_of_ten_are_written_as_people_do():
         "1.2 × 10⁷",
     ]
     assert [short(0.0123), short(0), short(-3.14159, 3), short(1)] == ["0.012", "0", "-3.14", "1"]
+
+
+def test_a_ratio_is_of_means_and_both_are_resampled_together():
+    under = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    over = torch.stack([under / 2, torch.tensor([3.0, 0.0, 3.0, 0.0])])
+    mean, low, high = ratios(over, under)
+    assert mean.tolist() == [0.5, 0.5] and low[0] == high[0] == 0.5  # the same share in each prompt
+    assert low[1] < 0.25 and high[1] > 1
+    # A fixed lower part gives the interval of a mean.
+    fixed = ratios(over[1:], torch.full((4,), 2.0))
+    plain = intervals(over[1:] / 2)
+    for ours, theirs in zip(fixed, plain, strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), abs=0.1)
+
+
+def test_the_interval_of_a_ratio_holds_it_as_often_as_it_says():
+    rng, hits = torch.Generator().manual_seed(0), 0
+    for seed in range(200):
+        under = 2 + torch.randn(30, generator=rng)
+        over = under + torch.randn(30, generator=rng)  # 1 of the lower part, on average
+        _, low, high = ratios(over[None], under, seed)
+        hits += bool(low[0] <= 1 <= high[0])
+    assert 178 <= hits <= 199
+
+
+def test_draws_whose_lower_mean_is_not_positive_say_nothing():
+    under = torch.tensor([-1.0, 3.0])
+    _, low, high = ratios(torch.ones(1, 2), under)  # drawn: -1, 1 or 3, of which the first is out
+    assert low.item() == pytest.approx(1 / 3) and high.item() == pytest.approx(1)

@@ -48,7 +48,13 @@ def chance(size: int, total: int) -> float:
 
 
 def split_overlaps(
-    first: np.ndarray, second: np.ndarray | None, size: int, repeats: int, seed: int
+    first: np.ndarray,
+    second: np.ndarray | None,
+    size: int,
+    repeats: int,
+    seed: int,
+    *,
+    same_prompts: bool = False,
 ) -> np.ndarray:
     """Overlap of circuits found on half of each task's prompts ``[repeat]``.
 
@@ -58,6 +64,7 @@ def split_overlaps(
     Args:
         first: Scores of one task ``[component, n]``.
         second: Those of another ``[component, m]``; the other half of the first when ``None``.
+        same_prompts: Both are of the same prompts (two metrics): the halves have none in common.
         size: Components in a circuit.
         repeats: How many random halves.
         seed: Draws them.
@@ -68,10 +75,48 @@ def split_overlaps(
     found = []
     for _ in range(repeats):
         rows = rng.permutation(first.shape[1])
-        rest = rows[half:] if second is None else rng.permutation(other.shape[1])
+        apart = second is None or same_prompts
+        rest = rows[half:] if apart else rng.permutation(other.shape[1])
         parts = first[:, rows[:half]], other[:, rest[:half]]
         found.append(jaccard(*(strongest(part, size) for part in parts)))
     return np.array(found)
+
+
+def agreement(
+    first: np.ndarray, second: np.ndarray, size: int, repeats: int, seed: int
+) -> tuple[float, float]:
+    """How far two rankings of one task's prompts find one circuit, and its variance over prompts.
+
+    Args:
+        first: Scores by one metric ``[component, n]``.
+        second: Scores by another, on the same prompts.
+        size: Components in a circuit.
+        repeats: How many random halves.
+        seed: Draws them.
+
+    Returns:
+        The overlap of circuits by the two, on half of the prompts each, as a share of the mean
+        overlap that either has with itself, all beyond :func:`chance`; NaN where that is nothing.
+        The variance is the jackknife's, of leaving out one prompt; the noise of the random halves
+        adds to it. NaN with fewer than three prompts.
+    """
+    beyond = chance(size, len(first))
+
+    def share(kept: list[int]) -> float:
+        one, two = first[:, kept], second[:, kept]
+        both, *own = (
+            split_overlaps(*pair, size, repeats, seed, same_prompts=True).mean() - beyond
+            for pair in ((one, two), (one, None), (two, None))
+        )
+        most = sum(own) / 2
+        return float(both / most) if most > 0 else float("nan")
+
+    prompts = list(range(first.shape[1]))
+    n = len(prompts)
+    if n < 3:  # without one of them there are no halves
+        return share(prompts), float("nan")
+    without = np.array([share(prompts[:i] + prompts[i + 1 :]) for i in prompts])
+    return share(prompts), float((n - 1) / n * ((without - without.mean()) ** 2).sum())
 
 
 def middle(values: np.ndarray) -> Interval:

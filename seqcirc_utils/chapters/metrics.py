@@ -4,7 +4,8 @@ Written before any result was seen: two metrics find *the same* circuit if their
 chance, is at least :data:`SAME` of what halves of one task's prompts reach under one metric, and
 *another* one below :data:`OTHER`. A head serves the logit difference *only* if its ablation costs
 that (the whole interval below 0), and neither the answer's log probability nor its lead over the
-other members.
+other members. Made stricter after a first run: the whole interval of the overlap must lie there,
+and the intervals of the other two metrics must exclude a loss above :data:`NEGLIGIBLE`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
@@ -38,7 +40,7 @@ from seqcirc_utils.methods.slopes import (
 from seqcirc_utils.prompts import drawing
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.prompts.vocabulary import vocabulary
-from seqcirc_utils.statistics import intervals, positive_baseline
+from seqcirc_utils.statistics import intervals, positive_baseline, ratios
 
 DIFFERENCE, LOG_PROB, LEAD, KL = METRICS = (
     "logit difference",
@@ -48,6 +50,8 @@ DIFFERENCE, LOG_PROB, LEAD, KL = METRICS = (
 )
 SAME, OTHER = 0.8, 0.5
 """Shares of the overlap of halves, beyond chance: see the module."""
+NEGLIGIBLE = 0.02
+"""The largest loss, as a share of whole - empty, that counts as none."""
 SIZES = (0.02, 0.04, 0.08, 0.12, 0.2, 0.35, 0.6)
 """Shares of all components at which circuits are tried."""
 RANDOM = "random heads, same layers"
@@ -59,8 +63,8 @@ class Metrics(Findings):
     """Circuits ranked by four metrics, and judged by all of them on prompts that ranked none.
 
     What a circuit keeps is (circuit - empty) / (whole - empty), in the metric that judges; the
-    empty circuit has everything mean-ablated. Intervals are 95%, over prompts; of overlaps the
-    middle 95% of repeats.
+    empty circuit has everything mean-ablated. Intervals are 95%, over prompts (resampled above and
+    below the line); of overlaps the middle 95% of repeats.
 
     Attributes:
         judged: What each metric's circuit (and random ones) keeps by each metric, by ``task``; in
@@ -69,9 +73,13 @@ class Metrics(Findings):
             that ranked it; -1 where none of those tried does.
         overlap: Jaccard of circuits found on halves of the prompts: of one metric (``first`` is
             ``second``) or of two.
+        agreement: The ``share`` by which two metrics' circuits overlap as those of one metric do,
+            beyond chance, mean over tasks, with a 95% interval over the prompts that rank (the
+            jackknife's, by Student's t).
         shared: By metric, how many components all tasks' circuits share, the number expected of
-            random circuits, its ``p``, and how many of those shared by the logit difference are
-            among them.
+            random circuits, its ``p``, the same of random circuits with as many components in each
+            layer (``layer_expected``, ``layer_p``), and how many of those shared by the logit
+            difference are among them.
         effects: What mean-ablating a component alone changes in each metric, as a share of whole -
             empty, for the components that matter most by the logit difference or are shared.
         roles: By metric and task the number of the circuit's components with each role.
@@ -91,9 +99,13 @@ class Metrics(Findings):
     judged: pd.DataFrame = table("judged.csv", each(str, "task", "circuit", "judge") | _INTERVAL)
     sizes: pd.DataFrame = table("sizes.csv", {"task": str, "metric": str, "size": int})
     overlap: pd.DataFrame = table("overlap.csv", each(str, "task", "first", "second") | _INTERVAL)
+    agreement: pd.DataFrame = table(
+        "agreement.csv", each(str, "first", "second") | each(float, "share", "low", "high")
+    )
     shared: pd.DataFrame = table(
         "shared.csv",
-        {"metric": str, "shared": int, "expected": float, "p": float, "kept": int},
+        {"metric": str, "shared": int, "expected": float, "p": float}
+        | {"layer_expected": float, "layer_p": float, "kept": int},
     )
     effects: pd.DataFrame = table(
         "effects.csv", each(str, "task", "component", "metric") | _INTERVAL
@@ -127,7 +139,7 @@ class Metrics(Findings):
             for task, one in tasks.items()
             for metric, scores in one.scores.items()
         }
-        shared, stay = _shared(found, list(tasks), len(everything))
+        shared, stay = _shared(found, list(tasks), at.model.n_layers, at.model.n_heads)
         roles = cls.empty("roles")
         with section(missing, "roles"):
             roles = _roles(at, found)
@@ -137,6 +149,7 @@ class Metrics(Findings):
             judged=pd.concat(tables, ignore_index=True),
             sizes=pd.DataFrame([row for t, one in tasks.items() for row in _sizes(at, t, one)]),
             overlap=_overlaps(at, tasks, size),
+            agreement=_agreement(at, tasks, size),
             shared=shared,
             effects=pd.concat(effects, ignore_index=True),
             roles=roles,
@@ -161,14 +174,14 @@ class _Task:
         metrics: Those by which the whole model is ahead of the empty circuit.
         scores: Metric to scores ``[component, n]`` on the prompts that rank.
         empty: Metric to its value with everything ablated ``[n]``.
-        span: Metric to whole - empty, mean over prompts.
+        span: Metric to whole - empty ``[n]``.
     """
 
     judge: Evaluator
     metrics: dict[str, Metric]
     scores: dict[str, np.ndarray]
     empty: dict[str, torch.Tensor]
-    span: dict[str, float]
+    span: dict[str, torch.Tensor]
 
     def values(self, ablated: list[Any], progress: str | None = None) -> dict[str, torch.Tensor]:
         """Each metric's value, and whether the answer is on top, without some sets ``[set, n]``."""
@@ -182,8 +195,8 @@ class _Task:
         return dict(zip(names, self.judge.each(ablated, read, progress=progress), strict=True))
 
     def kept(self, metric: str, values: torch.Tensor) -> torch.Tensor:
-        """(Value - empty) as a share of whole - empty, prompt by prompt ``[…, n]``."""
-        return (values - self.empty[metric]) / self.span[metric]
+        """(Value - empty) as a share of the mean of whole - empty, prompt by prompt ``[…, n]``."""
+        return (values - self.empty[metric]) / self.span[metric].mean()
 
 
 def _names(everything: list[Component], chosen: np.ndarray) -> set[Component]:
@@ -208,8 +221,8 @@ def _compared(at: Setting, left_out: dict[str, str]) -> dict[str, _Task]:
             whole, empty = one.values([[]]), one.values([components(lm)])
             rows = range(held, len(sets.evaluation))
             for name, metric in list(one.metrics.items()):
-                span = (whole[name] - empty[name]).mean().item()
-                if span <= 0:
+                span = (whole[name] - empty[name])[0]  # [n]
+                if span.mean() <= 0:
                     left_out[f"{TASKS[task].title}, {name}"] = (
                         "the whole model is not ahead of the empty circuit."
                     )
@@ -227,11 +240,9 @@ def _compared(at: Setting, left_out: dict[str, str]) -> dict[str, _Task]:
     return tasks
 
 
-def _rows(values: torch.Tensor, seed: int) -> list[list[float]]:
-    """Mean and bounds of each row ``[row, n]``."""
-    return [
-        list(bounds) for bounds in zip(*(v.tolist() for v in intervals(values, seed)), strict=True)
-    ]
+def _rows(bounds: Iterable[torch.Tensor]) -> list[list[float]]:
+    """Mean and bounds by row, from means, lower and upper bounds, each ``[row]``."""
+    return [list(row) for row in zip(*(v.tolist() for v in bounds), strict=True)]
 
 
 def _judged(
@@ -244,16 +255,16 @@ def _judged(
     circuits[RANDOM] = random_like(like, everything, n, at["seed"], by_layer=True)
     flat = [c for some in circuits.values() for c in some]
     values = one.values(one.judge.outside(flat), TASKS[task].title)
-    whole = one.judge.intact.logit_diff.mean()
-    told = {metric: one.kept(metric, values[metric]) for metric in one.metrics}
-    told["accuracy"] = values["accuracy"]
+    told = {m: (values[m] - one.empty[m], one.span[m]) for m in one.metrics}
+    told["accuracy"] = values["accuracy"], None
     if DIFFERENCE in values:
-        told["published ratio"] = values[DIFFERENCE] / whole
+        told["published ratio"] = values[DIFFERENCE], one.judge.intact.logit_diff
     rows = []
-    for judge, shares in told.items():
-        parts = shares.split([len(some) for some in circuits.values()])
+    for judge, (over, under) in told.items():
+        parts = over.split([len(some) for some in circuits.values()])
         means = torch.stack([part.mean(0) for part in parts])  # [circuit, n]
-        bounds = _rows(means, at["seed"])
+        alone = under is None
+        bounds = _rows(intervals(means, at["seed"]) if alone else ratios(means, under, at["seed"]))
         rows += [[task, name, judge, *b] for name, b in zip(circuits, bounds, strict=True)]
     return pd.DataFrame(rows, columns=list(Metrics.empty("judged")))
 
@@ -279,22 +290,46 @@ def _overlaps(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFram
         for first, second in pairs:
             other = None if first == second else one.scores[second]
             options = size, at["n_resampled"], at["seed"]
-            found = specificity.split_overlaps(one.scores[first], other, *options)
+            found = specificity.split_overlaps(
+                one.scores[first], other, *options, same_prompts=True
+            )
             rows.append([task, first, second, *vars(specificity.middle(found)).values()])
     return pd.DataFrame(rows, columns=list(Metrics.empty("overlap")))
 
 
+def _agreement(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFrame:
+    """How far two metrics find the same circuits, with an interval over prompts."""
+    rows = []
+    options = size, at["n_resampled"], at["seed"]
+    for first, second in combinations(METRICS, 2):
+        told = [
+            specificity.agreement(one.scores[first], one.scores[second], *options)
+            for one in tasks.values()
+            if first in one.scores and second in one.scores
+        ]
+        told = [pair for pair in told if not np.isnan(pair[0])]
+        if told:
+            share, variance = np.mean(told, 0)
+            # Tasks have prompts of their own, so their variances add.
+            freedom = len(told) * (at["n_ranked"] - 1)
+            half = t.ppf(0.975, freedom) * np.sqrt(variance / len(told))
+            rows.append([first, second, share, share - half, share + half])
+    return pd.DataFrame(rows, columns=list(Metrics.empty("agreement")))
+
+
 def _shared(
-    found: Mapping[tuple[str, str], set[Component]], tasks: list[str], total: int
+    found: Mapping[tuple[str, str], set[Component]], tasks: list[str], n_layers: int, n_heads: int
 ) -> tuple[pd.DataFrame, list[str]]:
     """What all tasks share by each metric, and what they share by every metric."""
     by_metric, rows = {}, []
     for metric in METRICS:
         circuits = [found[task, metric] for task in tasks if (task, metric) in found]
         if len(circuits) == len(tasks) > 1:  # what fewer share is not what all share
-            law = overlap.overlap(circuits, total)
+            law = overlap.overlap(circuits, n_layers * (n_heads + 1))
+            layered = overlap.layer_overlap(circuits, n_layers, n_heads + 1)  # the MLP is one more
             by_metric[metric] = set(law.shared)
-            rows.append([metric, len(law.shared), law.expected, law.p])
+            told = law.expected, law.p, layered.expected, layered.p
+            rows.append([metric, len(law.shared), *told])
     stay = set.intersection(*by_metric.values()) if by_metric else set()
     first = by_metric.get(DIFFERENCE, set())
     rows = [[*row, len(by_metric[row[0]] & first)] for row in rows]
@@ -321,8 +356,9 @@ def _effects(
     values = one.values([[], *([c] for c in listed)], f"Effects, {TASKS[task].title.lower()}")
     rows = []
     for metric in one.metrics:
-        change = (values[metric][1:] - values[metric][0]) / one.span[metric]
-        for name, bounds in zip(listed, _rows(change, at["seed"]), strict=True):
+        change = values[metric][1:] - values[metric][0]
+        told = _rows(ratios(change, one.span[metric], at["seed"]))
+        for name, bounds in zip(listed, told, strict=True):
             rows.append([task, str(name), metric, *bounds])
     return pd.DataFrame(rows, columns=list(Metrics.empty("effects")))
 

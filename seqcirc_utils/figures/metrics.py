@@ -6,7 +6,16 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
-from seqcirc_utils.chapters.metrics import DIFFERENCE, KL, LEAD, LOG_PROB, OTHER, SAME, Metrics
+from seqcirc_utils.chapters.metrics import (
+    DIFFERENCE,
+    KL,
+    LEAD,
+    LOG_PROB,
+    NEGLIGIBLE,
+    OTHER,
+    SAME,
+    Metrics,
+)
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short
@@ -22,35 +31,35 @@ WORDS = {
 """The metrics in words."""
 
 
-def alike(found: Metrics) -> pd.DataFrame:
-    """The overlap of two metrics' circuits as a share of that of halves, both beyond chance.
-
-    Returns:
-        A row per pair of metrics: ``first``, ``second``, and the ``share``, a mean over tasks.
-    """
-    table = found.overlap.set_index(["task", "first", "second"])["mean"] - found.chance
-    rows = []
-    for (task, first, second), value in table.items():
-        if first != second:
-            own = (table[task, first, first] + table[task, second, second]) / 2
-            rows.append([first, second, value / own])
-    frame = pd.DataFrame(rows, columns=["first", "second", "share"])
-    return frame.groupby(["first", "second"], sort=False)["share"].mean().reset_index()
+def _outcome(low: float, high: float) -> str:
+    """What the rules call an overlap with such an interval."""
+    if low >= SAME:
+        return "the same"
+    if high < OTHER:
+        return "another"
+    return "partly the same" if low >= OTHER and high < SAME else "undecided"
 
 
-def _outcome(share: float) -> str:
-    """What the rules call such an overlap."""
-    return "the same" if share >= SAME else "another" if share < OTHER else "partly the same"
+def _interval(low: float, high: float) -> str:
+    return "no interval" if np.isnan(low) else f"{low:z.0%} to {high:z.0%}"
 
 
-def only(found: Metrics) -> list[str]:
-    """Heads that serve the logit difference only, by the rule, each with its task."""
-    bounds = found.effects.pivot(index=["task", "component"], columns="metric", values="high")
-    if not {DIFFERENCE, LOG_PROB, LEAD} <= set(bounds):
-        return []
-    rest = (bounds[LOG_PROB] >= 0) & (bounds[LEAD] >= 0)
-    rows = bounds[(bounds[DIFFERENCE] < 0) & rest].index
-    return [f"{c} ({TASKS[t].title.lower()})" for t, c in rows if not c.startswith("mlp")]
+def only(found: Metrics) -> tuple[list[str], list[str]]:
+    """Heads that serve the logit difference only, by the rule, and those that may, with tasks."""
+    low, high = (
+        found.effects.pivot(index=["task", "component"], columns="metric", values=bound)
+        for bound in ("low", "high")
+    )
+    if not {DIFFERENCE, LOG_PROB, LEAD} <= set(low):
+        return [], []
+    rest = [LOG_PROB, LEAD]
+    may = (high[DIFFERENCE] < 0) & (high[rest] >= 0).all(axis=1)
+    sure = may & (low[rest] >= -NEGLIGIBLE).all(axis=1)
+    named = [
+        [f"{c} ({TASKS[t].title.lower()})" for t, c in low[rows].index if not c.startswith("mlp")]
+        for rows in (sure, may & ~sure)
+    ]
+    return named[0], named[1]
 
 
 def _shared(found: Metrics, metric: str) -> int:
@@ -72,12 +81,13 @@ def _self(found: Metrics) -> float:
 
 def headline(found: Metrics) -> Markdown:
     """The chapter's answer, whichever way it comes out."""
-    kept, pairs, said = _kept(found), alike(found), ""
+    kept, pairs, said = _kept(found), found.agreement, ""
     pairs = pairs[pairs["first"] == DIFFERENCE]
     if len(pairs):
         others = ", ".join(f"{kept[m]:.0%} by {m}" for m in pairs["second"] if m in kept)
-        parts = ", ".join(
-            f"{r.second} {_outcome(r.share)} ({r.share:.0%})" for r in pairs.itertuples()
+        parts = "; ".join(
+            f"{r.second} {r.share:.0%} ({_interval(r.low, r.high)}: {_outcome(r.low, r.high)})"
+            for r in pairs.itertuples()
         )
         said = (
             f"Circuits ranked by the logit difference keep {kept[DIFFERENCE]:.0%} of it, {others}, "
@@ -93,15 +103,16 @@ def headline(found: Metrics) -> Markdown:
 
 def numbers(found: Metrics) -> dict[str, str]:
     """What the book's first page quotes."""
-    pairs, kept = alike(found), _kept(found)
-    shares = pairs.loc[pairs["first"] == DIFFERENCE, "share"]
+    pairs, kept = found.agreement, _kept(found)
+    pairs = pairs[pairs["first"] == DIFFERENCE]
     others = [kept[m] for m in (LOG_PROB, LEAD, KL) if m in kept and DIFFERENCE in kept]
 
     def span(values: list[float]) -> str:
         return f"{min(values):.0%} to {max(values):.0%}" if values else "none"
 
     told = {
-        "alike": span(list(shares)),
+        "alike": span(list(pairs["share"])),
+        "alike-interval": _interval(pairs["low"].min(), pairs["high"].max()),
         "kept": f"{kept[DIFFERENCE]:.0%}" if DIFFERENCE in kept else "none",
         "kept-others": span(others),
         "shared": str(_shared(found, DIFFERENCE)),
@@ -166,6 +177,8 @@ def shared_table(found: Metrics) -> pd.DataFrame:
             "shared": rows["shared"],
             "by chance": rows["expected"].map("{:.1f}".format),
             "p": rows["p"].map(short),
+            "by chance, same layers": rows["layer_expected"].map("{:.1f}".format),
+            "p, same layers": rows["layer_p"].map(short),
             "also shared by the logit difference": rows["kept"],
         }
     ).set_index("metric")
@@ -205,13 +218,16 @@ def effects_dots(found: Metrics) -> Figure:
 
 def effects_told(found: Metrics) -> Markdown:
     """The heads that serve the logit difference only."""
-    heads = only(found)
-    tried = found.effects["component"][~found.effects["component"].str.startswith("mlp")].nunique()
-    named = f" ({', '.join(heads)})" if heads else ""
+    sure, may = only(found)
+    heads = found.effects.loc[~found.effects["component"].str.startswith("mlp")]
+    tried = len(heads[["task", "component"]].drop_duplicates())
+    named, others = (f" ({', '.join(some)})" if some else "" for some in (sure, may))
     return Markdown(
-        f"Of {tried} heads, **{len(heads)}** serve the logit difference only{named}: without them "
-        "the last member comes closer to the answer, and neither the answer's probability nor its "
-        "lead over the other members falls clearly."
+        f"Heads that serve the logit difference only, of {tried} pairs of head and task: "
+        f"**{len(sure)}**{named}. Without such a head the last member comes closer to the answer, "
+        "and neither the answer's log probability nor its lead over the other members loses more "
+        f"than {NEGLIGIBLE:.0%}. Not decided: {len(may)}{others}, where these do not fall clearly, "
+        "but the interval allows a larger loss."
     )
 
 

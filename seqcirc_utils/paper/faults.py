@@ -55,7 +55,8 @@ def _b4(e: Evidence) -> str:
         null = [e.data(name, "random", kind, task=t) for t in TASKS]
         p = [e.data(name, "p", kind, task=t) for t in TASKS]
         best = _row([max(v) for v in null], "{:.0%}")
-        said.append(f"best of {len(null[0])} ({kind}) {best}, p = {_row(p, '{:.2g}')}")
+        shown = " / ".join(map(short, p))
+        said.append(f"best of {len(null[0])} ({kind}) {best}, p = {shown}")
     return f"circuits keep {_row(_quality(e, 'faithfulness'), '{:.0%}')}; {'; '.join(said)}"
 
 

@@ -90,3 +90,48 @@ def test_shuffled_weights_are_put_back_bit_for_bit(tiny, sets, kind):
         again = model.bridge(tokens)
     assert not torch.allclose(own, changed, atol=0.1) and torch.equal(own, again)
     assert all(torch.equal(w, before[name]) for name, w in model.bridge.named_parameters())
+
+
+def test_halves_of_the_same_prompts_have_none_in_common():
+    """Noise alone: two metrics that say the same of each prompt agree no more than by chance."""
+    noise = np.random.default_rng(0).normal(size=(200, 8))
+    by_chance = specificity.chance(40, 200)
+    apart = specificity.split_overlaps(noise, noise, 40, 200, 0, same_prompts=True)
+    assert apart.mean() == pytest.approx(by_chance, abs=0.03)
+    assert specificity.split_overlaps(noise, noise, 40, 200, 0).mean() > by_chance + 0.1
+
+
+def test_agreement_is_what_two_rankings_share_of_what_each_shares_with_itself():
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(100, 1))
+    first, same, other = (
+        part + rng.normal(scale=0.3, size=(100, 12))
+        for part in (signal, 3 * signal, rng.permutation(signal))
+    )
+    share, variance = specificity.agreement(first, same, 20, 50, 0)
+    assert share == pytest.approx(1, abs=0.15) and 0 < variance < 0.05
+    share, _ = specificity.agreement(first, other, 20, 50, 0)
+    assert abs(share) < 0.25
+
+
+def test_the_variance_of_an_agreement_is_the_jackknifes():
+    scores = np.random.default_rng(1).normal(size=(2, 30, 4)) + np.arange(30)[:, None] / 10
+    share, variance = specificity.agreement(*scores, 6, 20, 3)
+    without = [
+        specificity.agreement(*(np.delete(s, i, 1) for s in scores), 6, 20, 3)[0] for i in range(4)
+    ]
+    assert variance == pytest.approx(3 * np.var(without))  # (n - 1) / n times the sum of squares
+    both, *own = (
+        specificity.split_overlaps(*pair, 6, 20, 3, same_prompts=True).mean()
+        for pair in ((scores[0], scores[1]), (scores[0], None), (scores[1], None))
+    )
+    beyond = specificity.chance(6, 30)
+    assert share == pytest.approx((both - beyond) / (np.mean(own) - beyond))
+
+
+def test_an_agreement_of_few_prompts_has_no_variance_and_of_noise_no_share():
+    scores = np.arange(20.0)[:, None] * np.ones((1, 2))
+    share, variance = specificity.agreement(scores, scores, 4, 20, 0)
+    assert share == 1 and np.isnan(variance)
+    flip = np.stack([np.arange(20.0), -np.arange(20.0)], 1)  # halves agree on nothing
+    assert np.isnan(specificity.agreement(flip, flip, 4, 20, 0)[0])

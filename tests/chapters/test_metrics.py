@@ -15,6 +15,7 @@ from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.analyses import specificity
 from seqcirc_utils.chapters import metrics as chapter
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.metrics import DIFFERENCE, KL, LEAD, LOG_PROB, METRICS, Metrics
@@ -241,33 +242,64 @@ def test_everything_is_drawn_and_told(found):
     assert figures.roles_table(found).to_numpy().sum() == len(TASKS) * len(METRICS) * found.n_kept
 
 
-def test_the_sentence_follows_the_overlaps(found):
-    for share, word in ((0.9, "the same"), (0.6, "partly the same"), (0.2, "another")):
-        rows = found.overlap.copy()
-        own = rows["first"] == rows["second"]
-        rows["mean"] = np.where(own, found.chance + 0.5, found.chance + 0.5 * share)
-        told = figures.headline(dataclasses.replace(found, overlap=rows)).data
-        assert told.count(f" {word} ({share:.0%})") == 3
-        numbers = figures.numbers(dataclasses.replace(found, overlap=rows))
-        assert numbers["metrics-alike"] == f"{share:.0%} to {share:.0%}"
+OUTCOMES = [
+    ((0.9, 0.81, 1.0), "90% (81% to 100%: the same)"),
+    ((0.9, 0.7, 1.1), "90% (70% to 110%: undecided)"),
+    ((0.6, 0.5, 0.7), "60% (50% to 70%: partly the same)"),
+    ((0.2, 0.1, 0.49), "20% (10% to 49%: another)"),
+    ((0.9, np.nan, np.nan), "90% (no interval: undecided)"),
+]
+
+
+@pytest.mark.parametrize(("row", "words"), OUTCOMES)
+def test_the_sentence_follows_the_whole_interval(found, row, words):
+    rows = found.agreement.assign(**dict(zip(("share", "low", "high"), row, strict=True)))
+    made = dataclasses.replace(found, agreement=rows)
+    assert figures.headline(made).data.count(f" {words}") == 3
+    numbers = figures.numbers(made)
+    assert numbers["metrics-alike"] == f"{row[0]:.0%} to {row[0]:.0%}"
+    assert numbers["metrics-alike-interval"] in words
+
+
+def test_the_interval_of_an_agreement_is_over_the_prompts_of_all_tasks(setting):
+    at = setting()
+    tasks = chapter._compared(at, {})
+    frame = chapter._agreement(at, tasks, 6).set_index(["first", "second"])
+    told = [
+        specificity.agreement(one.scores[LOG_PROB], one.scores[KL], 6, 20, 0)
+        for one in tasks.values()
+    ]
+    row = frame.loc[(LOG_PROB, KL)]
+    assert row["share"] == pytest.approx(np.mean([share for share, _ in told]))
+    error = np.sqrt(sum(variance for _, variance in told)) / len(TASKS)
+    # Student's t with 2 * (4 - 1) degrees of freedom: 2.4469
+    assert row["high"] - row["share"] == pytest.approx(2.4469 * error, rel=1e-3)
+    assert row["share"] - row["low"] == pytest.approx(row["high"] - row["share"])
 
 
 def test_a_head_that_serves_the_difference_only_is_named(found):
-    def effect(component, metric, mean):
+    def effect(component, metric, mean, width=0.01):
         told = {"task": "months", "component": component, "metric": metric}
-        return told | {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+        return told | {"mean": mean, "low": mean - width, "high": mean + width}
 
     rows = [effect("1.1", m, -0.2 if m == DIFFERENCE else 0.0) for m in METRICS]
     rows += [effect("1.2", m, -0.2) for m in METRICS]
     rows += [effect("mlp1", m, -0.2 if m == DIFFERENCE else 0.0) for m in METRICS]
+    rows += [effect("1.3", DIFFERENCE, -0.2)]
+    rows += [effect("1.3", m, -0.005, 0.02) for m in METRICS if m != DIFFERENCE]
     made = dataclasses.replace(found, effects=pd.DataFrame(rows))
-    assert figures.only(made) == ["1.1 (months)"]
-    assert "Of 2 heads, **1** serve" in figures.effects_told(made).data
+    assert figures.only(made) == (["1.1 (months)"], ["1.3 (months)"])
+    told = figures.effects_told(made).data
+    assert "of 3 pairs of head and task: **1** (1.1 (months))" in told
+    assert "Not decided: 1 (1.3 (months))" in told and "more than 2%" in told
 
 
 def test_a_metric_that_one_task_lacks_is_no_metric_of_all_tasks():
     everything = {Component(0, i) for i in range(3)}
     found = {(task, DIFFERENCE): {Component(0, 0)} for task in ("a", "b", "c")}
     found |= {(task, LOG_PROB): everything for task in ("a", "b")}
-    frame, stay = chapter._shared(found, ["a", "b", "c"], 8)
+    frame, stay = chapter._shared(found, ["a", "b", "c"], 2, 3)
+    # Of four in a layer each circuit has one at random: all agree in 4 of 64 draws.
+    assert frame["layer_expected"].tolist() == pytest.approx([1 / 16]) == frame["layer_p"].tolist()
+    assert frame["expected"].tolist() == pytest.approx([1 / 64])
     assert frame["metric"].tolist() == [DIFFERENCE] and stay == ["0.0"]
