@@ -166,8 +166,8 @@ def errors_told(found: PredictionAndEditing) -> Markdown:
         listed = ", ".join(f"{name} ({n}×)" for name, n in most.items())
         expected = len(part) * found.circuit_sizes[task] / found.n_components
         lines.append(
-            f"- **{TITLES[task]}**: of {len(part)} errors, the circuit makes the same one in "
-            f"{(part['circuit_said'] == part['said']).sum()} and gives the right answer in "
+            f"- **{TITLES[task]}**: errors looked into: {len(part)}. The circuit makes the same "
+            f"one in {(part['circuit_said'] == part['said']).sum()} and gives the right answer in "
             f"{(part['circuit_said'] == part['answer']).sum()}; ablating one component mends "
             f"{part['mended'].sum()}. Most often turned by {listed}; the turning component is in "
             f"the circuit in {part['in_circuit'].sum()} of {len(part)} ({expected:.1f} expected of "

@@ -12,6 +12,7 @@ import pandas as pd
 
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.paper.evidence import CIRCUITS, NOT_TESTED, TASKS, Evidence, cell, published
+from seqcirc_utils.statistics import short
 
 COLUMNS = ("fault", "area", "what", "effect", "where")
 
@@ -55,7 +56,7 @@ def _b4(e: Evidence) -> str:
         null = [e.data(name, "random", kind, task=t) for t in TASKS]
         p = [e.data(name, "p", kind, task=t) for t in TASKS]
         best = _row([max(v) for v in null], "{:.0%}")
-        shown = " / ".join(map(short, p))
+        shown = _row([None if v is None else short(v) for v in p])
         said.append(f"best of {len(null[0])} ({kind}) {best}, p = {shown}")
     return f"circuits keep {_row(_quality(e, 'faithfulness'), '{:.0%}')}; {'; '.join(said)}"
 

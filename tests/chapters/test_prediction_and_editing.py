@@ -180,7 +180,9 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     assert list(figures.error_table(found)["task"].unique()) == ["Months", "Digits"]
     told = figures.errors_told(found).data.splitlines()
     expected = 2 * 4 / 15
-    assert told[0].startswith("- **Months**: of 2 errors, the circuit makes the same one in ")
+    assert told[0].startswith(
+        "- **Months**: errors looked into: 2. The circuit makes the same one in "
+    )
     assert told[0].endswith(f" of 2 ({expected:.1f} expected of any component).")
     told = figures.edits_told(found).data
     edits = found.edits.set_index(["part", "factor", "edited_task", "target"])
