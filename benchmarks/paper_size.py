@@ -9,6 +9,7 @@ each, into ``benchmarks/paper_size.json``.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -62,19 +63,22 @@ def main() -> None:
         where = {"templates": templates, "device": device, "rate": 3e-4}
         tiny_models.train(config, directory, asked.tasks, tokenizer, "none", **where)
         plan, shell, rows = read_plan(file, str(directory)), proof.a_shell(), []
-        for job in plan.jobs():
-            if int(job.stage[:2]) > asked.stages or "device" not in declared(job.stage):
-                continue
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            begun = time.perf_counter()
-            proof.run_stage(shell, job)
-            row: dict[str, object] = {"stage": job.stage, "task": job.task}
-            row["seconds"] = round(time.perf_counter() - begun, 1)
-            most = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
-            rows.append(row | {"gpu_gb": most and round(most, 1)})
-            print(*rows[-1].values(), flush=True)
-            store.write_json(asked.output, about(asked.prompts, device) | {"rows": rows})
+        try:
+            for job in plan.jobs():
+                if int(job.stage[:2]) > asked.stages or "device" not in declared(job.stage):
+                    continue
+                if device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                begun = time.perf_counter()
+                proof.run_stage(shell, job)
+                row: dict[str, object] = {"stage": job.stage, "task": job.task}
+                row["seconds"] = round(time.perf_counter() - begun, 1)
+                most = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
+                rows.append(row | {"gpu_gb": most and round(most, 1)})
+                print(*rows[-1].values(), flush=True)
+                store.write_json(asked.output, about(asked.prompts, device) | {"rows": rows})
+        finally:  # nothing else reads results of a model that is gone
+            shutil.rmtree(plan.directory(), ignore_errors=True)
 
 
 def about(n_prompts: int, device: str) -> dict[str, object]:
