@@ -255,7 +255,9 @@ def _judged(
     circuits[RANDOM] = random_like(like, everything, n, at["seed"], by_layer=True)
     flat = [c for some in circuits.values() for c in some]
     values = one.values(one.judge.outside(flat), TASKS[task].title)
-    told = {m: (values[m] - one.empty[m], one.span[m]) for m in one.metrics}
+    told: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {
+        metric: (values[metric] - one.empty[metric], one.span[metric]) for metric in one.metrics
+    }
     told["accuracy"] = values["accuracy"], None
     if DIFFERENCE in values:
         told["published ratio"] = values[DIFFERENCE], one.judge.intact.logit_diff
@@ -263,8 +265,9 @@ def _judged(
     for judge, (over, under) in told.items():
         parts = over.split([len(some) for some in circuits.values()])
         means = torch.stack([part.mean(0) for part in parts])  # [circuit, n]
-        alone = under is None
-        bounds = _rows(intervals(means, at["seed"]) if alone else ratios(means, under, at["seed"]))
+        seed = at["seed"]
+        shares = intervals(means, seed) if under is None else ratios(means, under, seed)
+        bounds = _rows(shares)
         rows += [[task, name, judge, *b] for name, b in zip(circuits, bounds, strict=True)]
     return pd.DataFrame(rows, columns=list(Metrics.empty("judged")))
 

@@ -8,7 +8,7 @@ import torch
 from oracles import plainly
 from transformer_lens import patching
 
-from seqcirc_utils.ablation import paths, replay
+from seqcirc_utils.ablation import engine, paths, replay
 from seqcirc_utils.ablation import pruning as pruning_module
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.components import Component, components
@@ -291,6 +291,18 @@ def test_differences_are_those_of_all_scores(any_tiny, sets):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     none = evaluator.differences([])
     assert none.shape == (0, len(sets.evaluation)) and none.dtype == expected.dtype
+
+
+def test_a_replay_gives_the_last_positions_alone_and_bounds_its_rows(gpt2, sets, means):
+    run = replay.record(gpt2, sets.evaluation)
+    for by_parts in (True, False):
+        own = dataclasses.replace(run, by_parts=by_parts)
+        again = engine.Replay(own, means["gpt2"], last=2, max_rows=3 * len(sets.evaluation) + 1)
+        assert again.step == 3
+        found = again.replay([again.masks([])], run.residual[0], 0)
+        assert found.shape == (1, len(sets.evaluation), 2, gpt2.facts.d_model)
+        torch.testing.assert_close(found[0], run.residual[-1][:, -2:], atol=1e-5, rtol=1e-5)
+    assert engine.Replay(run, means["gpt2"], max_rows=1).step == 1
 
 
 def test_what_blocks_are_handed_is_recorded_once_for_prompts_of_a_length(any_tiny, sets):

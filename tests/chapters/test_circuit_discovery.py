@@ -12,10 +12,11 @@ from oracles import evaluator_of
 from seqcirc_utils import store
 from seqcirc_utils.ablation.edges import EdgeEvaluator
 from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.chapters import circuit_discovery
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.setting import Setting
-from seqcirc_utils.circuits import chance
+from seqcirc_utils.circuits import chance, released
 from seqcirc_utils.components import Component, Edge, components
 from seqcirc_utils.figures import circuit_discovery as figures
 from seqcirc_utils.planted.circuits import PLANTED
@@ -155,10 +156,15 @@ def test_the_kept_edges_keep_the_score(found):
     assert (faults["judged differently"] <= faults["candidates"]).all()
 
 
-def test_the_sweep_is_scored_as_released_too(found):
+def test_the_sweep_is_scored_as_released_too(found, gpt2_asked):
     assert len(found.calls) == 4 and found.calls["component"].iloc[-1] == ""
     assert found.calls["meant"].iloc[-1] == found.scores["published sweep"]
-    assert 0 < (found.calls["released"] - found.calls["meant"]).abs().max() < 1
+    at = gpt2_asked
+    steps = found.steps[found.steps["search"] == "published sweep"].to_dict("records")
+    finding = Evaluator(at.model, at.sets().discovery, at.means())
+    corrupted = record(at.model, at.sets().means)
+    expected = released.closest_calls(finding, corrupted, steps, at["threshold"], at["n_calls"])
+    pd.testing.assert_frame_equal(found.calls, expected)
 
 
 def test_findings_survive_the_disk_and_are_shown_from_there(found, tmp_path):
