@@ -8,6 +8,7 @@ from transformer_lens.tools.analysis import logit_lens
 
 from seqcirc_utils.analyses import attribution
 from seqcirc_utils.components import Component, components
+from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import scores
 from seqcirc_utils.prompts import vocabulary as vocabulary_module
@@ -66,3 +67,29 @@ def test_position_attribution_is_gradient_times_difference(gpt2, sets):
     for values in found.values():
         assert values[:first].abs().max() < 1e-6  # the prompts are the same up to there
     assert expected.abs().max() > 1e-5
+
+
+def test_position_attribution_is_the_mean_over_pairs(gpt2, sets):
+    pairs = sets.evaluation[[0, 1, 2]], sets.corrupted[[0, 1, 2]]
+    found = attribution.position_attribution(gpt2, *pairs)
+    alone = [attribution.position_attribution(gpt2, *(p[[i]] for p in pairs)) for i in range(3)]
+    for component, estimate in found.items():
+        expected = torch.stack([one[component] for one in alone]).mean(0)
+        torch.testing.assert_close(estimate, expected, atol=1e-5, rtol=1e-4)
+    assert (alone[0][Component(1, None)] - alone[1][Component(1, None)]).abs().max() > 1e-4
+
+
+def test_what_no_component_writes_is_refused_with_what_else_there_is(tiny_directories, sets):
+    model = attribution.processed(loading.load(str(tiny_directories["gpt2"]), "cpu"))
+    extra = torch.linspace(-3, 3, model.facts.d_model)
+    block = model.bridge.blocks[1]
+
+    def add(module, args, out):
+        return (out[0] + extra, *out[1:]) if isinstance(out, tuple) else out + extra
+
+    handle = block.register_forward_hook(add)
+    try:
+        with pytest.raises(UserError, match=r"no component writes, so direct .* Ablation does\.$"):
+            attribution.direct_attribution(model, sets.evaluation)
+    finally:
+        handle.remove()

@@ -303,3 +303,21 @@ def test_a_metric_that_one_task_lacks_is_no_metric_of_all_tasks():
     assert frame["layer_expected"].tolist() == pytest.approx([1 / 16]) == frame["layer_p"].tolist()
     assert frame["expected"].tolist() == pytest.approx([1 / 64])
     assert frame["metric"].tolist() == [DIFFERENCE] and stay == ["0.0"]
+
+
+def test_what_a_component_alone_changes_is_that_of_a_plain_pass(model, found, setting):
+    one = chapter._compared(setting(), {})["months"]
+    prompts, means = one.judge.prompts, one.judge.replacement
+    rows = found.effects[(found.effects["task"] == "months")].set_index(["component", "metric"])
+    ids = prompts.answer_ids[:, None]
+
+    def log_prob(names):
+        logits = plain_logits(model, prompts, names, means)
+        return logits.log_softmax(-1).gather(-1, ids).mean().item()
+
+    whole, empty = log_prob([]), log_prob(components(model))
+    listed = rows.index.get_level_values("component").unique()
+    assert len(listed) > 2
+    for name in listed:
+        change = (log_prob([Component.parse(name)]) - whole) / (whole - empty)
+        assert rows.loc[(name, LOG_PROB), "mean"] == pytest.approx(change, abs=1e-3)
