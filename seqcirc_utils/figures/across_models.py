@@ -125,7 +125,7 @@ def swap_curves(found: AcrossModels) -> Figure | Markdown:
     }
     for axis, model in zip(axes[0], models, strict=True):
         rows = table[table["model"] == model]
-        means = rows.groupby(["swap", "depth"])["wanted"].mean()  # both halves have as many prompts
+        means = rows.groupby(["swap", "depth"])["wanted"].mean()  # halves differ by one prompt
         for swap, look in looks.items():
             if swap in means:
                 label = swap if swap == "placebo" else f"from {swap}"

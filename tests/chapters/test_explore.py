@@ -148,12 +148,13 @@ def test_attention_is_that_of_queries_and_keys(any_tiny):
 
 
 def test_the_page_holds_attention_in_percent(found):
-    shown = data_of(found)["attention"]
+    page = data_of(found)
+    shown = page["attention"]
     assert shown["heads"][0] == ["1.0", "in all circuits"]
     assert shown["heads"][1] == ["0.3", "in months"]
     for place, (task, _, tokens) in enumerate(shown["reads"]):
         for run, row in enumerate(tokens):
-            texts = [data_of(found)["tokens"][t] for t in row]
+            texts = [page["tokens"][t] for t in row]
             assert texts == [found.tokens[str(i)] for i in found.read[task][run]]
             for i, weights in enumerate(shown["weights"][task][run]):
                 told = iter(weights)
