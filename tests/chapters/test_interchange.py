@@ -130,3 +130,29 @@ def test_tasks_without_a_common_head_or_a_circuit(tiny):
     assert "no head is in all circuits" in figures.heads_told(found).data
     with pytest.raises(CannotDo, match="Fewer than two tasks"):
         Interchange.measure(setting(tiny["gpt2"], {"months": CIRCUITS["months"]}))
+
+
+def test_all_directions_together_are_the_raw_swap(tiny, monkeypatch):
+    """On a random model no layer gives a wanted answer, so one is chosen for it."""
+    monkeypatch.setattr(chapter, "_best", lambda layers: 1)
+    model = tiny["gpt2"]
+    found = Interchange.measure(setting(model, das_rank=model.facts.d_model))
+    rows = found.subspace
+    assert (rows["fitted"] == "number_words to months").all() and len(rows) == 2 * 4
+    raw = found.layers[(found.layers["kind"] == "raw") & (found.layers["layer"] == 1)]
+    expected = raw.groupby(["source", "base"])["shift"].mean()  # the halves are of one size
+    for _, part in rows.groupby("directions"):
+        shifts = part.set_index(["source", "base"])["shift"]
+        pd.testing.assert_series_equal(shifts, expected, check_like=True, atol=1e-4, rtol=1e-3)
+    assert expected.abs().max() > 1e-3
+    told = figures.subspace_told(found).data
+    assert f"{found.rank} directions before block 1, found on number words into months" in told
+    assert told.count("on the pair they were fitted on (other prompts)") == 2
+
+
+def test_few_directions_of_a_search_are_told_beside_random_ones(tiny, monkeypatch):
+    monkeypatch.setattr(chapter, "_best", lambda layers: 1)
+    found = Interchange.measure(setting(tiny["gpt2"]))
+    shift = found.subspace.set_index(["directions", "source", "base"])["shift"]
+    assert abs(shift["found"] - shift["random"]).max() > 1e-4
+    assert found.rank == 2 and found.missing == {}
