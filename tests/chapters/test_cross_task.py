@@ -187,6 +187,27 @@ def test_sentences_say_what_was_found(found):
     )
 
 
+@pytest.mark.parametrize(("left", "aside"), [(0.3, True), (0.85, False)])
+def test_the_finding_comes_first(found, left, aside):
+    """The control is named in it where it loses much without the shared heads."""
+    rows = found.transfer.set_index(["mode", "set", "task"])["mean"].copy()
+    first, *others = found.tasks.loc[found.tasks["control"], "task"]
+    new = {("heads", "core", control): 0.95 for control in others}
+    new |= {("heads", "core", first): left, ("heads", "core", "months"): 0.1}
+    new |= {("heads", "core", "number_words"): -0.2}
+    new |= {("kept", "months circuit", "number_words"): 0.55}
+    new |= {("kept", "number_words circuit", "months"): 0.25}
+    for key, value in new.items():
+        rows[key] = value
+    made = replace(found, transfer=rows.reset_index())
+    first = text(told.headline(made))
+    assert f"The circuits share 2 of {found.shared['heads']['total']} heads" in first
+    assert f"would share {found.layer_matched['expected']:.1f} by chance" in first
+    assert "One task's circuit does 25% to 55% of another task." in first
+    said = "the control tasks keep 30% to 95% of their lead, and the sequence tasks -20% to 10%"
+    assert (said in first) == aside
+
+
 def test_the_heat_maps_show_every_number(found):
     written = [
         text.get_text()
@@ -217,6 +238,7 @@ def test_a_task_without_a_circuit_is_left_out(model):
     assert "months" not in set(found.transfer["task"]) and "Months" not in found.importance
     assert "there is but one task" in text(told.transfer_told(found))
     assert told.numbers(found)["transfer-min"] == "none"
+    assert "Fewer than two tasks have a circuit" in text(told.headline(found))
 
 
 def test_without_any_circuit_all_sections_say_so(model, tmp_path):

@@ -172,6 +172,10 @@ def test_planned_tests_are_told_and_drawn(found, tiny, own, monkeypatch):
     assert isinstance(figures.planned_figure(shown), Figure)
     told = figures.planned_told(shown).data
     assert "random sets do: 1 of 2: months circuit on other steps (q = 0.01)" in told
+    first = figures.headline(shown).data
+    assert f"{100 * planned['gap'].mean():.0f} points more" in first
+    assert "over 2 planned tests, of which 1 reject chance." in first
+    assert figures.headline(found[1]).data.endswith("can do 1 of 2 other things that it is asked.")
     assert "No planned test was made" in figures.planned_told(found[1]).data
     assert "no random set was drawn" in figures.planned_figure(found[1]).data
 

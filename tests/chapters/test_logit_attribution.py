@@ -144,3 +144,25 @@ def test_what_does_not_add_up_is_refused(tiny_directories, monkeypatch, factor):
     found = LogitAttribution.measure(at)
     assert "do not add up" in found.missing["direct"]
     assert len(found.direct) == len(found.contributions) == 0 and found.error is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([0.0, 0.3, 0.1, 0.4], "After block 3 of 3 the answer leads the last member for good."),
+        ([0.3, 0.3, 0.3, 0.05], "never prefers the answer to the last member for good."),
+    ],
+)
+def test_the_finding_comes_first(found, answer, said):
+    lens = np.stack([np.full(4, 0.2), np.array(answer)], 1)[:, None]  # [block + 1, n, member]
+    made = dataclasses.replace(found, lens_end=lens, answer=np.array([1]))
+    effects = found.contributions.set_index("component")["effect"]
+    mlps = effects[effects.index.str.startswith("mlp")].sum()
+    heads = effects[effects.index.str.contains(".", regex=False)].sum()
+    told = figures.headline(made).data
+    assert said in told and told.endswith(
+        f"Of a lead of {found.logit_diff:.1f} logits, MLPs write {mlps:.1f} directly and heads "
+        f"{heads:.1f}."
+    )
+    none = dataclasses.replace(made, missing={"lens": "no lens.", "direct": "no sum."})
+    assert figures.headline(none).data.endswith("Nothing can be told: no lens. no sum.")

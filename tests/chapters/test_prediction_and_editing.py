@@ -175,6 +175,10 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     rows = found.prediction.set_index(["task", "measure", "subset"])["agreement"]
     share = rows["months", "vocabulary", "all"]
     assert f"- **Months**, 8 prompts. Same token as the model: {share:.0%} (" in told
+    means = rows.xs("vocabulary", level="measure").groupby("subset").mean()
+    expected = [f"where it is {kind} in {means[kind]:.0%}" for kind in ("right", "wrong")]
+    first = figures.headline(found).data
+    assert first.endswith(f"what the model says: {', '.join(expected)} of prompts.")
     assert "That holds for **0 of 2** tasks with errors." in told
     assert told.endswith("With 3 random circuits p cannot fall below 0.25: too few to tell.")
     assert list(figures.error_table(found)["task"].unique()) == ["Months", "Digits"]
@@ -280,6 +284,7 @@ def test_without_a_task_everything_is_missing_and_nothing_fails(gpt2, tmp_path):
     draw += [figures.damage_map, figures.edits_told, figures.selectivity_scatter]
     assert {figure(found).data for figure in draw} == {"Not here: no task can be examined."}
     assert "cannot be compared" in figures.selectivity_told(found).data
+    assert "No circuit could be held against" in figures.headline(found).data
 
 
 def test_parameters_are_refused_before_anything_is_computed():
