@@ -375,6 +375,6 @@ def _roles(at: Setting, found: Mapping[tuple[str, str], set[Component]]) -> pd.D
     rows = []
     for (task, metric), circuit in found.items():
         roles = at.read(ComponentRoles, task).by_component()
-        counted = pd.Series([roles[c] for c in circuit]).value_counts()
+        counted = pd.Series([roles[c] for c in sorted(circuit)]).value_counts()
         rows += [[task, metric, role, n] for role, n in counted.items()]
     return pd.DataFrame(rows, columns=list(Metrics.empty("roles")))

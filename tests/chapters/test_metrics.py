@@ -321,3 +321,21 @@ def test_what_a_component_alone_changes_is_that_of_a_plain_pass(model, found, se
     for name in listed:
         change = (log_prob([Component.parse(name)]) - whole) / (whole - empty)
         assert rows.loc[(name, LOG_PROB), "mean"] == pytest.approx(change, abs=1e-3)
+
+
+def test_roles_of_one_count_stand_in_the_order_of_the_model(setting):
+    """A set of components has another order in each process."""
+    members = [Component(layer, head) for layer in (2, 0, 1) for head in (3, None)]
+
+    class Backwards(set):
+        def __iter__(self):
+            return iter(members)
+
+    class Named:
+        def by_component(self):
+            return {c: str(c) for c in members}
+
+    at = setting()
+    at._read = lambda kind, task=None: Named()
+    rows = chapter._roles(at, {("months", DIFFERENCE): Backwards(members)})
+    assert rows["role"].tolist() == ["0.3", "mlp0", "1.3", "mlp1", "2.3", "mlp2"]
