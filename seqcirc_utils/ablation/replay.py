@@ -180,17 +180,8 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
         bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, stop_at_layer=last + 1)
     run = Run(model, kept["in"], Activations(kept["z"], kept["mlp"]), *_handed(model, prompts))
     length = prompts.tokens.shape[1]
-    by_parts = _kept(model, ("by parts", length), run.parts_add_up)
+    by_parts = model.once(("by parts", length), run.parts_add_up)
     return replace(run, by_parts=by_parts)
-
-
-def _kept(model: Model, what: tuple[str, int], measure: Callable[[], Any]) -> Any:
-    """What holds of a model, with weights as they are or processed; measured once."""
-    processed = bool(getattr(model.bridge, "compatibility_mode", False))
-    key = (*what, processed, str(model.device))
-    if key not in model.measured:
-        model.measured[key] = measure()
-    return model.measured[key]
 
 
 def _handed(
@@ -213,7 +204,7 @@ def _handed(
         )
         return one, _row_axes(model, one, two)
 
-    found, axes = _kept(model, ("handed", length), measure)
+    found, axes = model.once(("handed", length, str(model.device)), measure)
     arguments = [dict(some) for some in found]
     return arguments[: len(bridge.blocks)], arguments[len(bridge.blocks) :], axes
 

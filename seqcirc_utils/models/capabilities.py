@@ -64,10 +64,7 @@ def wiring(model: Model) -> Wiring:
     Raises:
         UserError: for a model with a layer that has no heads or no MLP.
     """
-    processed = bool(getattr(model.bridge, "compatibility_mode", False))
-    if processed not in model.measured:
-        model.measured[processed] = _measure(model)
-    return model.measured[processed]
+    return model.once("wiring", lambda: _measure(model))
 
 
 def require(model: Model, needs: str, so: str) -> Wiring:

@@ -9,6 +9,7 @@ Run ``python -m seqcirc_utils fetch NAME`` to fetch and convert ahead of time.
 
 import copy
 import hashlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ class Facts:
 class Model:
     """A loaded model: the bridge in evaluation mode, its tokenizer, and its facts.
 
-    ``measured`` holds what was measured of it once, with weights as they are (``False``) and
-    processed (``True``): by ``capabilities.wiring`` and, by length of prompts, ``ablation.replay``.
+    ``measured`` holds what :meth:`once` was asked: by ``capabilities.wiring`` and, by length of
+    prompts, ``ablation.replay``.
     """
 
     bridge: Any
@@ -73,6 +74,13 @@ class Model:
     facts: Facts
     prepend_id: int | None
     measured: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, what: Hashable, measure: Callable[[], Any]) -> Any:
+        """What holds of the model, with weights as they are or processed; measured once."""
+        key = what, bool(getattr(self.bridge, "compatibility_mode", False))
+        if key not in self.measured:
+            self.measured[key] = measure()
+        return self.measured[key]
 
     @property
     def in_front(self) -> list[int]:
