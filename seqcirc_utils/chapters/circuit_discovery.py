@@ -60,6 +60,7 @@ class CircuitDiscovery(Findings):
             differently; see :func:`~seqcirc_utils.circuits.released.edge_step_by_piece`.
         quality: Search to score to ``mean``, ``low``, ``high``; see
             :func:`~seqcirc_utils.circuits.quality.quality`.
+        n_searched: Discovery prompts of the searches; the two-sided one has half of them.
         scores: Search to the score on the prompts it was found with.
         accuracy: The share of evaluation prompts that the whole model answers correctly.
         random: Kind of random circuit to scores.
@@ -109,6 +110,7 @@ class CircuitDiscovery(Findings):
     )
     faults: pd.DataFrame = table("faults.csv", released.COLUMNS)
     quality: dict[str, dict[str, dict[str, float]]]
+    n_searched: int
     scores: dict[str, float]
     accuracy: float
     random: dict[str, list[float]]
@@ -164,6 +166,7 @@ class CircuitDiscovery(Findings):
             steps=pd.DataFrame(steps),
             by_ablation=by_ablation,
             quality=judged,
+            n_searched=len(at.searched(sets.discovery)),
             scores={name: found.score for name, found in searches.items()},
             trials={name: found.trials for name, found in searches.items()},
             accuracy=rate(judging.intact.correct).mean,
@@ -186,10 +189,10 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def _searches(at: Setting, seconds: dict[str, float]) -> dict[str, Discovery]:
     """Run the three searches by name."""
-    prompts = at.sets().discovery
+    prompts = at.searched(at.sets().discovery)
     whole = Evaluator(at.model, prompts, at.means())
     # The two-sided search is slow, and not the main result.
-    half = Evaluator(at.model, prompts[range((at["n_prompts"] + 1) // 2)], at.means())
+    half = Evaluator(at.model, prompts[range((len(prompts) + 1) // 2)], at.means())
     ways = {
         SWEEP: (search.sweep, whole, "sweep.json"),
         RANKED: (search.ranked, whole, "ranked.json"),
@@ -275,7 +278,7 @@ def _found_again(at: Setting, needed: pd.DataFrame) -> dict[str, Any]:
     again = quality.inclusion(
         at.model,
         at.draw,
-        (at["n_prompts"] + 3) // 4,
+        (len(at.searched(at.sets().discovery)) + 3) // 4,
         at["threshold"],
         at["n_repeats"],
         at["seed"],
@@ -338,7 +341,7 @@ def _as_released(
     about = {name: CircuitDiscovery.empty(name) for name in ("calls", "faults")}
     ours = [Component.parse(name) for name in needed]
     with section(missing, "calls"):
-        finding = Evaluator(at.model, at.sets().discovery, at.means())
+        finding = Evaluator(at.model, at.searched(at.sets().discovery), at.means())
         corrupted, n = record(at.model, at.sets().means), at["n_calls"]
         about["calls"] = released.closest_calls(finding, corrupted, found.steps, at["threshold"], n)
     with section(missing, "released edges"):

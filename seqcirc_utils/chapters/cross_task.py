@@ -326,7 +326,7 @@ def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
     with section(tried.left_out, "ioi circuit"):
         if "ioi" not in tried.every:
             raise UserError(tried.left_out[TITLES["ioi"]])
-        prompts = tried.sets["ioi"].discovery
+        prompts = tried.at.searched(tried.sets["ioi"].discovery)
         search = ranked(
             Evaluator(tried.at.model, prompts, tried.every["ioi"].replacement),
             tried.at["threshold"],

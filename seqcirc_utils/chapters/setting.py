@@ -10,7 +10,7 @@ from seqcirc_utils.chapters.findings import Findings
 from seqcirc_utils.models import loading
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts import drawing, scores
-from seqcirc_utils.prompts.prompts import PromptSets
+from seqcirc_utils.prompts.prompts import Prompts, PromptSets
 
 F = TypeVar("F", bound=Findings)
 
@@ -70,6 +70,10 @@ class Setting:
         if task not in self._sets:
             self._sets[task] = self.draw(self["seed"], task)
         return self._sets[task]
+
+    def searched(self, discovery: Prompts) -> Prompts:
+        """Those discovery prompts that circuits are searched on: the first ``n_discovery``."""
+        return discovery[range(min(self["n_discovery"], len(discovery)))]
 
     def tally(self, task: str | None = None) -> str:
         """How many evaluation prompts each template got."""

@@ -69,7 +69,7 @@ def searches_told(found: CircuitDiscovery) -> Markdown:
     """What each search took and kept, and how much of it is in common."""
     published, ours, bounded = (circuit.components for circuit in circuits(found).values())
     return Markdown(
-        f"The ranked search needs {found.trials[RANKED]} trials where the published sweep needs "
+        f"On {found.n_searched} prompts the ranked search needs {found.trials[RANKED]} trials where the published sweep needs "
         f"{found.trials[SWEEP]}, and keeps {len(ours)} components where the sweep keeps "
         f"{len(published)}; {len(published & ours)} are in both. The two-sided rule keeps "
         f"{len(bounded)}, {len(bounded & ours)} of them in common with the ranked search. The "

@@ -22,7 +22,7 @@ from seqcirc_utils.figures import circuit_discovery as figures
 from seqcirc_utils.planted.circuits import PLANTED
 
 NUMBERS = {"n_prompts": 4, "n_means": 16, "n_null": 5, "n_repeats": 1, "n_edge_prompts": 2}
-NUMBERS |= {"n_calls": 3, "n_senders": 2}
+NUMBERS |= {"n_calls": 3, "n_senders": 2, "n_discovery": 64}
 PARAMETERS = {"model": "m", "task": "months", "templates": ["born"], "seed": 0}
 DRAWN = [figures.search_paths, figures.estimate_scatter, figures.circuit_map, figures.size_curve]
 DRAWN += [figures.needed_and_found, figures.ablation_map]
@@ -122,6 +122,24 @@ def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2
     edges = EdgeEvaluator(evaluator, needed).differences([map(Edge.parse, found.circuit.edges)])
     unseen = (edges.mean() / evaluator.intact.logit_diff.mean()).item()
     assert found.edge_scores["ranked search"]["evaluation"] == pytest.approx(unseen, abs=1e-5)
+
+
+def test_searches_see_the_first_discovery_prompts_and_judges_see_all(gpt2_asked):
+    few = setting(gpt2_asked.model, threshold=0.3)
+    few._sets, few.parameters = gpt2_asked._sets, few.parameters | {"n_discovery": 3}
+    found, sets = CircuitDiscovery.measure(few), few.sets()
+    seen = {name: sets.discovery[range(3)] for name in figures.circuits(found)}
+    seen["ranked, two-sided"] = sets.discovery[range(2)]
+    assert found.n_searched == 3 and "On 3 prompts" in figures.searches_told(found).data
+    for name, circuit in figures.circuits(found).items():
+        judged = found.quality[name]["faithfulness"]["mean"]
+        for prompts, score in ((seen[name], found.scores[name]), (sets.evaluation, judged)):
+            evaluator = Evaluator(few.model, prompts, few.means())
+            kept = evaluator.kept([circuit.components]).logit_diff.mean()
+            whole = evaluator.intact.logit_diff.mean()
+            assert score == pytest.approx((kept / whole).item(), rel=1e-4)
+    few.parameters["n_discovery"] = 99
+    assert few.searched(sets.discovery).texts == sets.discovery.texts
 
 
 def test_every_trial_is_kept_in_the_log_and_in_the_findings(planted, directory):

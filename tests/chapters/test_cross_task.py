@@ -32,6 +32,7 @@ PARAMETERS = {
     "n_means": 4,
     "threshold": 0.5,
     "n_matched": 2,
+    "n_discovery": 2,
     "seed": 0,
 }
 CIRCUITS = {
@@ -154,6 +155,7 @@ def test_findings_come_back_as_they_were(measured, found):
         else:
             assert getattr(found, name) == value, name
     assert found.tasks["task"].tolist() == [*TASKS, "ioi", "greater_than"]
+    assert found.outside["prompts"] == PARAMETERS["n_discovery"]  # of 3
     assert found.circuits == {t: set(map(Component.parse, c)) for t, c in CIRCUITS.items()}
 
 

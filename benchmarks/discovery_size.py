@@ -1,0 +1,99 @@
+"""On how many prompts must a circuit be searched for? The ranked search on 4, 8, 16 … prompts.
+
+Each search is judged on the same further prompts, and beside the same search on as many prompts
+that share none with it. The book's table and figure are made from benchmarks/discovery_size.json,
+which this writes, a task at a time: begun again, it goes on.
+
+    python benchmarks/discovery_size.py [--sizes 4 8 16 32] [--judged 64]
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from seqcirc_utils import store
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.circuits.search import ranked
+from seqcirc_utils.models import loading, zoo
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.statistics import interval
+from seqcirc_utils.workflow.fingerprint import versions
+
+THRESHOLD, PARTS, N_MEANS = 0.8, 2, 64
+FILE = store.ROOT / "benchmarks" / "discovery_size.json"
+
+
+def searched(model: loading.Model, task: str, sizes: list[int], judged: int) -> Iterator[dict]:
+    """A row per size and part: the circuit, its score on unseen prompts, trials, CPU seconds.
+
+    Parts are disjoint halves of the discovery prompts; the sizes of one part are nested.
+    """
+    most = max(sizes)
+    sets = drawing.prompt_sets(
+        model, task, n_prompts=judged, n_means=N_MEANS, n_discovery=PARTS * most
+    )
+    means = record(model, sets.means).activations.mean()
+    judge = Evaluator(model, sets.evaluation, means)
+    whole = judge.intact.logit_diff.mean().item()
+    for size in sizes:
+        for part in range(PARTS):
+            prompts = sets.discovery[range(part * most, part * most + size)]
+            begun = time.process_time()
+            found = ranked(Evaluator(model, prompts, means), THRESHOLD)
+            seconds = time.process_time() - begun
+            kept = interval(judge.kept([found.components]).logit_diff[0] / whole)
+            yield {
+                "task": task,
+                "prompts": size,
+                "part": part,
+                "circuit": sorted(map(str, found.components)),
+                "trials": found.trials,
+                "found_with": found.score,
+                "mean": kept.mean,
+                "low": kept.low,
+                "high": kept.high,
+                "cpu_seconds": round(seconds, 1),
+            }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, and write after each task."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=zoo.DEFAULT)
+    parser.add_argument("--tasks", nargs="+", default=["digits", "number_words", "months"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[4, 8, 16, 32])
+    parser.add_argument("--judged", type=int, default=64)
+    parser.add_argument("--output", type=Path, default=FILE)
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.tasks) - set(TASKS):
+        parser.error(f"unknown task {', '.join(sorted(unknown))}: known are {', '.join(TASKS)}.")
+    if min(*asked.sizes, asked.judged, len(asked.sizes) + 1) < 2:
+        parser.error("sizes and judged are whole numbers of at least 2.")
+    about: dict[str, Any] = {
+        "model": asked.model,
+        "threshold": THRESHOLD,
+        "judged": asked.judged,
+        "sizes": sorted(asked.sizes),
+        "versions": versions(),
+    }
+    done = store.read_json(asked.output) if asked.output.is_file() else {}
+    rows = done.pop("rows", []) if {k: done.get(k) for k in about} == about else []
+    model = loading.load(asked.model, "cpu")
+    for task in asked.tasks:
+        if any(row["task"] == task for row in rows):
+            continue
+        of_task = []
+        for row in searched(model, task, about["sizes"], asked.judged):
+            of_task.append(row)
+            print({k: v for k, v in row.items() if k != "circuit"}, flush=True)
+        rows += of_task
+        store.write_json(asked.output, about | {"rows": rows})
+    print(f"Written to {asked.output}")
+
+
+if __name__ == "__main__":
+    main()
