@@ -132,6 +132,10 @@ def edge_overlap(edges: Mapping[str, Iterable[str]]) -> EdgeOverlap:
     return EdgeOverlap(sorted(map(str, shared)), len(possible), *_against(law, len(shared)))
 
 
+OVERLAP_COLUMNS = ["sizes", "shared", "expected", "p", "layer_expected", "layer_p", "jaccard"]
+"""What is told of circuits that are laid over each other."""
+
+
 def overlap_table(
     circuits: Mapping[str, set[Component]], totals: Mapping[str, int]
 ) -> pd.DataFrame:
@@ -172,8 +176,30 @@ def overlap_table(
                     "jaccard": len(found.shared) / len(union) if union else float("nan"),
                 }
             )
-    columns = ["kind", "tasks", "sizes", "shared", "expected", "p"]
-    return pd.DataFrame(rows, columns=[*columns, "layer_expected", "layer_p", "jaccard"])
+    return pd.DataFrame(rows, columns=["kind", "tasks", *OVERLAP_COLUMNS])
+
+
+def overlap_by_search(
+    circuits: Mapping[str, Mapping[str, set[Component]]], totals: Mapping[str, int]
+) -> pd.DataFrame:
+    """Heads that all tasks' circuits share, by the search that found the circuits.
+
+    Args:
+        circuits: Task to search to circuit; a task may lack a search.
+        totals: See :func:`overlap_table`.
+
+    Returns:
+        A row per search of two tasks or more: ``search`` and the columns of :func:`overlap_table`,
+        but for ``kind``.
+    """
+    rows = []
+    for search in dict.fromkeys(search for of_task in circuits.values() for search in of_task):
+        of_search = {task: found[search] for task, found in circuits.items() if search in found}
+        table = overlap_table(of_search, totals)
+        heads = table[table["kind"] == "heads"].drop(columns="kind")
+        rows.append(heads.tail(1).assign(search=search))  # the last: all tasks together
+    columns = ["search", "tasks", *OVERLAP_COLUMNS]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
 def importance_correlation(effects: pd.DataFrame) -> pd.DataFrame:

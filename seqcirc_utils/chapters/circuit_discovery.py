@@ -25,6 +25,8 @@ from seqcirc_utils.statistics import percentile_p, positive_baseline, rate
 from seqcirc_utils.versions import versions
 
 SWEEP, RANKED, TWO_SIDED = "published sweep", "ranked search", "ranked, two-sided"
+REPEATED = {"seed": "ranked search, other prompts", "order": "published rule, random order"}
+"""Kinds of repeated searches that share neither prompts nor order with the first one."""
 SIZES = (0.02, 0.04, 0.08, 0.12, 0.2, 0.35, 0.6)
 """Shares of all components at which the curve is measured."""
 SCREEN = 0.005
@@ -49,6 +51,8 @@ class CircuitDiscovery(Findings):
             again, over all (``inclusion``) and by kind (NaN: no search came through).
         estimates: A row per component of the model: the ``exact`` effect of its mean ablation, and
             the gradient's ``estimate`` of it.
+        repeats: The repeated searches and what each found; see
+            :func:`~seqcirc_utils.circuits.quality.repeated`.
         steps: A row per trial of each ``search``: what was tried, and the ``score`` without it.
         curve: The score by circuit size, components in the order of the ranked search.
         by_ablation: Each circuit's score under each kind of ablation, with 95% intervals, and its
@@ -91,6 +95,7 @@ class CircuitDiscovery(Findings):
         | each(float, "inclusion", "prompts", "seed", "order"),
     )
     estimates: pd.DataFrame = table("estimates.csv", component=str, exact=float, estimate=float)
+    repeats: pd.DataFrame = table("repeats.csv", kind=str, repeat=int, components=str)
     steps: pd.DataFrame = table(
         "steps.csv", search=str, phase=str, component=str, size=int, score=float, removed=bool
     )
@@ -126,6 +131,18 @@ class CircuitDiscovery(Findings):
     all_edges: float | None
     cpu_seconds: dict[str, float]
     missing: dict[str, str]
+
+    @property
+    def by_search(self) -> dict[str, set[Component]]:
+        """Search to what it found; of the repeated searches, the first of each kind."""
+        own = {RANKED: self.circuit, TWO_SIDED: self.two_sided, SWEEP: self.published}
+        first = self.repeats.drop_duplicates("kind").set_index("kind")["components"]
+        repeats = {
+            name: set(map(Component.parse, first[kind].split()))
+            for kind, name in REPEATED.items()
+            if kind in first
+        }
+        return {name: found.components for name, found in own.items()} | repeats
 
     @classmethod
     def measure(cls, at: Setting) -> Self:
@@ -275,7 +292,7 @@ def _compared(
 
 def _found_again(at: Setting, needed: pd.DataFrame) -> dict[str, Any]:
     """How often repeated searches find each component of the circuit, and which others."""
-    again = quality.inclusion(
+    repeats = quality.repeated(
         at.model,
         at.draw,
         (len(at.searched(at.sets().discovery)) + 3) // 4,
@@ -284,9 +301,11 @@ def _found_again(at: Setting, needed: pd.DataFrame) -> dict[str, Any]:
         at["seed"],
         progress="Repeated searches",
     )
+    again = quality.inclusion(repeats, components(at.model))
     outside = again[~again["component"].isin(needed["component"]) & (again["inclusion"] >= 0.5)]
     return {
         "components": needed.merge(again, on="component"),
+        "repeats": repeats,
         "returning": outside["component"].tolist(),
     }
 

@@ -20,12 +20,14 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations, record
 from seqcirc_utils.ablation.text import text_loss
 from seqcirc_utils.analyses.overlap import (
+    OVERLAP_COLUMNS,
     EdgeOverlap,
     Overlap,
     edge_overlap,
     importance_correlation,
     layer_overlap,
     overlap,
+    overlap_by_search,
     overlap_table,
     shared_and_rest,
 )
@@ -52,6 +54,7 @@ SECTIONS = ("circuits", "edges", "random", "text", "roles")
 """What there may be nothing to compare of."""
 
 _INTERVAL = each(float, "mean", "low", "high")
+_OVERLAP = {name: float for name in OVERLAP_COLUMNS} | {"sizes": str, "shared": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class CrossTask(Findings):
             prompts.
         against_random: Each circuit beside the mean of its random ones, with a p-value.
         overlap: Components shared by each pair of circuits and by all, against chance.
+        by_search: The heads that all circuits share, for each search that found them.
         importance: Effect of ablating each component, a column per task's title.
         correlation: Spearman correlation of the heads' effects between tasks.
         text: Rise of the next-token loss on plain text (nats per token) without each set, without
@@ -107,12 +111,8 @@ class CrossTask(Findings):
         "against_random.csv",
         each(str, "mode", "circuit", "kind", "task") | each(float, "value", "random", "p"),
     )
-    overlap: pd.DataFrame = table(
-        "overlap.csv",
-        each(str, "kind", "tasks", "sizes")
-        | {"shared": int}
-        | each(float, "expected", "p", "layer_expected", "layer_p", "jaccard"),
-    )
+    overlap: pd.DataFrame = table("overlap.csv", each(str, "kind", "tasks") | _OVERLAP)
+    by_search: pd.DataFrame = table("by_search.csv", each(str, "search", "tasks") | _OVERLAP)
     importance: pd.DataFrame = table("importance.csv", component=str, more=float)
     correlation: pd.DataFrame = table("correlation.csv", task=str, more=float)
     text: pd.DataFrame = table(
@@ -190,6 +190,7 @@ class _Tried:
     Attributes:
         at: The setting.
         circuits: Task to its circuit.
+        by_search: Task to search to what it found.
         effects: Task to the effect of ablating each component.
         every: Task or control to the evaluator of all its prompts.
         few: The same for a few prompts: random circuits are many.
@@ -200,6 +201,7 @@ class _Tried:
 
     at: Setting
     circuits: dict[str, Circuit] = field(default_factory=dict)
+    by_search: dict[str, dict[str, set[Component]]] = field(default_factory=dict)
     effects: dict[str, pd.Series] = field(default_factory=dict)
     every: dict[str, Evaluator] = field(default_factory=dict)
     few: dict[str, Evaluator] = field(default_factory=dict)
@@ -234,7 +236,8 @@ def _tried(at: Setting) -> _Tried:
         with section(tried.left_out, TITLES[task]):
             pair = _evaluators(at, task, at.sets(task), at.means(task))
             effects = at.read(Patching, task).effects
-            tried.circuits[task] = at.read(CircuitDiscovery, task).circuit
+            found = at.read(CircuitDiscovery, task)
+            tried.circuits[task], tried.by_search[task] = found.circuit, found.by_search
             tried.every[task], tried.few[task] = pair
             tried.effects[task] = effects.set_index("component")["ablation"]
     for task in controls.TITLES:
@@ -285,6 +288,7 @@ def _alike(tried: _Tried) -> dict[str, Any]:
     heads = importance[[not str(name).startswith("mlp") for name in importance.index]]
     return {
         "overlap": overlap_table(tried.held, totals),
+        "by_search": overlap_by_search(tried.by_search, totals),
         "shared": {k: vars(s) | {"shared": list(map(str, s.shared))} for k, s in shared.items()},
         "layer_matched": {"expected": layered.expected, "p": layered.p},
         "edges": edges,

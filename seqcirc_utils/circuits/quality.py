@@ -150,7 +150,7 @@ def by_ablation(
     return pd.DataFrame(rows)
 
 
-def inclusion(
+def repeated(
     model: Model,
     draw: Callable[[int], PromptSets],
     n_prompts: int,
@@ -160,7 +160,7 @@ def inclusion(
     *,
     progress: str | None = None,
 ) -> pd.DataFrame:
-    """How often each component is found again when the search is repeated.
+    """Repeat the search.
 
     Args:
         model: The model.
@@ -172,11 +172,10 @@ def inclusion(
         progress: Label of a progress bar.
 
     Returns:
-        A row per component: ``component`` and the share of searches that found it, over all
-        (``inclusion``) and by kind. ``prompts``: the ranked search on bootstrap resamples of the
+        A row per search: its ``kind``, its number in it (``repeat``) and the ``components`` found,
+        names with a space between. ``prompts``: the ranked search on bootstrap resamples of the
         discovery prompts. ``seed``: the ranked search, all prompts drawn anew. ``order``: the
-        published rule in random orders. A search that the model's score does not allow counts for
-        nothing; NaN when there was none.
+        published rule in random orders. A search that the model's score does not allow has no row.
     """
 
     def drawn(which: int) -> tuple[Prompts, Activations]:
@@ -196,17 +195,33 @@ def inclusion(
         own = Evaluator(model, prompts[range(n_prompts)], means)
         return sweep(own, threshold, orders=partial(shuffled_orders, rng))
 
-    everything = components(model)
+    rows = []
     times = {"prompts": repeats, "seed": repeats, "order": (repeats + 1) // 2}
-    found: dict[str, list[list[bool]]] = {kind: [] for kind in times}
     todo = [(kind, repeat) for kind, n in times.items() for repeat in range(n)]
     for kind, repeat in tqdm(todo, desc=progress, unit="search", disable=progress is None):
         with contextlib.suppress(CannotDo):
-            circuit = search(kind, repeat).components
-            found[kind].append([c in circuit for c in everything])
-    shares = {"inclusion": [row for rows in found.values() for row in rows]} | found
-    empty = np.full((1, len(everything)), np.nan)
-    return pd.DataFrame(
-        {"component": map(str, everything)}
-        | {name: np.mean(rows or empty, axis=0) for name, rows in shares.items()}
-    )
+            names = " ".join(sorted(map(str, search(kind, repeat).components)))
+            rows.append({"kind": kind, "repeat": repeat, "components": names})
+    return pd.DataFrame(rows, columns=["kind", "repeat", "components"])
+
+
+def inclusion(searches: pd.DataFrame, everything: Sequence[Component]) -> pd.DataFrame:
+    """How often each component is found again.
+
+    Args:
+        searches: What :func:`repeated` returns.
+        everything: The model's components.
+
+    Returns:
+        A row per component: ``component``, and the share of searches that found it, over all
+        (``inclusion``) and by kind; NaN where there was no search.
+    """
+    found = [set(names.split()) for names in searches["components"]]
+    kinds = searches["kind"].tolist()
+    table = pd.DataFrame({"component": list(map(str, everything))})
+    for name in ("inclusion", "prompts", "seed", "order"):
+        of_kind = [s for s, kind in zip(found, kinds, strict=True) if name in ("inclusion", kind)]
+        table[name] = [
+            np.mean([c in s for s in of_kind]) if of_kind else np.nan for c in table["component"]
+        ]
+    return table

@@ -69,11 +69,11 @@ def searches_told(found: CircuitDiscovery) -> Markdown:
     """What each search took and kept, and how much of it is in common."""
     published, ours, bounded = (circuit.components for circuit in circuits(found).values())
     return Markdown(
-        f"On {found.n_searched} prompts the ranked search needs {found.trials[RANKED]} trials where the published sweep needs "
-        f"{found.trials[SWEEP]}, and keeps {len(ours)} components where the sweep keeps "
-        f"{len(published)}; {len(published & ours)} are in both. The two-sided rule keeps "
-        f"{len(bounded)}, {len(bounded & ours)} of them in common with the ranked search. The "
-        f"whole model answers {found.accuracy:.0%} of the evaluation prompts correctly. Every "
+        f"On {found.n_searched} prompts the ranked search needs {found.trials[RANKED]} trials and "
+        f"the published sweep {found.trials[SWEEP]}. The ranked search keeps {len(ours)} "
+        f"components, the sweep {len(published)}; {len(published & ours)} are in both. The "
+        f"two-sided rule keeps {len(bounded)}, {len(bounded & ours)} of them in common with the "
+        f"ranked search. The whole model answers {found.accuracy:.0%} of the evaluation prompts correctly. Every "
         "search holds to the threshold. Where they end in different circuits, the task has no "
         "single circuit: many sets suffice."
     )

@@ -110,9 +110,19 @@ def save_maps(found: CrossTask, directory: Path) -> None:
 @needs("circuits")
 def overlap_table(found: CrossTask) -> pd.DataFrame:
     """What each pair of circuits shares, and all of them, against chance."""
-    frame = found.overlap
+    return _against_chance(found.overlap, "kind")
+
+
+@needs("circuits")
+def by_search_table(found: CrossTask) -> pd.DataFrame:
+    """The heads that all circuits share, for each search, against chance."""
+    return _against_chance(found.by_search, "search")
+
+
+def _against_chance(frame: pd.DataFrame, first: str) -> pd.DataFrame:
+    """Overlaps as they are shown, by the column ``first`` and the tasks."""
     table = {
-        "kind": frame["kind"],
+        first: frame[first],
         "tasks": [
             " & ".join(TITLES[task].lower() for task in group.split(" & "))
             for group in frame["tasks"]
@@ -125,7 +135,7 @@ def overlap_table(found: CrossTask) -> pd.DataFrame:
         "p, layer-matched": _written(frame["layer_p"], ".1e"),
         "jaccard": frame["jaccard"].round(2),
     }
-    return pd.DataFrame(table).set_index(["kind", "tasks"])
+    return pd.DataFrame(table).set_index([first, "tasks"])
 
 
 @needs("circuits")

@@ -8,6 +8,7 @@ from IPython.display import Markdown
 
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
+from seqcirc_utils.figures.circuit_discovery import SIGNIFICANT
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.cross_task import size
 from seqcirc_utils.figures.style import in_short
@@ -78,6 +79,29 @@ def overlap_told(found: CrossTask) -> Markdown:
         "same as a mechanism of sequences. An MLP is also large. Two tasks may use different "
         "neurons of it, and both circuits keep it. So a shared MLP only says that both tasks need "
         "*something* computed at that depth. The argument rests on the heads."
+    )
+
+
+@needs("circuits")
+def by_search_told(found: CrossTask) -> Markdown:
+    """Whether the overlap of heads hangs on the search that found the circuits."""
+    frame = found.by_search
+    if frame.empty:
+        return Markdown("With one circuit there is nothing to compare.")
+    more = frame["layer_p"] < SIGNIFICANT
+    few, many = frame["shared"].min(), frame["shared"].max()
+    expected = f"{frame['layer_expected'].min():.1f} to {frame['layer_expected'].max():.1f}"
+    whose = (
+        "for every search"
+        if more.all()
+        else f"for {_listed(frame['search'][more])}, but not for {_listed(frame['search'][~more])}"
+        if more.any()
+        else "for no search"
+    )
+    return Markdown(
+        f"By search, the circuits share {few} to {many} heads, where random circuits with as many "
+        f"heads in each layer would share {expected}. That is more than chance "
+        f"(p < {SIGNIFICANT}) {whose}."
     )
 
 

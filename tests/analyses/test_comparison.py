@@ -101,6 +101,21 @@ def test_every_number_of_the_table_by_hand():
     assert len(overlap.overlap_table({t: circuits[t] for t in "ab"}, {"heads": 20, "MLPs": 4})) == 2
 
 
+def test_each_search_is_compared_over_the_tasks_that_have_it():
+    a, b, c = heads(0, 1, 12), heads(1, 12, 20), heads(12, 13)
+    circuits = {"x": {"one": a, "two": b}, "y": {"two": c, "one": b}, "z": {"one": c}}
+    found = overlap.overlap_by_search(circuits, {"heads": 30, "MLPs": 3}).set_index("search")
+    assert found["tasks"].to_dict() == {"one": "x & y & z", "two": "x & y"}
+    assert found["sizes"].to_dict() == {"one": "3, 3, 2", "two": "3, 2"}
+    assert found["shared"].to_dict() == {"one": 1, "two": 1}  # 1.2
+    assert found["jaccard"].to_dict() == pytest.approx({"one": 1 / 5, "two": 1 / 4})
+    law = overlap.layer_overlap([b, c], 3, 10)
+    two = found.loc["two", ["expected", "layer_expected", "layer_p"]]
+    assert two.tolist() == pytest.approx([3 * 2 / 30, law.expected, law.p])
+    alone = overlap.overlap_by_search({"x": {"one": a}}, {"heads": 30, "MLPs": 3})
+    assert alone.empty and list(alone) == list(found.reset_index())
+
+
 def test_importance_is_compared_by_rank():
     effects = pd.DataFrame({"a": [1.0, 2, 3], "b": [1.0, 4, 90], "c": [3.0, 2, 1]})
     table = overlap.importance_correlation(effects)

@@ -124,6 +124,18 @@ def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2
     assert found.edge_scores["ranked search"]["evaluation"] == pytest.approx(unseen, abs=1e-5)
 
 
+def test_each_search_gives_its_circuit_the_first_of_the_repeated_ones_too(planted):
+    known = set(PLANTED["path"].smallest[0])
+    assert planted.repeats["kind"].tolist() == ["prompts", "seed", "order"]
+    assert list(planted.by_search) == [
+        *("ranked search", "ranked, two-sided", "published sweep"),
+        *("ranked search, other prompts", "published rule, random order"),
+    ]
+    assert all(circuit == known for circuit in planted.by_search.values())
+    none = dataclasses.replace(planted, repeats=planted.repeats[:0])
+    assert list(none.by_search) == list(planted.by_search)[:3]
+
+
 def test_searches_see_the_first_discovery_prompts_and_judges_see_all(gpt2_asked):
     few = setting(gpt2_asked.model, threshold=0.3)
     few._sets, few.parameters = gpt2_asked._sets, few.parameters | {"n_discovery": 3}

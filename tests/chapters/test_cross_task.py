@@ -47,9 +47,11 @@ ROLES = {"0.1": "copy", "1.0": "inhibition", "2.2": "copy", "2.3": "copy"}
 SENTENCES = [
     *(told.left_out_told, told.overlap_told, told.edges_told, told.outside_told),
     *(told.transfer_told, told.random_told, told.core_told, told.text_told, told.roles_told),
+    told.by_search_told,
 ]
 SHOWN = [
     *(figures.tasks_table, figures.shared_map, figures.interactive_map, figures.overlap_table),
+    figures.by_search_table,
     *(figures.importance_map, figures.transfer_map, figures.random_panels, figures.random_table),
     *(figures.core_map, figures.text_table),
     *(figures.shared_roles_table, figures.role_holders_table),
@@ -99,7 +101,11 @@ class Small(Setting):
             "04_circuit_discovery": SimpleNamespace(
                 circuit=SimpleNamespace(
                     components=set(map(Component.parse, CIRCUITS[task])), edges=EDGES[task]
-                )
+                ),
+                by_search={
+                    "sweep": set(map(Component.parse, CIRCUITS[task])),
+                    "random": {Component(0, 1), Component(1, TASKS.index(task))},
+                },
             ),
             "05_component_roles": SimpleNamespace(
                 components=pd.DataFrame(
@@ -142,6 +148,26 @@ def found(measured, tmp_path):
 def text(shown):
     assert isinstance(shown, Markdown)
     return shown.data
+
+
+def test_the_overlap_is_told_for_every_search(found):
+    table = found.by_search.set_index("search")
+    assert table["shared"].to_dict() == {"sweep": 2, "random": 1}
+    assert table["sizes"].to_dict() == {"sweep": "3, 3", "random": "2, 2"}
+    sweep = found.overlap.query("kind == 'heads'").iloc[-1]
+    assert table.loc["sweep", "layer_p"] == sweep["layer_p"]
+    shown = figures.by_search_table(found)
+    assert shown.index.get_level_values("search").tolist() == ["sweep", "random"]
+    for ps, said in (
+        ([0.01, 0.2], "(p < 0.05) for sweep, but not for random."),
+        ([0.01, 0.04], "(p < 0.05) for every search."),
+        ([0.5, 0.2], "(p < 0.05) for no search."),
+    ):
+        changed = replace(found, by_search=found.by_search.assign(layer_p=ps))
+        assert "share 1 to 2 heads" in text(told.by_search_told(changed))
+        assert said in text(told.by_search_told(changed))
+    one = replace(found, by_search=CrossTask.empty("by_search"))
+    assert "nothing to compare" in text(told.by_search_told(one))
 
 
 def test_findings_come_back_as_they_were(measured, found):

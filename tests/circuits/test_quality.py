@@ -197,7 +197,10 @@ def test_inclusion_counts_what_is_found_again(gpt2, answerable, monkeypatch):
         monkeypatch.setattr(quality, name, search(name))
     seeds = []
     draw = lambda seed: seeds.append(seed) or answerable  # noqa: E731
-    found = quality.inclusion(gpt2, draw, 3, 0.7, 3, seed=5).set_index("component")
+    searches = quality.repeated(gpt2, draw, 3, 0.7, 3, seed=5)
+    assert searches["kind"].tolist() == ["prompts"] * 3 + ["seed"] * 3 + ["order"] * 2
+    assert searches["components"].iloc[1] == " ".join(sorted(map(str, CIRCUIT[:2])))
+    found = quality.inclusion(searches, components(gpt2)).set_index("component")
     assert [s[0] for s in seen] == ["ranked"] * 6 + ["sweep"] * 2  # of the slow ones, half
     assert all(len(s[1]) == 3 and s[2] == 0.7 for s in seen)
     assert len({str(s[1]) for s in seen[:3]}) > 1  # resampled
@@ -223,7 +226,7 @@ def test_repeated_searches_are_drawn_by_the_seed(gpt2, answerable, monkeypatch):
     def repeat(seed):
         seen.clear()
         draw = lambda drawn: seen.append(drawn) or answerable  # noqa: E731
-        quality.inclusion(gpt2, draw, 3, 0.7, 2, seed=seed)
+        quality.repeated(gpt2, draw, 3, 0.7, 2, seed=seed)
         return list(seen)
 
     seen = []
@@ -245,6 +248,8 @@ def test_a_repeated_search_that_cannot_be_counts_for_nothing(gpt2, answerable):
     def draw(seed):
         return answerable if seed == 0 else hopeless
 
-    found = quality.inclusion(gpt2, draw, len(prompts), 0.8, 1, seed=0)
+    searches = quality.repeated(gpt2, draw, len(prompts), 0.8, 1, seed=0)
+    assert searches["kind"].tolist() == ["prompts", "order"]
+    found = quality.inclusion(searches, components(gpt2))
     assert found["seed"].isna().all() and found["order"].isin([0, 1]).all()
     assert found["inclusion"].isin([0, 0.5, 1]).all() and found["inclusion"].max() > 0
