@@ -13,13 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.circuits.search import ranked
+from seqcirc_utils.figures.style import NEUTRAL, closed, save, task_colours, use_style
 from seqcirc_utils.models import loading, zoo
 from seqcirc_utils.prompts import drawing
 from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.publishing.discovery_size import by_size
 from seqcirc_utils.statistics import interval
 from seqcirc_utils.workflow.fingerprint import versions
 
@@ -60,6 +65,28 @@ def searched(model: loading.Model, task: str, sizes: list[int], judged: int) -> 
             }
 
 
+def drawn(rows: list[dict[str, Any]]) -> Figure:
+    """What circuits keep on unseen prompts, and how alike they are, by the prompts searched on."""
+    use_style()
+    table = by_size(rows)
+    figure, axes = plt.subplots(2, 1, figsize=(5, 6), layout="constrained", sharex=True)
+    for task, colour in task_colours(list(table["task"].unique())).items():
+        own = table[table["task"] == task]
+        look = {"color": colour, "marker": "o", "label": TASKS[task].title}
+        axes[0].plot(own["prompts"], own["kept"], **look)
+        axes[1].plot(own["prompts"], own["parts"], **look)
+        axes[1].plot(own["prompts"], own["largest"], ls="--", **look | {"label": None})
+    axes[0].axhline(THRESHOLD, color=NEUTRAL, lw=0.8, ls=":")
+    axes[0].set(ylabel="kept on unseen prompts", xscale="log")
+    axes[0].legend()
+    axes[1].set(xlabel="discovery prompts", ylabel="Jaccard index", ylim=(0, 1.03))
+    axes[1].set_title("solid: no prompt in common; dashed: with the circuit on most prompts")
+    axes[1].title.set_fontsize(9)
+    axes[1].set_xticks(sizes := sorted(table["prompts"].unique()), list(map(str, sizes)))
+    axes[1].minorticks_off()
+    return closed(figure)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, and write after each task."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,6 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
             print({k: v for k, v in row.items() if k != "circuit"}, flush=True)
         rows += of_task
         store.write_json(asked.output, about | {"rows": rows})
+    save(drawn(rows), asked.output.with_suffix(".svg"))
     print(f"Written to {asked.output}")
 
 

@@ -7,7 +7,11 @@ import pytest
 from stage_project import make, parameters, pretend
 
 from seqcirc_utils import store
-from seqcirc_utils.publishing import tables
+from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.planted.circuits import PLANTED
+from seqcirc_utils.prompts import drawing
+from seqcirc_utils.publishing import discovery_size, tables
 from seqcirc_utils.workflow.planning import read_plan
 
 FOLDER = store.ROOT / "benchmarks"
@@ -73,3 +77,56 @@ def test_the_tables_of_the_book_come_from_the_file(bench, tiny_directories, tmp_
     row |= {"sweep s": 1021.79, "ms a trial": 0.0123}
     store.write_json(tmp_path / "benchmarks" / "results.json", found)
     assert "`1022` | `1022`" in tables.benchmarks() and "`0.0123`" in tables.benchmarks()
+
+
+def test_circuits_are_searched_on_more_and_more_prompts(tmp_path, monkeypatch):
+    module = loaded("discovery_size")
+    plant = PLANTED["path"]
+    model = plant.build("months")
+    rows = list(module.searched(model, "months", [2, 3], judged=4))
+    assert [(r["prompts"], r["part"]) for r in rows] == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert all(row["circuit"] == sorted(map(str, plant.smallest[0])) for row in rows)
+    sets = drawing.prompt_sets(model, "months", n_prompts=4, n_means=module.N_MEANS, n_discovery=6)
+    judge = Evaluator(model, sets.evaluation, record(model, sets.means).activations.mean())
+    kept = judge.kept([plant.smallest[0]]).logit_diff.mean() / judge.intact.logit_diff.mean()
+    assert rows[0]["mean"] == pytest.approx(kept.item(), abs=1e-5)
+    assert rows[0]["low"] <= rows[0]["mean"] <= rows[0]["high"]
+    monkeypatch.setattr(module.loading, "load", lambda *_: model)
+    file = tmp_path / "benchmarks" / "discovery_size.json"
+    asked = ["--tasks", "months", "--sizes", "3", "2", "--judged", "4", "--output", str(file)]
+    module.main(asked)
+    first = store.read_json(file)
+    drawn = file.with_suffix(".svg").read_text()
+    monkeypatch.setattr(module, "searched", None)  # begun again, it has nothing left to do
+    module.main(asked)
+    assert store.read_json(file) == first and file.with_suffix(".svg").read_text() == drawn
+    for wrong in (["--tasks", "weeks"], ["--sizes", "1"], ["--judged", "1"]):
+        with pytest.raises(SystemExit):
+            module.main([*asked, *wrong])
+
+
+def test_the_page_on_discovery_prompts_is_made_of_the_file(tmp_path, monkeypatch):
+    row = {"task": "a", "found_with": 0.8, "low": 0.7, "high": 0.9}
+    rows = [
+        row | {"prompts": n, "part": part, "circuit": c, "mean": m, "trials": 9, "cpu_seconds": 2.0}
+        for n, part, c, m in (
+            (4, 0, ["0.0", "0.1", "mlp0"], 0.6),
+            (4, 1, ["0.1", "0.2"], 0.7),
+            (8, 0, ["0.0", "0.1"], 0.8),
+            (8, 1, ["0.0", "0.1"], 0.9),
+        )
+    ]
+    table = discovery_size.by_size(rows).set_index("prompts")
+    assert table["kept"].tolist() == pytest.approx([0.65, 0.85])
+    assert table["parts"].tolist() == pytest.approx([1 / 4, 1])
+    assert table["largest"].tolist() == pytest.approx([(2 / 3 + 1 / 3) / 2, 1])
+    assert table["components"].tolist() == [2.5, 2] and discovery_size.jaccard([], []) == 1
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert "benchmarks/discovery_size.py" in discovery_size.discovery_size()
+    file = tmp_path / discovery_size.DATA
+    store.write_json(file, {"rows": rows, "judged": 64, "threshold": 0.8})
+    page = discovery_size.discovery_size()
+    assert "64 further prompts; 80% is asked" in page and "image" not in page
+    assert "| 4 | 2 | 65.0% | 0.25 | 0.50 | 9 | 2 |" in page
+    (tmp_path / discovery_size.FIGURE).write_text("<svg/>")
+    assert "runs/discovery_size.svg" in discovery_size.discovery_size()

@@ -73,9 +73,9 @@ def searches_told(found: CircuitDiscovery) -> Markdown:
         f"the published sweep {found.trials[SWEEP]}. The ranked search keeps {len(ours)} "
         f"components, the sweep {len(published)}; {len(published & ours)} are in both. The "
         f"two-sided rule keeps {len(bounded)}, {len(bounded & ours)} of them in common with the "
-        f"ranked search. The whole model answers {found.accuracy:.0%} of the evaluation prompts correctly. Every "
-        "search holds to the threshold. Where they end in different circuits, the task has no "
-        "single circuit: many sets suffice."
+        f"ranked search. The whole model answers {found.accuracy:.0%} of the evaluation prompts "
+        "correctly. Every search holds to the threshold. Where they end in different circuits, "
+        "the task has no single circuit: many sets suffice."
     )
 
 

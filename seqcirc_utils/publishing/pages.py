@@ -10,7 +10,7 @@ import yaml
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.publishing import launch, origins
+from seqcirc_utils.publishing import discovery_size, launch, origins
 from seqcirc_utils.publishing.architectures import architectures
 from seqcirc_utils.publishing.tables import (
     benchmarks,
@@ -55,6 +55,9 @@ def publish(plan: Plan) -> list[Path]:
     texts[target / "architectures.md"] = architectures().encode()
     texts[target / "costs.md"] = costs(plan).encode()
     texts[target / "paper_size.md"] = paper_size().encode()
+    texts[target / "discovery_size.md"] = discovery_size.discovery_size().encode()
+    if (drawn := store.ROOT / discovery_size.FIGURE).is_file():
+        texts[target / drawn.name] = drawn.read_bytes()
     toc = _toc(plan)
     if toc:
         texts[target / "_toc.yml"] = toc.encode()
