@@ -38,6 +38,7 @@ from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.findings import Findings, each, part, table
 from seqcirc_utils.chapters.patching import Patching
+from seqcirc_utils.chapters.profiles import COLUMNS, profiles
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.circuits.circuit import Circuit
@@ -77,6 +78,8 @@ class CrossTask(Findings):
         by_search: The heads that all circuits share, for each search that found them.
         importance: Effect of ablating each component, a column per task's title.
         correlation: Spearman correlation of the heads' effects between tasks.
+        profiles: All that the chapters found of each component, by task; see
+            :data:`~seqcirc_utils.chapters.profiles.COLUMNS`.
         text: Rise of the next-token loss on plain text (nats per token) without each set, without
             its heads alone, and without random heads of the same layers (mean, and p).
         roles: Who has each role: shared heads, and each task's others; names joined by commas.
@@ -115,6 +118,7 @@ class CrossTask(Findings):
     by_search: pd.DataFrame = table("by_search.csv", each(str, "search", "tasks") | _OVERLAP)
     importance: pd.DataFrame = table("importance.csv", component=str, more=float)
     correlation: pd.DataFrame = table("correlation.csv", task=str, more=float)
+    profiles: pd.DataFrame = table("profiles.csv", COLUMNS)
     text: pd.DataFrame = table(
         "text.csv",
         {"ablated": str}
@@ -169,6 +173,7 @@ class CrossTask(Findings):
             transfer=shares,
             random=draws,
             against_random=against,
+            profiles=pd.concat(tried.profiles or [cls.empty("profiles")], ignore_index=True),
             text=text,
             text_loss=whole,
             sets={name: sorted(map(str, s)) for name, s in sets.items()},
@@ -192,6 +197,8 @@ class _Tried:
         circuits: Task to its circuit.
         by_search: Task to search to what it found.
         effects: Task to the effect of ablating each component.
+        roles: Task to the roles of its components.
+        profiles: What was found of each task's components.
         every: Task or control to the evaluator of all its prompts.
         few: The same for a few prompts: random circuits are many.
         sets: Control to its prompts.
@@ -203,6 +210,8 @@ class _Tried:
     circuits: dict[str, Circuit] = field(default_factory=dict)
     by_search: dict[str, dict[str, set[Component]]] = field(default_factory=dict)
     effects: dict[str, pd.Series] = field(default_factory=dict)
+    roles: dict[str, ComponentRoles] = field(default_factory=dict)
+    profiles: list[pd.DataFrame] = field(default_factory=list)
     every: dict[str, Evaluator] = field(default_factory=dict)
     few: dict[str, Evaluator] = field(default_factory=dict)
     sets: dict[str, PromptSets] = field(default_factory=dict)
@@ -235,11 +244,13 @@ def _tried(at: Setting) -> _Tried:
     for task in at["tasks"]:
         with section(tried.left_out, TITLES[task]):
             pair = _evaluators(at, task, at.sets(task), at.means(task))
-            effects = at.read(Patching, task).effects
-            found = at.read(CircuitDiscovery, task)
+            patching, found = at.read(Patching, task), at.read(CircuitDiscovery, task)
             tried.circuits[task], tried.by_search[task] = found.circuit, found.by_search
             tried.every[task], tried.few[task] = pair
-            tried.effects[task] = effects.set_index("component")["ablation"]
+            tried.effects[task] = patching.effects.set_index("component")["ablation"]
+            with section(tried.missing, "roles"):
+                tried.roles[task] = at.read(ComponentRoles, task)
+            tried.profiles.append(profiles(task, patching, found, tried.roles.get(task)))
     for task in controls.TITLES:
         with section(tried.left_out, TITLES[task]):
             sets = controls.prompt_sets(
@@ -307,17 +318,19 @@ def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
     found = [CrossTask.empty("assigned")]
     by_task: dict[str, dict[Component, str]] = {}
     holders, agreement = CrossTask.empty("roles"), None
+    nothing = {"assigned": found[0], "roles": holders, "role_agreement": agreement}
+    if "roles" in tried.missing:  # a task's are not there
+        return nothing
     with section(tried.missing, "roles"):
-        for task in tried.circuits:
-            told = tried.at.read(ComponentRoles, task)
+        for task, told in tried.roles.items():
             by_task[task] = told.by_component()
             found.append(told.components.assign(task=task)[[*found[0]]])
         holders = role_holders(by_task, tried.held)
         if len(by_task) > 1:
             seed = tried.at["seed"]
             agreement = vars(role_agreement(by_task, shared, none=NONE, seed=seed))
-    assigned = found[0] if "roles" in tried.missing else pd.concat(found)
-    return {"assigned": assigned, "roles": holders, "role_agreement": agreement}
+        return {"assigned": pd.concat(found), "roles": holders, "role_agreement": agreement}
+    return nothing
 
 
 def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:

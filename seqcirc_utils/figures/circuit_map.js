@@ -22,7 +22,7 @@
     data.cells[name].forEach(function (entry, i) {
       var text = data.tasks[i] + ": " + (entry[0] ? "in the circuit" : "not in the circuit");
       if (entry[1]) text += ", role: " + entry[1];
-      if (entry[2] !== null) text += ", ablating it changes the logit difference by " +
+      if (entry[2] !== null && !entry[3]) text += ", ablating it changes the logit difference by " +
         (entry[2] > 0 ? "+" : "") + entry[2].toFixed(1) + "%";
       var item = add(list, "li", text), link;
       if (entry[0] && data.links[i]) {
@@ -31,7 +31,20 @@
         link.href = data.links[i];
         link.setAttribute("aria-label", "Evidence for " + data.tasks[i]);
       }
+      if (entry[3]) {
+        var more = add(item, "ul", "");
+        entry[3].forEach(function (fact) { add(more, "li", fact); });
+      }
     });
+    if (data.explore && data.cells[name].every(function (entry) { return entry[0]; })) {
+      var line = add(panel, "p", "Explore: "), off = add(line, "a", "switch it off"), look;
+      off.href = data.explore + "#part=" + name;
+      if (name.indexOf("mlp")) {
+        line.appendChild(document.createTextNode(" \u00b7 "));
+        look = add(line, "a", "where it looks");
+        look.href = data.explore + "#head=" + name;
+      }
+    }
   }
   function frame() {
     var on = shown(), heads = 0, mlps = 0, some = on.some(Boolean);

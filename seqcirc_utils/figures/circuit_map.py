@@ -61,6 +61,8 @@ def interactive(
     effects: Mapping[str, Mapping[Component, float]] | None = None,
     role_letters: Mapping[str, str] | None = None,
     links: Mapping[str, str] | None = None,
+    facts: Mapping[str, Mapping[Component, Sequence[str]]] | None = None,
+    explore: str = "",
     name: str = "circuit-map",
 ) -> str:
     """All circuits in one interactive map.
@@ -76,6 +78,8 @@ def interactive(
             difference.
         role_letters: Role to the letter that stands in the map; roles without one show none.
         links: Task to the page with the evidence for its roles.
+        facts: Task to component to what else is known of it, in short sentences.
+        explore: The page where what all circuits hold can be switched off.
         name: Makes the ids of the page element; two on one page need two names.
 
     Returns:
@@ -85,7 +89,7 @@ def interactive(
         UserError: when there is no circuit.
     """
     titles, roles, effects = titles or {}, roles or {}, effects or {}
-    role_letters = role_letters or {}
+    role_letters, facts = role_letters or {}, facts or {}
     tasks = list(circuits)
     if not tasks:
         raise UserError("there is no circuit to draw: give at least one.")
@@ -102,7 +106,8 @@ def interactive(
         ]
         details[str(component)] = [
             [int(inside), role or "", None if e is None else round(100 * e, 1)]
-            for inside, role, e in found
+            + ([more] if (more := list(facts.get(t, {}).get(component, ()))) else [])
+            for t, (inside, role, e) in zip(tasks, found, strict=True)
         ]
         place = _place(component, n_layers, n_heads)
         shown = [(title, colours[t], *f) for title, t, f in zip(named, tasks, found, strict=True)]
@@ -118,6 +123,7 @@ def interactive(
     data = {
         "tasks": named,
         "links": [(links or {}).get(t) for t in tasks],
+        "explore": explore,
         "cells": details,
     }
     return _PAGE.substitute(

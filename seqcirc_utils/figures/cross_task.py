@@ -19,6 +19,7 @@ from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures import circuit_map, common, style
 from seqcirc_utils.figures.common import needs
+from seqcirc_utils.figures.profiles import facts
 from seqcirc_utils.figures.style import NEUTRAL, closed, task_colours
 from seqcirc_utils.statistics import Interval
 
@@ -94,6 +95,8 @@ def interactive_map(found: CrossTask) -> HTML:
         effects={task: effects[TITLES[task]].to_dict() for task in circuits},
         role_letters=LETTERS,
         links={task: f"{task}/05_component_roles.html" for task in circuits},
+        facts=facts(found),
+        explore="14_explore.html",
     )
     return HTML(page)
 

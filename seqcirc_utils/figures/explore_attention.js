@@ -71,9 +71,15 @@
   }
   function again() { draw(); look(at, true); }
   function restore() {
-    var asked = page.read(), token = Number(asked.get("token")) - 1;
-    var head = seen.heads.findIndex(function (row) { return row[0] === asked.get("head"); });
-    var read = seen.reads.findIndex(function (row) { return row[0] === asked.get("read"); });
+    var asked = page.read(), wanted = asked.get("head"), read = 0, token;
+    var head = seen.heads.findIndex(function (row) { return row[0] === wanted; });
+    if (asked.has("read")) {
+      read = seen.reads.findIndex(function (row) { return row[0] === asked.get("read"); });
+    }
+    // Without a token the last one, which all heads of a circuit serve.
+    if (read >= 0) {
+      token = asked.has("token") ? Number(asked.get("token")) - 1 : seen.reads[read][2][0].length - 1;
+    }
     if (head >= 0 && read >= 0 && seen.reads[read][2][0][token] !== undefined) {
       heads.selectedIndex = head;
       reads.selectedIndex = read;
@@ -82,6 +88,10 @@
     }
     draw();
     look(at, false);
+    if (wanted && head < 0) {
+      root.querySelector(".told").textContent = "Head " + wanted + " is not among those shown here.";
+      if (!asked.has("part") && !asked.has("layer")) root.scrollIntoView();
+    }
   }
   heads.addEventListener("change", again);
   reads.addEventListener("change", again);

@@ -49,8 +49,9 @@
   function restore() {
     var asked = page.read();
     var part = data.parts.findIndex(function (row) { return row[0] === asked.get("part"); });
-    if (data.ablated[asked.get("prompt")] && part >= 0) {
-      state = {prompt: asked.get("prompt"), part: part};
+    var prompt = asked.has("prompt") ? asked.get("prompt") : state.prompt;
+    if (data.ablated[prompt] && part >= 0) {
+      state = {prompt: prompt, part: part};
       root.scrollIntoView();
     }
     show(false);

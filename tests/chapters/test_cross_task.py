@@ -14,6 +14,7 @@ from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.analyses.roles import EVIDENCE_COLUMNS
 from seqcirc_utils.chapters import cross_task
 from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.chapters.setting import Setting
@@ -21,6 +22,7 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.figures import cross_task as figures
 from seqcirc_utils.figures import cross_task_told as told
+from seqcirc_utils.figures.profiles import facts
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import controls, sequences
 
@@ -89,15 +91,18 @@ class Small(Setting):
         drawn = super().sets(task)
         return replace(drawn, evaluation=liked(self.model, drawn.evaluation, self.but))
 
+    @staticmethod
+    def effects(task, names):
+        effect = np.random.default_rng(TASKS.index(task)).normal(size=len(names))
+        table = {"component": names, "ablation": effect}
+        return pd.DataFrame(table | {"ablation_low": effect - 1, "ablation_high": effect + 1})
+
     def found(self, kind, task):
         if (kind.stage, task) in self.absent:
             raise UserError(f"{kind.stage} of {task} failed.")
         names = list(map(str, components(self.model)))
-        rng = np.random.default_rng(TASKS.index(task))
         return {
-            "03_patching": SimpleNamespace(
-                effects=pd.DataFrame({"component": names, "ablation": rng.normal(size=len(names))})
-            ),
+            "03_patching": SimpleNamespace(effects=self.effects(task, names)),
             "04_circuit_discovery": SimpleNamespace(
                 circuit=SimpleNamespace(
                     components=set(map(Component.parse, CIRCUITS[task])), edges=EDGES[task]
@@ -114,6 +119,7 @@ class Small(Setting):
                         "role": [ROLES.get(name, "none") for name in names],
                         "confidence": 0.75,
                     }
+                    | dict.fromkeys(EVIDENCE_COLUMNS, 0.25)
                 ),
                 by_component=lambda: {c: ROLES.get(str(c), "none") for c in components(self.model)},
             ),
@@ -168,6 +174,41 @@ def test_the_overlap_is_told_for_every_search(found):
         assert said in text(told.by_search_told(changed))
     one = replace(found, by_search=CrossTask.empty("by_search"))
     assert "nothing to compare" in text(told.by_search_told(one))
+
+
+def test_all_that_is_known_of_a_component_stands_together(model, found):
+    rows = found.profiles.set_index(["task", "component"])
+    names = list(map(str, components(model)))
+    assert list(rows.index) == [(task, name) for task in TASKS for name in names]
+    known = Small.effects("months", names).set_index("component").loc["0.1"]
+    row = rows.loc["months", "0.1"]
+    assert row[["effect", "low", "high"]].tolist() == pytest.approx(known.tolist())
+    assert row["inside"] and row["found"] == row["searches"] == 2  # its own and the "random" one
+    assert rows.loc[("months", "2.3"), ["inside", "found"]].tolist() == [False, 0]
+    edges = rows.loc[:, ["reads", "read_by"]]
+    assert edges.loc["months", "1.0"].tolist() == ["0.1 mlp0", ""]
+    assert edges.loc["months", "0.1"].tolist() == ["", "1.0"]
+    assert edges.loc["number_words", "mlp0"].tolist() == ["", "2.3"]
+    told = facts(found)["months"]
+    assert set(map(str, told)) == {c for circuit in CIRCUITS.values() for c in circuit}
+    effect, low, high = (f"{100 * v:+.1f}%".replace("-", "\u2212") for v in known)
+    assert told[Component(0, 1)] == [
+        "found by 2 of 2 searches",
+        f"ablated alone: {effect} [{low}, {high}] of the lead",
+        "attention: 25% from the end to members, 25% from members to earlier ones",
+        "writes: answer +0.25, last member +0.25 logits",
+        "adds by the logit lens: answer +25.0%, last member +25.0%",
+        "read by 1.0",
+    ]
+
+
+def test_a_profile_leaves_out_what_is_not_known(model):
+    without = CrossTask.measure(Small(model, absent={("05_component_roles", "months")}))
+    rows = without.profiles.set_index(["task", "component"])
+    assert rows.loc["months", ["to_members", "answer"]].isna().all(axis=None)
+    assert rows.loc["number_words", ["to_members", "answer"]].notna().all(axis=None)
+    said = " ".join(facts(without)["months"][Component(0, 1)])
+    assert "attention" not in said and "writes" not in said and "nan" not in said
 
 
 def test_findings_come_back_as_they_were(measured, found):

@@ -131,3 +131,12 @@ def test_its_files_are_installed_and_outdate_the_page_alone():
     files = {package / "figures" / f"circuit_map.{end}" for end in ("html", "css", "js")}
     assert files <= beside and files <= set(drawing_sources("06_cross_task"))
     assert not files & set(sources("06_cross_task"))
+
+
+def test_what_else_is_known_goes_with_the_component():
+    facts = {"months": {SHARED: ["reads mlp0", "<i>odd</i></script>"]}}
+    reader = Reader(draw(facts=facts, explore="14_explore.html"))
+    data = json.loads("".join(reader.text["script"][:1]))
+    assert data["cells"]["1.0"][1] == [1, "copy", None, facts["months"][SHARED]]
+    assert data["cells"]["1.0"][0] == [1, "next member", -25.0]
+    assert data["explore"] == "14_explore.html" and not reader.open
