@@ -216,11 +216,28 @@ def contrast(
 ) -> Interval:
     """A set's value on its own task minus the mean on others, with a 95% interval over prompts.
 
-    Prompts of each task are resampled by themselves, and alike for all sets.
-
     Args:
         values: Task to values by set and prompt ``[set, n]``.
         triples: Row of the set, its own task, the other tasks; the mean over these is taken.
+        seed: Resamples the prompts, as in :func:`combined`.
+    """
+    terms = []
+    for row, own, others in triples:
+        terms.append((1 / len(triples), own, row))
+        terms += [(-1 / len(triples) / len(others), task, row) for task in others]
+    return combined(values, terms, seed)
+
+
+def combined(
+    values: Mapping[str, np.ndarray], terms: Sequence[tuple[float, str, int]], seed: int
+) -> Interval:
+    """A weighted sum of sets' mean values on tasks, with a 95% interval over prompts.
+
+    Prompts of each task are resampled by themselves, and alike for all sets.
+
+    Args:
+        values: Task to values by set and prompt ``[set, n]``; tasks may have other sets.
+        terms: Weight, task, and row of the set.
         seed: Resamples the prompts.
     """
     rng = np.random.default_rng(seed)
@@ -229,15 +246,14 @@ def contrast(
         n = table.shape[1]
         rows = np.concatenate([np.arange(n)[None], rng.integers(n, size=(DRAWS, n))])
         draws[task] = table[:, rows].mean(2)  # [set, 1 + draw]
-    found = np.mean(
-        [
-            draws[own][row] - np.mean([draws[task][row] for task in others], axis=0)
-            for row, own, others in triples
-        ],
-        axis=0,
-    )
+    found = sum((weight * draws[task][row] for weight, task, row in terms), np.zeros(1 + DRAWS))
     low, high = np.quantile(found[1:], (0.025, 0.975))
     return Interval(float(found[0]), float(low), float(high))
+
+
+def nearest(values: Mapping[int, float], wanted: float) -> int:
+    """The size whose value is nearest to the one that is wanted; of two, the smaller size."""
+    return min(values, key=lambda size: (abs(values[size] - wanted), size))
 
 
 @contextmanager

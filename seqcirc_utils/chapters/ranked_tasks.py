@@ -16,7 +16,7 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import CannotDo, UserError, section, unknown
 from seqcirc_utils.methods.registry import ALONE, by_prompt
 from seqcirc_utils.prompts import drawing, outside
-from seqcirc_utils.prompts.prompts import PromptSets
+from seqcirc_utils.prompts.prompts import Prompts, PromptSets
 from seqcirc_utils.prompts.sequences import TASKS, TEMPLATES
 from seqcirc_utils.statistics import positive_baseline
 
@@ -59,12 +59,14 @@ class Task:
     Attributes:
         kind: One of :data:`KINDS`.
         judge: The held-out prompts, with means.
-        own: Scores ``[component, n]`` on prompts in the run's own sentences.
+        ranking: The prompts that rank, in the run's own sentences.
+        own: Scores ``[component, n]`` on them.
         more: The same for prompts in each further sentence.
     """
 
     kind: str
     judge: Evaluator
+    ranking: Prompts
     own: np.ndarray
     more: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -120,7 +122,8 @@ def compare(at: Setting) -> Tried:
             means = record(at.model, sets.means).activations.mean()
             judge = Evaluator(at.model, sets.evaluation[range(held)], means)
             positive_baseline(judge.intact.logit_diff, f"{at.model.facts.title} on {task}")
-            tried.tasks[task] = Task(kind, judge, _ranked(at, sets, held))
+            ranking = sets.evaluation[range(held, n)]
+            tried.tasks[task] = Task(kind, judge, ranking, _ranked(at, sets, held))
             ranked[task] = sets
     if len(tried.of(SEQUENCES)) < 2:
         raise CannotDo("Fewer than two sequence tasks can be done: nothing is shared by tasks.")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.analyses import specificity
+from seqcirc_utils.chapters import doses
 from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.ranked_tasks import (
     KINDS,
@@ -28,6 +29,7 @@ from seqcirc_utils.chapters.ranked_tasks import (
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
+from seqcirc_utils.errors import section
 from seqcirc_utils.statistics import intervals, rate
 
 _INTERVAL = each(float, "mean", "low", "high")
@@ -50,6 +52,16 @@ class Specificity(Findings):
         kept: With nothing but the ``n_kept`` strongest of a task.
         index: A set's own damage (or what it keeps) minus the mean over the tasks of a kind;
             ``set`` is ``sequences`` for the mean over these tasks' circuits.
+        dose_choice: What the loss of its strongest heads, by their number (``dose``), costs each
+            sequence task on the prompts that ranked them; these choose ``dose`` and judge nothing.
+        dosed: On the prompts that judge, without so many heads: the strongest of a task (``set``,
+            ``circuit``) or random ones of the same layers (``random``, mean over draws). Sequence
+            tasks at every dose, all tasks at the chosen one.
+        dose_index: What its own heads' loss costs a task minus, ``by`` ``sets``, what the loss of
+            as many of other tasks' heads costs it (``against`` the tasks of a kind, or ``random``);
+            ``by`` ``tasks``, what its heads' loss costs other tasks. ``set`` as in ``index``.
+        dose: The number of heads at which own and others' damage are compared: where the sequence
+            tasks' mean damage in ``dose_choice`` is nearest to half.
         overlap: Jaccard of circuits found on half of the prompts of each of two tasks, by ``kind``
             of pair: ``halves`` of one task in one sentence, ``sentences`` of one task, two
             ``sequences`` in one sentence or in ``another sentence``, a sequence with ``repeat``,
@@ -90,6 +102,10 @@ class Specificity(Findings):
     index: pd.DataFrame = table(
         "index.csv", each(str, "measure", "kind", "set", "against") | _INTERVAL
     )
+    dose_choice: pd.DataFrame = table("dose_choice.csv", doses.CHOICE)
+    dosed: pd.DataFrame = table("doses.csv", doses.DAMAGE)
+    dose_index: pd.DataFrame = table("dose_index.csv", doses.INDEX)
+    dose: int
     overlap: pd.DataFrame = table("overlap.csv", each(str, "kind", "first", "second") | _INTERVAL)
     parts: pd.DataFrame = table("parts.csv", component=str, part=str)
     inclusion: pd.DataFrame = table(
@@ -136,11 +152,16 @@ class Specificity(Findings):
             columns=cls.empty("index").columns,
         )
         inclusion, stability = _stability(tried, sizes[1])
+        dosed = _dosed(tried)
         return cls(
             tasks=_scores(tried),
             damage=damage,
             kept=left,
             index=index,
+            dose_choice=dosed.choice,
+            dosed=dosed.damage,
+            dose_index=dosed.index,
+            dose=dosed.dose,
             overlap=_overlap(tried, sizes[1]),
             parts=shared,
             inclusion=inclusion,
@@ -261,6 +282,13 @@ def _index(
                 found = specificity.contrast(values, some, tried.at["seed"])
                 rows.append([measure, kind, name, against, found.mean, found.low, found.high])
     return rows
+
+
+def _dosed(tried: Tried) -> doses.Doses:
+    """Damage by dose; empty tables, and no dose (0), where none can be chosen."""
+    with section(tried.missing, "doses"):
+        return doses.measured(tried)
+    return doses.Doses(0, *map(Specificity.empty, ("dose_choice", "dosed", "dose_index")))
 
 
 def _overlap(tried: Tried, size: int) -> pd.DataFrame:

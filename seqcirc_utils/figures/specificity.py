@@ -10,14 +10,10 @@ from seqcirc_utils.analyses.specificity import PARTS, SURE
 from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, REPEAT, SEQUENCES, TITLES
 from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.components import Component, by_kind
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, doses
+from seqcirc_utils.figures.doses import AGAINST, bounds
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
 
-AGAINST = {
-    SEQUENCES: "the other sequences",
-    REPEAT: "repeating in the same sentences",
-    OUTSIDE: "outside tasks",
-}
 ALIKE = {
     "halves": "one task, other prompts",
     "sentences": "one task, another sentence",
@@ -40,11 +36,6 @@ def _row(found: Specificity, measure: str, against: str, kind: str = "circuit") 
     return None if rows.empty else rows.iloc[0]
 
 
-def _bounds(row: pd.Series) -> str:
-    values = [f"{100 * row[name]:z.0f}" for name in ("mean", "low", "high")]
-    return f"{values[0]} points [{values[1]}, {values[2]}]"
-
-
 def _specific(row: pd.Series, against: str) -> str:
     """What an index says: it may come out either way, or not at all."""
     if row["low"] > 0:
@@ -53,7 +44,7 @@ def _specific(row: pd.Series, against: str) -> str:
         than = "less of its own task than of"
     else:
         than = "no clearly different share of its own task than of"
-    return f"{than} {AGAINST[against]} ({_bounds(row)})"
+    return f"{than} {AGAINST[against]} ({bounds(row)})"
 
 
 def _count(found: Specificity, part: str) -> int:
@@ -82,14 +73,15 @@ def headline(found: Specificity) -> Markdown:
     ]
     return in_short(
         f"{parts}The loss of a sequence's {found.n_ablated} strongest components costs "
-        f"{', and '.join(lost)}. Alone, its circuit keeps {', and '.join(left)}."
+        f"{', and '.join(lost)}.{doses.short(found)} Alone, its circuit keeps "
+        f"{', and '.join(left)}."
     )
 
 
 def _beside(found: Specificity, against: str) -> str:
     random = _row(found, "damage", against, "random") if against == OUTSIDE else None
     words = "; with random heads of the same layers and the same MLPs"
-    return "" if random is None else f"{words} {_bounds(random)}"
+    return "" if random is None else f"{words} {bounds(random)}"
 
 
 def numbers(found: Specificity) -> dict[str, str]:
@@ -98,9 +90,10 @@ def numbers(found: Specificity) -> dict[str, str]:
     told["shared"] = str(len(found.parts))
     for against in KINDS:
         row = _row(found, "damage", against)
-        told[f"damage-{against}"] = "none" if row is None else _bounds(row)
+        told[f"damage-{against}"] = "none" if row is None else bounds(row)
         row = _row(found, "kept", against)
-        told[f"kept-{against}"] = "none" if row is None else _bounds(row)
+        told[f"kept-{against}"] = "none" if row is None else bounds(row)
+    told |= doses.numbers(found)
     return {f"specificity-{name}": value for name, value in told.items()}
 
 
@@ -180,9 +173,9 @@ def index_told(found: Specificity) -> Markdown:
         if row is None or kept is None:
             continue
         random = _row(found, "damage", against, "random")
-        beside = "" if random is None else f" (random heads, the same MLPs: {_bounds(random)})"
+        beside = "" if random is None else f" (random heads, the same MLPs: {bounds(random)})"
         lines.append(
-            f"- against {AGAINST[against]}: damage {_bounds(row)}{beside}; kept {_bounds(kept)}"
+            f"- against {AGAINST[against]}: damage {bounds(row)}{beside}; kept {bounds(kept)}"
         )
     kinds = found.tasks.set_index("task")["kind"]
     cells = found.damage[found.damage["kind"] == "circuit"]

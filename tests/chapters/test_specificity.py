@@ -15,11 +15,12 @@ from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
-from seqcirc_utils.chapters import ranked_tasks
+from seqcirc_utils.chapters import doses, ranked_tasks
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.figures import doses as dose_figures
 from seqcirc_utils.figures import specificity as figures
 from seqcirc_utils.methods.registry import scores
 from seqcirc_utils.models import loading
@@ -125,6 +126,33 @@ def test_the_index_is_own_minus_others(found):
     assert rows["sequences", "repeat"] == pytest.approx(both)
 
 
+def test_every_dose_is_on_the_sequences_and_the_chosen_one_on_all(found):
+    tasks, numbers = found.tasks["task"].tolist(), doses.numbers(0.2, 12)
+    assert numbers == [1, 2] and found.dose in numbers
+    asked = found.dosed[found.dosed["kind"] == "circuit"].groupby("dose")
+    on = asked["task"].agg(set).to_dict()
+    assert on == {dose: set(tasks if dose == found.dose else TASKS) for dose in numbers}
+    assert asked["set"].agg(set).to_dict() == dict.fromkeys(numbers, set(tasks))
+    assert not found.dosed.duplicated(["dose", "set", "kind", "task"]).any()
+    means = found.dose_choice.groupby("dose")["damage"].mean()
+    assert found.dose == (means - 0.5).abs().idxmin()
+
+
+def test_the_dose_is_chosen_by_plain_passes_on_the_prompts_that_rank(found, model, liked):
+    at = Setting(PARAMETERS, model=model)
+    sets = liked(at, "months", "sequences", 7, ["born"])
+    asked, means = sets.evaluation[range(3, 7)], record(model, sets.means).activations.mean()
+    pairs = asked, sets.corrupted[range(3, 7)]
+    values = scores(model, *pairs, method="EAP-IG inputs", n_steps=2).values
+    order = [components(model)[i] for i in np.argsort(-values, kind="stable")]
+    heads = [c for c in order if c.head is not None]
+    whole = plainly(model, asked, [], means).mean()
+    rows = found.dose_choice.set_index(["task", "dose"])["damage"]
+    for dose in (1, 2):
+        lost = 1 - plainly(model, asked, heads[:dose], means).mean() / whole
+        assert rows["months", dose] == pytest.approx(lost.item(), abs=1e-4)
+
+
 def test_overlaps_and_nulls_are_all_there(found):
     kinds = found.overlap.groupby("kind").size().to_dict()
     assert kinds == {
@@ -173,11 +201,11 @@ def test_bad_parameters_are_refused(setting, change, why):
 
 SENTENCES = (
     *(figures.headline, figures.left_out_told, figures.index_told, figures.parts_told),
-    *(figures.overlap_told, figures.stability_told),
+    *(figures.overlap_told, figures.stability_told, dose_figures.told),
 )
 DRAWN = (
     *(figures.matrices, figures.index_dots, figures.parts_bars, figures.overlap_dots),
-    figures.inclusion_bars,
+    *(figures.inclusion_bars, dose_figures.curves, dose_figures.matrix),
 )
 
 
@@ -187,7 +215,14 @@ def test_it_is_told_and_drawn(found):
     assert figures.tasks_table(found).index.tolist()[-1] == "Agreement"
     none = dataclasses.replace(found, parts=found.parts[:0], missing={"parts": "no outside task."})
     assert "no outside task" in figures.parts_told(none).data
+    assert "Where about half" in figures.headline(none).data
     assert isinstance(figures.parts_bars(none), Markdown)
+    tables = {name: getattr(found, name)[:0] for name in ("dosed", "dose_choice", "dose_index")}
+    none = dataclasses.replace(none, **tables, dose=0, missing={"doses": "nothing to lose."})
+    for show in (dose_figures.told, dose_figures.curves, dose_figures.matrix):
+        assert "nothing to lose" in show(none).data
+    assert "Where about half" not in figures.headline(none).data
+    assert figures.numbers(none)["specificity-dose-outside"] == "none"
     assert figures.numbers(none)["specificity-shared"] == "0"
 
 
@@ -203,6 +238,15 @@ def test_the_sentence_follows_from_the_numbers(found):
     )
     assert "keeps less of its own task than of the other sequences (-20" in told(-0.3, -0.1)
     assert "no clearly different share of its own task than of outside tasks (10" in told(-0.1, 0.3)
+    for low, high, verdict in (
+        *((0.1, 0.3, "matter more"), (-0.3, -0.1, "matter less"), (-0.1, 0.3, "undecided")),
+    ):
+        rows = found.dose_index.assign(mean=(low + high) / 2, low=low, high=high)
+        made = dataclasses.replace(found, dose_index=rows)
+        between = f"points [{100 * low:.0f}, {100 * high:.0f}], "
+        for said in (figures.headline(made), dose_figures.told(made)):
+            assert said.data.count(between) == said.data.count(verdict) >= 3
+        assert figures.numbers(made)["specificity-dose-outside"] in said.data
     parts = pd.DataFrame(
         {"component": ["0.1", "1.2", "mlp0"], "part": ["general"] * 2 + ["sequence"]}
     )

@@ -1,0 +1,193 @@
+"""Damage by dose, drawn and told: a sequence without its own strongest heads, and without others'.
+
+A part of the chapter on specificity.
+"""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from seqcirc_utils.chapters.doses import BY_SETS, BY_TASKS, CIRCUIT, RANDOM
+from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, REPEAT, SEQUENCES, TITLES
+from seqcirc_utils.chapters.specificity import Specificity
+from seqcirc_utils.figures import common
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
+
+AGAINST = {
+    SEQUENCES: "the other sequences",
+    REPEAT: "repeating in the same sentences",
+    OUTSIDE: "outside tasks",
+}
+OWN = "own"
+_LINES = {
+    OWN: ("its own strongest", "black", "o"),
+    SEQUENCES: ("the other sequences'", ANSWER, "s"),
+    REPEAT: ("repeating's", LAST, "^"),
+    OUTSIDE: ("outside tasks'", OKABE_ITO[2], "D"),
+    RANDOM: ("random ones, same layers", NEUTRAL, "x"),
+}
+"""Whose heads are lost: in words, colour and marker."""
+
+
+def bounds(row: pd.Series) -> str:
+    """A difference of shares with its interval, in points."""
+    values = [f"{100 * row[name]:z.0f}" for name in ("mean", "low", "high")]
+    return f"{values[0]} points [{values[1]}, {values[2]}]"
+
+
+def levels(found: Specificity) -> pd.DataFrame:
+    """Mean damage to the sequence tasks ``[dose, whose heads]``, on the prompts that judge."""
+    kinds = found.tasks.set_index("task")["kind"]
+    rows = found.dosed[found.dosed["task"].map(kinds) == SEQUENCES]
+    own = rows["set"] == rows["task"]
+    whose = rows["set"].map(kinds).mask(own, OWN)
+    whose = whose.mask(rows["kind"] == RANDOM, RANDOM)
+    rows = rows[own | (rows["kind"] == CIRCUIT)].assign(whose=whose)
+    # The others of each task first: every task weighs the same.
+    by_task = rows.groupby(["dose", "whose", "task"])["mean"].mean()
+    return by_task.groupby(["dose", "whose"]).mean().unstack()
+
+
+def expected(found: Specificity) -> pd.Series:
+    """Mean own damage by dose on the prompts that rank, which chose the dose."""
+    return found.dose_choice.groupby("dose")["damage"].mean()
+
+
+def row(
+    found: Specificity, against: str, by: str = BY_SETS, kind: str = CIRCUIT
+) -> pd.Series | None:
+    """Own minus others of the sequence tasks together, at the chosen dose."""
+    rows = found.dose_index
+    rows = rows[(rows["dose"] == found.dose) & (rows["set"] == SEQUENCES)]
+    rows = rows[(rows["by"] == by) & (rows["kind"] == kind) & (rows["against"] == against)]
+    return None if rows.empty else rows.iloc[0]
+
+
+def verdict(difference: pd.Series) -> str:
+    """What an interval of own minus others says."""
+    if difference["low"] > 0:
+        return "own heads matter more"
+    return "own heads matter less" if difference["high"] < 0 else "undecided"
+
+
+@common.needs("doses")
+def curves(found: Specificity) -> Figure:
+    """What a sequence loses, and own minus others, by the number of heads lost."""
+    means, chosen = 100 * levels(found), found.dose
+    doses = list(means.index)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.9), layout="constrained")
+    for whose, (words, colour, marker) in _LINES.items():
+        if whose in means:
+            left.plot(doses, means[whose], color=colour, marker=marker, ms=5, label=words)
+    known = 100 * expected(found)
+    left.plot(known.index, known, "o", mfc="none", mec="black", label="own, prompts that rank")
+    left.axhline(50, color="black", lw=0.6, ls="--")
+    left.set(title="lost by a sequence task", ylabel="damage (% of the logit difference)")
+    rows = found.dose_index
+    rows = rows[(rows["set"] == SEQUENCES) & (rows["by"] == BY_SETS)]
+    for i, (whose, (_, colour, marker)) in enumerate(_LINES.items()):
+        some = rows[rows["against"] == whose].sort_values("dose")
+        values = some[["mean", "low", "high"]] * 100
+        places = some["dose"] * 1.035 ** (i - 2.5)  # beside each other
+        width = common.spread(values, "mean")
+        right.errorbar(
+            places, values["mean"], yerr=width, color=colour, marker=marker, ms=5, lw=1.2
+        )
+    right.axhline(0, color="black", lw=0.8)
+    right.set(title="own minus others", ylabel="own minus others' damage (points)")
+    for axis in (left, right):
+        axis.axvline(chosen, color="black", lw=0.8, ls=":")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(doses, doses)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("heads lost (dotted: the dose that is judged)")
+    figure.legend(*left.get_legend_handles_labels(), ncols=3, loc="outside upper center")
+    return closed(figure)
+
+
+@common.needs("doses")
+def matrix(found: Specificity) -> Figure:
+    """Every task's strongest heads on every task, at the chosen dose."""
+    rows = found.dosed[(found.dosed["dose"] == found.dose) & (found.dosed["kind"] == CIRCUIT)]
+    order = list(found.tasks["task"])
+    grid = 100 * rows.pivot(index="set", columns="task", values="mean").loc[order, order]
+    grid = grid.rename(index=TITLES, columns=TITLES)
+    figure, axis = plt.subplots(figsize=(6.4, 4.3), layout="constrained")
+    texts = grid.map(lambda v: f"{v:z.0f}")
+    common.heatmap(axis, grid, texts, 150, label="% of the logit difference", extend="both")
+    axis.set(title=f"damage without {_heads(found.dose)}", xlabel="task", ylabel="heads of")
+    axis.tick_params(axis="x", rotation=40)
+    return closed(figure)
+
+
+def _heads(n: int) -> str:
+    return "the strongest head" if n == 1 else f"the {n} strongest heads"
+
+
+@common.needs("doses")
+def told(found: Specificity) -> Markdown:
+    """How the dose was chosen, and what is lost there by whose heads."""
+    means, known = 100 * levels(found).loc[found.dose], 100 * expected(found)
+    tried = ", ".join(f"{value:z.0f}% ({dose})" for dose, value in known.items())
+    lines = []
+    for whose in (*KINDS, RANDOM):
+        difference = row(found, whose)
+        if difference is not None:
+            name = AGAINST.get(whose, "random heads of the same layers")
+            lines.append(
+                f"- {name}: {means[whose]:z.0f}%; own minus theirs {bounds(difference)}, "
+                f"{verdict(difference)}"
+            )
+    return Markdown(
+        f"On the prompts that rank, a sequence loses with its own strongest heads (their number "
+        f"in brackets) {tried}. Nearest to half: **{found.dose}**. On the prompts that judge it "
+        f"loses {means[OWN]:z.0f}% with its own {found.dose}, and with as many of\n\n"
+        + "\n".join(lines)
+        + _elsewhere(found)
+    )
+
+
+def _elsewhere(found: Specificity) -> str:
+    """What the same heads cost other tasks, beside random ones: tasks are not alike frail."""
+    lines = []
+    for against in KINDS:
+        difference = row(found, against, BY_TASKS)
+        if difference is None:
+            continue
+        random = row(found, against, BY_TASKS, RANDOM)
+        beside = "" if random is None else f" (random heads of the same layers: {bounds(random)})"
+        lines.append(f"- {AGAINST[against]}: {bounds(difference)}{beside}")
+    if not lines:
+        return ""
+    return (
+        "\n\nThe same heads on other tasks: the loss of a sequence's heads costs the sequence more "
+        "than it costs\n\n" + "\n".join(lines)
+    )
+
+
+def short(found: Specificity) -> str:
+    """The answer at the chosen dose, for the chapter's head; nothing where there is no dose."""
+    differences = {against: row(found, against) for against in KINDS}
+    parts = [
+        f"of {AGAINST[against]} {bounds(difference)}, {verdict(difference)}"
+        for against, difference in differences.items()
+        if difference is not None
+    ]
+    if not parts:
+        return ""
+    own = 100 * levels(found).loc[found.dose, OWN]
+    return (
+        f" Where about half is lost, without {_heads(found.dose)} of a sequence ({own:z.0f}%), own "
+        f"damage minus that by as many heads {'; '.join(parts)}."
+    )
+
+
+def numbers(found: Specificity) -> dict[str, str]:
+    """What other pages quote."""
+    quoted = {"dose": str(found.dose)}
+    for against in (*KINDS, RANDOM):
+        difference = row(found, against)
+        quoted[f"dose-{against}"] = "none" if difference is None else bounds(difference)
+    return quoted
