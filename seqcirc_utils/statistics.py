@@ -120,15 +120,15 @@ def ratios(
     """Means of ``[m, n]`` values over the mean of ``[n]`` others, with bootstrap bounds ``[m]``.
 
     Prompts are resampled for both together. Draws in which the lower mean is not positive say
-    nothing about a share and are left out.
+    nothing about a share and are left out; bounds are NaN where no draw is left.
     """
     over, under = over.double(), under.double()
     n, rng = len(under), derive_generator(seed, "ratios")
     rows = torch.randint(n, (DRAWS, n), generator=rng)
     below = under[rows].mean(1)  # [draw]
-    rows, below = rows[below > 0], below[below > 0]
+    below[below <= 0] = torch.nan
     drawn = torch.stack([value[rows].mean(1) / below for value in over])  # [m, draw]
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double(), dim=1)
+    low, high = drawn.nanquantile(torch.tensor([0.025, 0.975]).double(), dim=1)
     return over.mean(1) / under.mean(), low, high
 
 

@@ -78,5 +78,6 @@ def test_the_interval_of_a_ratio_holds_it_as_often_as_it_says():
 
 def test_draws_whose_lower_mean_is_not_positive_say_nothing():
     under = torch.tensor([-1.0, 3.0])
+    assert all(bound.isnan().all() for bound in ratios(torch.ones(3, 2), -under.abs())[1:])
     _, low, high = ratios(torch.ones(1, 2), under)  # drawn: -1, 1 or 3, of which the first is out
     assert low.item() == pytest.approx(1 / 3) and high.item() == pytest.approx(1)

@@ -212,12 +212,16 @@ def shared_parts(
 
 
 def contrast(
-    values: Mapping[str, np.ndarray], triples: Sequence[tuple[int, str, Sequence[str]]], seed: int
+    values: Mapping[str, np.ndarray],
+    whole: Mapping[str, np.ndarray],
+    triples: Sequence[tuple[int, str, Sequence[str]]],
+    seed: int,
 ) -> Interval:
-    """A set's value on its own task minus the mean on others, with a 95% interval over prompts.
+    """A set's share of its own task minus the mean on others, with a 95% interval over prompts.
 
     Args:
-        values: Task to values by set and prompt ``[set, n]``.
+        values: Task to scores by set and prompt ``[set, n]``.
+        whole: Task to the whole model's scores ``[n]``.
         triples: Row of the set, its own task, the other tasks; the mean over these is taken.
         seed: Resamples the prompts, as in :func:`combined`.
     """
@@ -225,18 +229,24 @@ def contrast(
     for row, own, others in triples:
         terms.append((1 / len(triples), own, row))
         terms += [(-1 / len(triples) / len(others), task, row) for task in others]
-    return combined(values, terms, seed)
+    return combined(values, whole, terms, seed)
 
 
 def combined(
-    values: Mapping[str, np.ndarray], terms: Sequence[tuple[float, str, int]], seed: int
+    values: Mapping[str, np.ndarray],
+    whole: Mapping[str, np.ndarray],
+    terms: Sequence[tuple[float, str, int]],
+    seed: int,
 ) -> Interval:
-    """A weighted sum of sets' mean values on tasks, with a 95% interval over prompts.
+    """A weighted sum of sets' shares of tasks, with a 95% interval over prompts.
 
-    Prompts of each task are resampled by themselves, and alike for all sets.
+    A share is a mean score over the whole model's. Prompts of each task are resampled by
+    themselves, and alike for all sets and the whole model; draws in which the whole model's mean is
+    not positive are left out.
 
     Args:
-        values: Task to values by set and prompt ``[set, n]``; tasks may have other sets.
+        values: Task to scores by set and prompt ``[set, n]``; tasks may have other sets.
+        whole: Task to the whole model's scores ``[n]``.
         terms: Weight, task, and row of the set.
         seed: Resamples the prompts.
     """
@@ -245,9 +255,10 @@ def combined(
     for task, table in values.items():
         n = table.shape[1]
         rows = np.concatenate([np.arange(n)[None], rng.integers(n, size=(DRAWS, n))])
-        draws[task] = table[:, rows].mean(2)  # [set, 1 + draw]
+        below = whole[task][rows].mean(1)  # [1 + draw]
+        draws[task] = table[:, rows].mean(2) / np.where(below > 0, below, np.nan)  # [set, 1 + draw]
     found = sum((weight * draws[task][row] for weight, task, row in terms), np.zeros(1 + DRAWS))
-    low, high = np.quantile(found[1:], (0.025, 0.975))
+    low, high = np.nanquantile(found[1:], (0.025, 0.975))
     return Interval(float(found[0]), float(low), float(high))
 
 

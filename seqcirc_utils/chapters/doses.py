@@ -19,7 +19,7 @@ from seqcirc_utils.chapters.ranked_tasks import KINDS, SEQUENCES, TITLES, Tried
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, section
-from seqcirc_utils.statistics import intervals, positive_baseline
+from seqcirc_utils.statistics import positive_baseline, ratios
 
 WANTED = 0.5
 """The own damage at which own and others' are compared: far from nothing and from everything."""
@@ -82,8 +82,8 @@ def _order(tried: Tried, task: str) -> list[Component]:
 
 
 def _lost(evaluator: Evaluator, sets: Sequence[Sequence[Component]]) -> torch.Tensor:
-    """Share of the whole model's mean logit difference that each set's loss costs ``[set, n]``."""
-    return 1 - evaluator.differences(sets) / evaluator.intact.logit_diff.mean()
+    """What each set's loss costs of the logit difference ``[set, n]``."""
+    return evaluator.intact.logit_diff - evaluator.differences(sets)
 
 
 def _choice(
@@ -97,6 +97,7 @@ def _choice(
             evaluator = Evaluator(tried.at.model, one.ranking, one.judge.replacement)
             positive_baseline(evaluator.intact.logit_diff, f"the prompts that rank for {task}")
             lost = _lost(evaluator, [heads[task][:dose] for dose in doses]).mean(1)
+            lost /= evaluator.intact.logit_diff.mean()
             rows += [[dose, task, x] for dose, x in zip(doses, lost.tolist(), strict=True)]
     tried.left_out.update({f"{name}, choice of the dose": why for name, why in without.items()})
     if not rows:
@@ -138,7 +139,8 @@ def _judged(
         found = torch.stack([part.mean(0) for part in parts])  # [set, n]
         values[task] = found.double().numpy()
         places[task] = {key: row for row, key in enumerate(asked)}
-        bounds = zip(*(v.tolist() for v in intervals(found, tried.at["seed"])), strict=True)
+        shares = ratios(found, one.judge.intact.logit_diff, tried.at["seed"])
+        bounds = zip(*(v.tolist() for v in shares), strict=True)
         rows += [[*key, task, *bound] for key, bound in zip(asked, bounds, strict=True)]
     return pd.DataFrame(rows, columns=list(DAMAGE)), values, places
 
@@ -172,7 +174,7 @@ def _index(
         asked |= {SEQUENCES: together} if together else {}
         for name, some in asked.items():
             terms = [(weight / len(some), on, at) for one in some for weight, on, at in one]
-            told = specificity.combined(values, terms, tried.at["seed"])
+            told = specificity.combined(values, tried.whole, terms, tried.at["seed"])
             rows.append([dose, by, kind, name, against, told.mean, told.low, told.high])
 
     for dose in doses:

@@ -17,7 +17,7 @@ from seqcirc_utils.chapters.findings import Findings, array, each, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import section
-from seqcirc_utils.statistics import intervals, positive_baseline
+from seqcirc_utils.statistics import positive_baseline, ratios
 
 N_SENDERS = 3
 """Heads whose paths are patched."""
@@ -66,21 +66,21 @@ class Patching(Findings):
         """Ablate and restore every component; see the class."""
         lm, sets, everything = at.model, at.sets(), components(at.model)
         evaluator = Evaluator(lm, sets.evaluation, at.means())
-        whole = positive_baseline(evaluator.intact.logit_diff, f"{lm.facts.title} on {at['task']}")
+        whole = evaluator.intact.logit_diff
+        positive_baseline(whole, f"{lm.facts.title} on {at['task']}")
         ablated = evaluator.differences([[c] for c in everything], progress="Mean ablation")
-        ablation = (ablated - evaluator.intact.logit_diff) / whole
+        changed = ablated - whole  # [component, n]
 
         rows = range(min(at["n_pairs"], at["n_prompts"]))
         clean, corrupted = sets.evaluation[rows], sets.corrupted[rows]
         restoring = Evaluator(lm, corrupted, record(lm, clean).activations, answers=clean)
-        gap = positive_baseline(
-            evaluator.intact.logit_diff[: len(rows)] - restoring.intact.logit_diff,
-            "clean minus corrupted",
-        )
+        between = whole[: len(rows)] - restoring.intact.logit_diff
+        gap = positive_baseline(between, "clean minus corrupted")
         restored = restoring.differences([[c] for c in everything], progress="Activation patching")
-        patching = (restored - restoring.intact.logit_diff) / gap
+        recovered = restored - restoring.intact.logit_diff
 
-        effects = _effects(everything, ablation, patching, at["seed"])
+        shares = {"ablation": (changed, whole), "patching": (recovered, between)}
+        effects = _effects(everything, shares, at["seed"])
         strength = effects["ablation"].abs() + effects["patching"].abs()
         top = [everything[i] for i in strength.nlargest(at["n_top"]).index]
         exact = _exact_positions(restoring, top, clean.groups(), gap)
@@ -111,8 +111,8 @@ class Patching(Findings):
             positions=positions,
             exact=exact,
             paths=paths,
-            ablation=ablation.numpy(),
-            patching=patching.numpy(),
+            ablation=(changed / whole.mean()).numpy(),
+            patching=(recovered / gap).numpy(),
             position_spearman=float(rho),
             templates=at.tally(),
             missing=missing,
@@ -120,16 +120,16 @@ class Patching(Findings):
 
 
 def _effects(
-    everything: Sequence[Component], ablation: torch.Tensor, patching: torch.Tensor, seed: int
+    everything: Sequence[Component], shares: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int
 ) -> pd.DataFrame:
-    """Means and intervals of effects ``[component, n]`` as a table."""
+    """Effects as a table: changes ``[component, n]`` over what they are shares of ``[n]``."""
     table = {
         "component": list(map(str, everything)),
         "layer": [c.layer for c in everything],
         "head": pd.array([c.head for c in everything], dtype="Int64"),
     }
-    for name, values in (("ablation", ablation), ("patching", patching)):
-        mean, low, high = (v.numpy() for v in intervals(values, seed))
+    for name, (change, of) in shares.items():
+        mean, low, high = (v.numpy() for v in ratios(change, of, seed))
         table |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(table)
 

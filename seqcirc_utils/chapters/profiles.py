@@ -79,4 +79,5 @@ def _senders(edges: list[Edge], name: str) -> list[str]:
 def _readers(edges: list[Edge], name: str) -> list[str]:
     """What reads a component, in the model's order, the logits last."""
     readers = {e.receiver for e in edges if str(e.sender) == name}
-    return [*map(str, sorted(readers - {None})), *(["logits"] if None in readers else [])]
+    components = sorted(reader for reader in readers if reader is not None)
+    return [*map(str, components), *(["logits"] if None in readers else [])]

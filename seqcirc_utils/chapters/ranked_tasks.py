@@ -89,6 +89,12 @@ class Tried:
     left_out: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def whole(self) -> dict[str, np.ndarray]:
+        """Task to the whole model's logit differences ``[n]`` on the prompts that judge."""
+        intact = {task: one.judge.intact.logit_diff for task, one in self.tasks.items()}
+        return {task: scores.double().numpy() for task, scores in intact.items()}
+
     def of(self, kind: str) -> list[str]:
         """The tasks of a kind."""
         return [task for task, one in self.tasks.items() if one.kind == kind]

@@ -30,7 +30,7 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import section
-from seqcirc_utils.statistics import intervals, rate
+from seqcirc_utils.statistics import intervals, rate, ratios
 
 _INTERVAL = each(float, "mean", "low", "high")
 
@@ -224,7 +224,7 @@ def _damage(
             sets[name, "random"] = draws
 
     def lost(judge: Evaluator, some: list[list[Component]]) -> torch.Tensor:
-        return 1 - judge.differences(some) / judge.intact.logit_diff.mean()
+        return judge.intact.logit_diff - judge.differences(some)
 
     return _judged(tried, sets, lost, "Damage")
 
@@ -236,7 +236,7 @@ def _kept(
     sets = {(task, "circuit"): [_names(tried.at, chosen)] for task, chosen in circuits.items()}
 
     def left(judge: Evaluator, some: list[list[Component]]) -> torch.Tensor:
-        return judge.differences(judge.outside(some)) / judge.intact.logit_diff.mean()
+        return judge.differences(judge.outside(some))
 
     return _judged(tried, sets, left, "Kept")
 
@@ -244,10 +244,10 @@ def _kept(
 def _judged(
     tried: Tried, sets: Mapping[tuple[str, str], list[list[Component]]], value: Any, what: str
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Each set's value on each task; several draws of a set count by their mean.
+    """Each set's share of each task; several draws of a set count by their mean.
 
     Returns:
-        A row per set and task, and task to values ``[set, n]``.
+        A row per set and task, and task to scores ``[set, n]``, in logits.
     """
     flat = [draw for draws in sets.values() for draw in draws]
     by_task, rows = {}, []
@@ -255,7 +255,8 @@ def _judged(
         parts = value(one.judge, flat).split([len(draws) for draws in sets.values()])
         found = torch.stack([part.mean(0) for part in parts])  # [set, n]
         by_task[task] = found.double().numpy()
-        bounds = zip(*(v.tolist() for v in intervals(found, tried.at["seed"])), strict=True)
+        shares = ratios(found, one.judge.intact.logit_diff, tried.at["seed"])
+        bounds = zip(*(v.tolist() for v in shares), strict=True)
         for ((name, kind), draws), bound in zip(sets.items(), bounds, strict=True):
             rows.append([name, kind, len(draws[0]), task, *bound])
     return pd.DataFrame(rows, columns=Specificity.empty("damage").columns), by_task
@@ -279,7 +280,7 @@ def _index(
             asked = {task: [triple] for task, triple in triples.items()}
             asked |= {SEQUENCES: together} if together else {}
             for name, some in asked.items():
-                found = specificity.contrast(values, some, tried.at["seed"])
+                found = specificity.contrast(values, tried.whole, some, tried.at["seed"])
                 rows.append([measure, kind, name, against, found.mean, found.low, found.high])
     return rows
 

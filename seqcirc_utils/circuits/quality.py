@@ -41,13 +41,13 @@ def quality(
         UserError: when the whole model's mean logit difference is not positive.
     """
     circuit = set(circuit)
-    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    positive_baseline(evaluator.intact.logit_diff, "the whole model")
     kept = evaluator.kept([circuit])[0]
     rest = evaluator.replaced([circuit])[0]
-    distance = (kept.logit_diff - evaluator.intact.logit_diff).abs() / whole
+    distance = (kept.logit_diff - evaluator.intact.logit_diff).abs()
     found = {
         "faithfulness": _share(kept.logit_diff, evaluator.intact.logit_diff, seed),
-        "distance": interval(distance, seed),
+        "distance": _share(distance, evaluator.intact.logit_diff, seed),
         "kl": interval(kept.kl, seed),
         "accuracy": rate(kept.correct),
         "completeness": _share(rest.logit_diff, evaluator.intact.logit_diff, seed),
@@ -84,7 +84,7 @@ def minimality(
             "The circuit is empty: the model keeps its score with everything ablated, so no "
             "component can be shown to be needed. Choose another task or model."
         )
-    whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    positive_baseline(evaluator.intact.logit_diff, "the whole model")
     outside = set(components(evaluator.model)) - set(circuit)
     pruning = Pruning(evaluator, outside)
     full = pruning.score
@@ -93,7 +93,7 @@ def minimality(
         change = pruning.try_without([component]) - full
         moved = change.abs().max() > 0 and len(change) > 1
         p = wilcoxon(change.numpy(), alternative="less").pvalue if moved else 1.0
-        share = interval(change / whole, seed)
+        share = _share(change, evaluator.intact.logit_diff, seed)
         rows.append((str(component), share.mean, share.low, share.high, p))
     frame = pd.DataFrame(rows, columns=["component", "change", "low", "high", "p"])
     frame["q"] = false_discovery_control(frame["p"])

@@ -68,13 +68,30 @@ def test_contrasts_can_come_out_either_way():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, (3, 2, 30))
     values = {t: noise[i] + [[0.5 + (t == "a")], [0.5]] for i, t in enumerate("abc")}
-    own, none = (specificity.contrast(values, [(row, "a", ["b", "c"])], 0) for row in range(2))
+    ones = {task: np.ones(30) for task in "abc"}
+
+    def contrast(triples):
+        return specificity.contrast(values, ones, triples, 0)
+
+    own, none = (contrast([(row, "a", ["b", "c"])]) for row in range(2))
     assert own.low > 0.8 and own.mean == pytest.approx(1, abs=0.1)
     assert none.low < 0 < none.high
-    swapped = specificity.contrast(values, [(0, "b", ["a"])], 0)
+    swapped = contrast([(0, "b", ["a"])])
     assert swapped.high < -0.8
-    both = specificity.contrast(values, [(0, "a", ["b", "c"]), (1, "a", ["b", "c"])], 0)
+    both = contrast([(0, "a", ["b", "c"]), (1, "a", ["b", "c"])])
     assert both.mean == pytest.approx((own.mean + none.mean) / 2)
+
+
+def test_a_contrast_of_shares_resamples_the_whole_model_too():
+    """A set that costs the same share of every prompt costs it for certain, however they differ."""
+    whole = {"a": np.linspace(0.1, 5, 20), "b": np.linspace(3, 4, 20)}
+    values = {"a": 0.75 * whole["a"][None], "b": 0.5 * whole["b"][None]}
+    found = specificity.contrast(values, whole, [(0, "a", ["b"])], 0)
+    assert list(vars(found).values()) == pytest.approx([0.25] * 3)
+    whole["a"] = np.array([9.0] + [-1.0] * 4)  # in many draws there is nothing to be a share of
+    values["a"] = 0.75 * whole["a"][None]
+    found = specificity.contrast(values, whole, [(0, "a", ["b"])], 0)
+    assert list(vars(found).values()) == pytest.approx([0.25] * 3)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
