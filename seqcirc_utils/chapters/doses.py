@@ -15,7 +15,7 @@ from tqdm import tqdm
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.analyses import specificity
 from seqcirc_utils.chapters.findings import each
-from seqcirc_utils.chapters.ranked_tasks import KINDS, SEQUENCES, TITLES, Tried
+from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, SEQUENCES, TITLES, Tried
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, section
@@ -32,6 +32,7 @@ BY_SETS, BY_TASKS = "sets", "tasks"
 _INTERVAL = each(float, "mean", "low", "high")
 CHOICE = {"dose": int, "task": str, "damage": float}
 DAMAGE = {"dose": int} | each(str, "set", "kind", "task") | _INTERVAL
+HEADS = {"task": str, "place": int, "head": str}
 INDEX = {"dose": int} | each(str, "by", "kind", "set", "against") | _INTERVAL
 """Columns of the tables of :class:`Doses`."""
 
@@ -47,6 +48,7 @@ class Doses:
     choice: pd.DataFrame
     damage: pd.DataFrame
     index: pd.DataFrame
+    heads: pd.DataFrame
 
 
 def measured(tried: Tried) -> Doses:
@@ -64,7 +66,13 @@ def measured(tried: Tried) -> Doses:
     dose = specificity.nearest(choice.groupby("dose")["damage"].mean().to_dict(), WANTED)
     sets = _sets(tried, heads, doses)
     damage, values, places = _judged(tried, sets, dose)
-    return Doses(dose, choice, damage, _index(tried, doses, dose, values, places))
+    index = _index(tried, doses, dose, values, places)
+    rows = [
+        [task, place, str(head)]
+        for task, order in heads.items()
+        for place, head in enumerate(order[: doses[-1]], start=1)
+    ]
+    return Doses(dose, choice, damage, index, pd.DataFrame(rows, columns=list(HEADS)))
 
 
 def numbers(share: float, heads: int) -> list[int]:
@@ -178,7 +186,7 @@ def _index(
             rows.append([dose, by, kind, name, against, told.mean, told.low, told.high])
 
     for dose in doses:
-        for against in (*KINDS, RANDOM):
+        for against in (*KINDS, *tried.of(OUTSIDE), RANDOM):
             add(dose, BY_SETS, CIRCUIT, against)
     for kind in (CIRCUIT, RANDOM):
         for against in KINDS:
@@ -193,16 +201,20 @@ def _terms(
     by: str,
     against: str,
 ) -> list[tuple[float, str, int]]:
-    """A set's damage to its own task minus the mean of what is compared; empty without any."""
+    """A set's damage to its own task minus the mean of what is compared; empty without any.
+
+    ``against`` is a kind of task, a task, or random heads.
+    """
     dose, task, kind = own
-    others = [other for other in tried.of(against) if other != task]
+    among = tried.of(against) if against in KINDS else [against]
+    others = [other for other in among if other != task]
     if by == BY_TASKS:
         compared = [(other, own) for other in others]
     elif against == RANDOM:
         compared = [(task, (dose, task, RANDOM))]
     else:
         compared = [(task, (dose, other, kind)) for other in others]
-    compared = [(where, key) for where, key in compared if key in places[where]]
+    compared = [(where, key) for where, key in compared if key in places.get(where, ())]
     if own not in places[task] or not compared:
         return []
     rest = [(-1 / len(compared), where, places[where][key]) for where, key in compared]

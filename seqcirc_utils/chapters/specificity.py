@@ -58,8 +58,10 @@ class Specificity(Findings):
             ``circuit``) or random ones of the same layers (``random``, mean over draws). Sequence
             tasks at every dose, all tasks at the chosen one.
         dose_index: What its own heads' loss costs a task minus, ``by`` ``sets``, what the loss of
-            as many of other tasks' heads costs it (``against`` the tasks of a kind, or ``random``);
-            ``by`` ``tasks``, what its heads' loss costs other tasks. ``set`` as in ``index``.
+            as many of other tasks' heads costs it (``against`` the tasks of a kind, each outside
+            task, or ``random``); ``by`` ``tasks``, what its heads' loss costs other tasks. ``set``
+            as in ``index``.
+        dose_heads: Each task's strongest heads, the strongest in the first ``place``.
         dose: The number of heads at which own and others' damage are compared: where the sequence
             tasks' mean damage in ``dose_choice`` is nearest to half.
         overlap: Jaccard of circuits found on half of the prompts of each of two tasks, by ``kind``
@@ -105,6 +107,7 @@ class Specificity(Findings):
     dose_choice: pd.DataFrame = table("dose_choice.csv", doses.CHOICE)
     dosed: pd.DataFrame = table("doses.csv", doses.DAMAGE)
     dose_index: pd.DataFrame = table("dose_index.csv", doses.INDEX)
+    dose_heads: pd.DataFrame = table("dose_heads.csv", doses.HEADS)
     dose: int
     overlap: pd.DataFrame = table("overlap.csv", each(str, "kind", "first", "second") | _INTERVAL)
     parts: pd.DataFrame = table("parts.csv", component=str, part=str)
@@ -161,6 +164,7 @@ class Specificity(Findings):
             dose_choice=dosed.choice,
             dosed=dosed.damage,
             dose_index=dosed.index,
+            dose_heads=dosed.heads,
             dose=dosed.dose,
             overlap=_overlap(tried, sizes[1]),
             parts=shared,
@@ -289,7 +293,9 @@ def _dosed(tried: Tried) -> doses.Doses:
     """Damage by dose; empty tables, and no dose (0), where none can be chosen."""
     with section(tried.missing, "doses"):
         return doses.measured(tried)
-    return doses.Doses(0, *map(Specificity.empty, ("dose_choice", "dosed", "dose_index")))
+    return doses.Doses(
+        0, *map(Specificity.empty, ("dose_choice", "dosed", "dose_index", "dose_heads"))
+    )
 
 
 def _overlap(tried: Tried, size: int) -> pd.DataFrame:

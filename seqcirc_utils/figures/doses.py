@@ -65,11 +65,31 @@ def row(
     return None if rows.empty else rows.iloc[0]
 
 
-def verdict(difference: pd.Series) -> str:
-    """What an interval of own minus others says."""
+def in_common(found: Specificity, against: str) -> float:
+    """How many of a sequence's own heads are those of what is compared, too: a mean over pairs."""
+    rows = found.dose_heads[found.dose_heads["place"] <= found.dose]
+    heads = {task: set(some["head"]) for task, some in rows.groupby("task")}
+    kinds = dict(zip(found.tasks["task"], found.tasks["kind"], strict=True))
+    pairs = [
+        len(heads[own] & heads[other])
+        for own in heads
+        for other in heads
+        if kinds[own] == SEQUENCES and other != own and against in (other, kinds[other])
+    ]
+    return sum(pairs) / len(pairs)
+
+
+def verdict(found: Specificity, against: str, difference: pd.Series) -> str:
+    """What own minus others says: of the very same heads it can say nothing."""
+    if against != RANDOM and in_common(found, against) == found.dose:
+        return "the same heads"
     if difference["low"] > 0:
         return "own heads matter more"
     return "own heads matter less" if difference["high"] < 0 else "undecided"
+
+
+NEAR = (0.25, 0.75)
+"""Between these, own damage is called about half."""
 
 
 @common.needs("doses")
@@ -129,23 +149,40 @@ def _heads(n: int) -> str:
 @common.needs("doses")
 def told(found: Specificity) -> Markdown:
     """How the dose was chosen, and what is lost there by whose heads."""
-    means, known = 100 * levels(found).loc[found.dose], 100 * expected(found)
-    tried = ", ".join(f"{value:z.0f}% ({dose})" for dose, value in known.items())
-    lines = []
-    for whose in (*KINDS, RANDOM):
+    known, own = expected(found), 100 * levels(found).loc[found.dose, OWN]
+    tried = ", ".join(f"{100 * value:z.0f}% ({dose})" for dose, value in known.items())
+    far = "" if NEAR[0] <= known[found.dose] <= NEAR[1] else ", though not near it"
+    lines, single = [], _single(found)
+    for whose in (*KINDS, *single, RANDOM):
         difference = row(found, whose)
         if difference is not None:
-            name = AGAINST.get(whose, "random heads of the same layers")
-            lines.append(
-                f"- {name}: {means[whose]:z.0f}%; own minus theirs {bounds(difference)}, "
-                f"{verdict(difference)}"
-            )
+            indent = "    " if whose in single else ""
+            lines.append(f"{indent}- {_line(found, whose, difference)}")
     return Markdown(
         f"On the prompts that rank, a sequence loses with its own strongest heads (their number "
-        f"in brackets) {tried}. Nearest to half: **{found.dose}**. On the prompts that judge it "
-        f"loses {means[OWN]:z.0f}% with its own {found.dose}, and with as many of\n\n"
+        f"in brackets) {tried}. Nearest to half{far}: **{found.dose}**. On the prompts that judge "
+        f"it loses {own:z.0f}% with its own {found.dose}, and with as many of\n\n"
         + "\n".join(lines)
         + _elsewhere(found)
+    )
+
+
+def _single(found: Specificity) -> list[str]:
+    """The outside tasks, where there are several."""
+    names = found.tasks.loc[found.tasks["kind"] == OUTSIDE, "task"].tolist()
+    return names if len(names) > 1 else []
+
+
+def _line(found: Specificity, whose: str, difference: pd.Series) -> str:
+    """What as many heads of others cost, and own minus that."""
+    names = AGAINST | {RANDOM: "random heads of the same layers"}
+    theirs = 100 * (levels(found).loc[found.dose, OWN] - difference["mean"])
+    shared = (
+        "" if whose == RANDOM else f" ({in_common(found, whose):.2g} of {found.dose} in common)"
+    )
+    return (
+        f"{names.get(whose) or TITLES[whose]}: {theirs:z.0f}%; own minus theirs "
+        f"{bounds(difference)}, {verdict(found, whose, difference)}{shared}"
     )
 
 
@@ -169,18 +206,25 @@ def _elsewhere(found: Specificity) -> str:
 
 def short(found: Specificity) -> str:
     """The answer at the chosen dose, for the chapter's head; nothing where there is no dose."""
-    differences = {against: row(found, against) for against in KINDS}
-    parts = [
-        f"of {AGAINST[against]} {bounds(difference)}, {verdict(difference)}"
-        for against, difference in differences.items()
-        if difference is not None
-    ]
+    parts = []
+    for against in KINDS:
+        difference = row(found, against)
+        if difference is None:
+            continue
+        single = [
+            f"{TITLES[task]} {100 * one['mean']:z.0f}, {verdict(found, task, one)}"
+            for task in (_single(found) if against == OUTSIDE else [])
+            if (one := row(found, task)) is not None
+        ]
+        said = f"of {AGAINST[against]} {bounds(difference)}, {verdict(found, against, difference)}"
+        parts.append(f"{said} ({'; '.join(single)})" if single else said)
     if not parts:
         return ""
-    own = 100 * levels(found).loc[found.dose, OWN]
+    own, known = 100 * levels(found).loc[found.dose, OWN], 100 * expected(found)[found.dose]
     return (
-        f" Where about half is lost, without {_heads(found.dose)} of a sequence ({own:z.0f}%), own "
-        f"damage minus that by as many heads {'; '.join(parts)}."
+        f" The loss of fewer, {_heads(found.dose)} (nearest to half: {known:z.0f}% on prompts that "
+        f"do not judge), costs a sequence {own:z.0f}%; minus what as many heads cost it "
+        f"{'; '.join(parts)}."
     )
 
 

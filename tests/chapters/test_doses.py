@@ -151,6 +151,9 @@ def test_heads_of_ones_own_are_seen_to_be_specific(specific):
     assert (rows["low"] > 0).all()
     elsewhere = differences(found, 1, by=doses.BY_TASKS)
     assert elsewhere["mean"].tolist() == pytest.approx([0.6] * 3)
+    assert rows.loc["d"].tolist() == rows.loc[OUTSIDE].tolist()  # the one outside task there is
+    first = found.heads[found.heads["place"] == 1].set_index("task")["head"]
+    assert first.to_dict() == HEADS
     # With two heads each, the one for all tasks is lost too: 100% against 40%.
     assert differences(found, 2).loc[OUTSIDE, "mean"] == pytest.approx(0.6)
 
@@ -158,9 +161,11 @@ def test_heads_of_ones_own_are_seen_to_be_specific(specific):
 def test_a_head_that_every_task_needs_is_seen_not_to_be(general):
     _, found = general
     assert found.dose == 1
+    first = found.heads[found.heads["place"] == 1].set_index("task")["head"]
+    assert first.to_dict() == dict.fromkeys(KINDS, GENERAL)
     for by in (doses.BY_SETS, doses.BY_TASKS):
         rows = differences(found, 1, by=by).drop(doses.RANDOM, errors="ignore")
-        assert rows["mean"].tolist() == pytest.approx([0] * 3, abs=1e-6)
+        assert rows["mean"].tolist() == pytest.approx([0] * len(rows), abs=1e-6)
     own = found.damage.query("dose == 1 and kind == 'circuit'")["mean"]
     assert own.tolist() == pytest.approx([0.6] * len(own))
     # The second head is each task's own, and seen as that.

@@ -215,13 +215,14 @@ def test_it_is_told_and_drawn(found):
     assert figures.tasks_table(found).index.tolist()[-1] == "Agreement"
     none = dataclasses.replace(found, parts=found.parts[:0], missing={"parts": "no outside task."})
     assert "no outside task" in figures.parts_told(none).data
-    assert "Where about half" in figures.headline(none).data
+    assert "The loss of fewer" in figures.headline(none).data
     assert isinstance(figures.parts_bars(none), Markdown)
-    tables = {name: getattr(found, name)[:0] for name in ("dosed", "dose_choice", "dose_index")}
+    names = ("dosed", "dose_choice", "dose_index", "dose_heads")
+    tables = {name: getattr(found, name)[:0] for name in names}
     none = dataclasses.replace(none, **tables, dose=0, missing={"doses": "nothing to lose."})
     for show in (dose_figures.told, dose_figures.curves, dose_figures.matrix):
         assert "nothing to lose" in show(none).data
-    assert "Where about half" not in figures.headline(none).data
+    assert "The loss of fewer" not in figures.headline(none).data
     assert figures.numbers(none)["specificity-dose-outside"] == "none"
     assert figures.numbers(none)["specificity-shared"] == "0"
 
@@ -244,9 +245,23 @@ def test_the_sentence_follows_from_the_numbers(found):
         rows = found.dose_index.assign(mean=(low + high) / 2, low=low, high=high)
         made = dataclasses.replace(found, dose_index=rows)
         between = f"points [{100 * low:.0f}, {100 * high:.0f}], "
-        for said in (figures.headline(made), dose_figures.told(made)):
-            assert said.data.count(between) == said.data.count(verdict) >= 3
-        assert figures.numbers(made)["specificity-dose-outside"] in said.data
+        apart = found.dose_heads.assign(head=found.dose_heads["task"])  # none is another's
+        made = dataclasses.replace(made, dose_heads=apart)
+        told_there = dose_figures.told(made).data.split("The same heads on other tasks")[0]
+        assert told_there.count(between) == told_there.count(verdict) == 7  # kinds, tasks, random
+        assert figures.headline(made).data.count(verdict) == 6
+        assert figures.numbers(made)["specificity-dose-outside"] in told_there
+    places = found.dose_heads["place"].map(str)
+    alike = dataclasses.replace(made, dose_heads=found.dose_heads.assign(head="0." + places))
+    assert figures.headline(alike).data.count(", the same heads") == 6
+    assert (
+        f"the same heads ({found.dose} of {found.dose} in common)" in dose_figures.told(alike).data
+    )
+    choice = found.dose_choice
+    for share, words in ((0.81, "(nearest to half: 81% on"), (0.49, "(nearest to half: 49% on")):
+        made = dataclasses.replace(found, dose_choice=choice.assign(damage=share))
+        assert words in figures.headline(made).data
+        assert ("though not near it" in dose_figures.told(made).data) == (share == 0.81)
     parts = pd.DataFrame(
         {"component": ["0.1", "1.2", "mlp0"], "part": ["general"] * 2 + ["sequence"]}
     )
