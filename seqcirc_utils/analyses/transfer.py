@@ -8,7 +8,7 @@ import pandas as pd
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.errors import unknown
-from seqcirc_utils.statistics import intervals, percentile_p, positive_baseline
+from seqcirc_utils.statistics import percentile_p, positive_baseline, ratios
 
 MODES = ("kept", "ablated", "heads")
 """A set kept alone; ablated; only its heads ablated. A circuit with many of the MLPs is necessary
@@ -34,7 +34,7 @@ def transfer(
 
     Returns:
         Columns ``mode``, ``set``, ``task``, ``mean``, ``low``, ``high``: share of the whole model's
-        mean logit difference, with the 95% interval over prompts.
+        mean logit difference, with the 95% interval over prompts (resampled for both together).
 
     Raises:
         UserError: when the whole model's mean logit difference on a task is not positive, or for
@@ -45,15 +45,16 @@ def transfer(
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
     for task, evaluator in evaluators.items():
-        whole = positive_baseline(evaluator.intact.logit_diff, f"the whole model on {task}")
+        positive_baseline(evaluator.intact.logit_diff, f"the whole model on {task}")
         for mode in modes:
             some = [by_kind(set(s))["heads"] if mode == "heads" else set(s) for s in sets.values()]
             label = progress and f"{progress}: {task}, {mode}"
             if not some:
                 continue
             gone = evaluator.outside(some) if mode == "kept" else some
-            shares = evaluator.differences(gone, progress=label) / whole
-            means, lows, highs = (v.tolist() for v in intervals(shares, seed))
+            scores = evaluator.differences(gone, progress=label)
+            shares = ratios(scores, evaluator.intact.logit_diff, seed)
+            means, lows, highs = (v.tolist() for v in shares)
             for name, *values in zip(sets, means, lows, highs, strict=True):
                 rows.append([mode, name, task, *values])
     return pd.DataFrame(rows, columns=["mode", "set", "task", "mean", "low", "high"])

@@ -23,7 +23,7 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts, PromptSets
-from seqcirc_utils.statistics import interval, positive_baseline, rate
+from seqcirc_utils.statistics import Interval, interval, positive_baseline, rate, ratios
 
 
 def quality(
@@ -44,16 +44,20 @@ def quality(
     whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
     kept = evaluator.kept([circuit])[0]
     rest = evaluator.replaced([circuit])[0]
-    share = kept.logit_diff / whole
     distance = (kept.logit_diff - evaluator.intact.logit_diff).abs() / whole
     found = {
-        "faithfulness": interval(share, seed),
+        "faithfulness": _share(kept.logit_diff, evaluator.intact.logit_diff, seed),
         "distance": interval(distance, seed),
         "kl": interval(kept.kl, seed),
         "accuracy": rate(kept.correct),
-        "completeness": interval(rest.logit_diff / whole, seed),
+        "completeness": _share(rest.logit_diff, evaluator.intact.logit_diff, seed),
     }
     return {name: vars(value) for name, value in found.items()}
+
+
+def _share(kept: torch.Tensor, whole: torch.Tensor, seed: int) -> Interval:
+    """The mean of ``[n]`` logit differences over the whole model's, prompts resampled for both."""
+    return Interval(*(bound.item() for bound in ratios(kept[None], whole, seed)))
 
 
 def minimality(
@@ -139,12 +143,12 @@ def by_ablation(
     rows = []
     for kind, replacement in replacements.items():
         evaluator = Evaluator(model, prompts, replacement)
-        whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+        whole = evaluator.intact.logit_diff
+        positive_baseline(whole, "the whole model")
         for name, circuit in circuits.items():
             kept = evaluator.kept([circuit])[0]
-            row = {"circuit": name, "ablation": kind} | vars(
-                interval(kept.logit_diff / whole, seed)
-            )
+            row = {"circuit": name, "ablation": kind}
+            row |= vars(_share(kept.logit_diff, whole, seed))
             row |= {"kl": kept.kl.mean().item(), "accuracy": kept.correct.float().mean().item()}
             rows.append(row)
     return pd.DataFrame(rows)

@@ -50,7 +50,8 @@ def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     assert found == quality.quality(judge, CIRCUIT, 0)  # numbers of the book hang on this seed
     assert found["distance"]["low"] != quality.quality(judge, CIRCUIT, 1)["distance"]["low"]
     everything = quality.quality(judge, components(gpt2))
-    assert everything["faithfulness"]["mean"] == pytest.approx(1, abs=1e-5)
+    # What leaves everything keeps exactly all, whichever prompts are drawn: no interval is left.
+    assert list(everything["faithfulness"].values()) == pytest.approx([1, 1, 1], abs=1e-5)
     assert everything["distance"]["mean"] == pytest.approx(0, abs=1e-5)
 
 
@@ -160,6 +161,8 @@ def test_kinds_of_ablation_differ(gpt2, judge, sets, means):
     circuits = {"c": CIRCUIT, "all": components(gpt2)}
     table = quality.by_ablation(gpt2, prompts, kinds, circuits)
     assert table.equals(quality.by_ablation(gpt2, prompts, kinds, circuits, 0))
+    intact = quality.by_ablation(gpt2, prompts, kinds, {"all": components(gpt2)})
+    assert intact[["low", "high"]].to_numpy() == pytest.approx(1, abs=1e-5)
     assert not table.equals(quality.by_ablation(gpt2, prompts, kinds, circuits, 1))
     table = table.set_index(["circuit", "ablation"])
     rest = [c for c in components(gpt2) if c not in CIRCUIT]
