@@ -9,7 +9,7 @@ Questions of one token length make a batch; nothing is padded.
 Only heads are ablated here, at all positions, as published for Llama-2; every MLP stays.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.probes import Probe
 from seqcirc_utils.prompts.questions import Fitted, fit
-from seqcirc_utils.statistics import Tail, interval, rate
+from seqcirc_utils.statistics import Interval, Tail, interval, rate
 
 MIN_ACCURACY = 0.25
 """With less than this there is too little to lose."""
@@ -160,6 +160,19 @@ def ablated(
     return found
 
 
+def _pooled_gap(some: Sequence[Ablated], seed: int) -> Interval:
+    """The mean of the questions' gaps, with its 95% interval over questions.
+
+    Resampling gaps that are all alike gives no width, however few they are. Then the width is that
+    of the share right without the set (Clopper-Pearson), as random sets leave every question alike.
+    """
+    gap = interval(torch.cat([each.gaps() for each in some]), seed)
+    if gap.low < gap.high:
+        return gap
+    own = rate(torch.cat([each.own.correct for each in some]))
+    return Interval(gap.mean, gap.mean - (own.high - own.mean), gap.mean + (own.mean - own.low))
+
+
 def planned(found: Iterable[Ablated], seed: int = 0) -> list[dict[str, Any]]:
     """The planned tests: each set that has random ones beside it, on each of the paper's subjects.
 
@@ -182,7 +195,7 @@ def planned(found: Iterable[Ablated], seed: int = 0) -> list[dict[str, Any]]:
     rows = []
     for (kind, name, subject), some in cells.items():
         own, null = zip(*(each.losses() for each in some), strict=True)
-        gap = interval(torch.cat([each.gaps() for each in some]), seed)
+        gap = _pooled_gap(some, seed)
         tail = Tail.of(np.mean(null, axis=0))
         rows.append(
             {

@@ -40,7 +40,7 @@ from seqcirc_utils.methods.slopes import (
 from seqcirc_utils.prompts import drawing
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.prompts.vocabulary import vocabulary
-from seqcirc_utils.statistics import intervals, positive_baseline, ratios
+from seqcirc_utils.statistics import intervals, positive_baseline, rate, ratios
 
 DIFFERENCE, LOG_PROB, LEAD, KL = METRICS = (
     "logit difference",
@@ -64,7 +64,7 @@ class Metrics(Findings):
 
     What a circuit keeps is (circuit - empty) / (whole - empty), in the metric that judges; the
     empty circuit has everything mean-ablated. Intervals are 95%, over prompts (resampled above and
-    below the line); of overlaps the middle 95% of repeats.
+    below the line; of accuracies the exact ones); of overlaps the middle 95% of repeats.
 
     Attributes:
         judged: What each metric's circuit (and random ones) keeps by each metric, by ``task``; in
@@ -265,11 +265,26 @@ def _judged(
     for judge, (over, under) in told.items():
         parts = over.split([len(some) for some in circuits.values()])
         means = torch.stack([part.mean(0) for part in parts])  # [circuit, n]
-        seed = at["seed"]
-        shares = intervals(means, seed) if under is None else ratios(means, under, seed)
-        bounds = _rows(shares)
+        bounds = (
+            _accuracy(means, at["seed"])
+            if under is None
+            else _rows(ratios(means, under, at["seed"]))
+        )
         rows += [[task, name, judge, *b] for name, b in zip(circuits, bounds, strict=True)]
     return pd.DataFrame(rows, columns=list(Metrics.empty("judged")))
+
+
+def _accuracy(means: torch.Tensor, seed: int) -> list[list[float]]:
+    """Share of prompts answered and its bounds by row of ``[circuit, n]``.
+
+    Exact (Clopper-Pearson) where each prompt is right or wrong; the bootstrap, which four right
+    answers of four leave no width, only for means over random circuits.
+    """
+    bounds = _rows(intervals(means, seed))
+    for row, answered in enumerate(means):
+        if set(answered.tolist()) <= {0.0, 1.0}:
+            bounds[row] = list(vars(rate(answered.bool())).values())
+    return bounds
 
 
 def _sizes(at: Setting, task: str, one: _Task) -> list[dict[str, Any]]:

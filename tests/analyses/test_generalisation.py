@@ -319,6 +319,15 @@ def test_planned_tests_pool_questions_and_pair_the_random_sets():
     assert Tail.of(one).p(row["needed"]) == pytest.approx(0.05)
 
 
+def test_four_questions_that_all_fail_leave_an_interval():
+    bad = frozenset(heads((5, 2), (6, 1)))
+    bench = Planned(lambda s: 0 if s == bad else 4)  # no random set harms, and the set harms all
+    bench.fitted = questions.Fitted(probes.Probe("plus_1", "g", "t", ()), (None,) * 4, (), (), {})
+    (row,) = generalisation.planned(generalisation.ablated(bench, {"bad": bad}, n_draws=19))
+    # Of 0 right in 4 the exact 95% interval ends at 60% (any table), so 40 points are lost at least
+    assert row["gap"] == row["gap_high"] == 1 and row["gap_low"] == pytest.approx(0.398, abs=1e-3)
+
+
 def test_without_draws_there_is_no_p_value():
     found = generalisation.ablated(Planned(lambda s: 2), {"a": heads((1, 1), (2, 1))}, n_draws=0)
     row = found[0].row()

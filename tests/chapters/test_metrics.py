@@ -11,6 +11,7 @@ from conftest import save_tiny
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 from oracles import plain_logits
+from scipy.stats import binomtest
 from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation.evaluator import Evaluator
@@ -185,6 +186,10 @@ def test_what_a_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
     assert rows["months", KL, LOG_PROB] == pytest.approx(share, abs=1e-3)
     right = (logits.argmax(-1) == ids[:, 0]).float().mean().item()
     assert rows["months", KL, "accuracy"] == pytest.approx(right)
+    told = found.judged.set_index(["task", "circuit", "judge"]).loc[("months", KL, "accuracy")]
+    n = len(ids)
+    exact = binomtest(round(right * n), n).proportion_ci(method="exact")
+    assert [told["low"], told["high"]] == pytest.approx([exact.low, exact.high], abs=1e-6)
 
 
 def test_a_metric_by_which_the_whole_is_not_ahead_is_left_out(setting, monkeypatch):
