@@ -14,8 +14,9 @@ shown) and ``versions``. The rooms, each of which imports only from those before
 - ``chapters``: what each chapter of the book measures, and the findings that it keeps
 - ``paper``: what was published, and a verdict on each claim
 
-Beside them stand ``figures`` (how findings look), ``workflow`` (one notebook, or all stages) and
-``publishing`` (the book); ``commands`` is the one door to all of it.
+Beside them stand ``figures`` (how findings look), ``answers`` (to what the chapters say to try),
+``workflow`` (one notebook, or all stages) and ``publishing`` (the book); ``commands`` is the one
+door to all of it.
 """
 
 __version__ = "0.1.0"
