@@ -1,8 +1,8 @@
 """Reproduce, check and extend the shared sequence-continuation circuits of arXiv 2311.04131.
 
 The ground that all else stands on is ``errors``, ``store`` (files, whole or not at all),
-``statistics``, ``components`` (heads, MLPs and edges by name) and ``versions``. The rooms, each of
-which imports only from those before it:
+``statistics``, ``components`` (heads, MLPs and edges by name), ``typography`` (signs in what is
+shown) and ``versions``. The rooms, each of which imports only from those before it:
 
 - ``models``: from a name to a loaded model
 - ``prompts``: what a model is asked, and scores of its answers
@@ -14,8 +14,9 @@ which imports only from those before it:
 - ``chapters``: what each chapter of the book measures, and the findings that it keeps
 - ``paper``: what was published, and a verdict on each claim
 
-Beside them stand ``figures`` (how findings look), ``workflow`` (one notebook, or all stages) and
-``publishing`` (the book); ``commands`` is the one door to all of it.
+Beside them stand ``figures`` (how findings look), ``answers`` (to what the chapters say to try),
+``workflow`` (one notebook, or all stages) and ``publishing`` (the book); ``commands`` is the one
+door to all of it.
 """
 
 __version__ = "0.1.0"

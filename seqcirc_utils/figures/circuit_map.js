@@ -23,7 +23,7 @@
       var text = data.tasks[i] + ": " + (entry[0] ? "in the circuit" : "not in the circuit");
       if (entry[1]) text += ", role: " + entry[1];
       if (entry[2] !== null && !entry[3]) text += ", ablating it changes the logit difference by " +
-        (entry[2] > 0 ? "+" : "") + entry[2].toFixed(1) + "%";
+        (entry[2] > 0 ? "+" : "") + entry[2].toFixed(1).replace("-", "\u2212") + "%";
       var item = add(list, "li", text), link;
       if (entry[0] && data.links[i]) {
         item.appendChild(document.createTextNode(". "));

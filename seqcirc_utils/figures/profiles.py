@@ -6,6 +6,7 @@ import pandas as pd
 
 from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.components import Component
+from seqcirc_utils.typography import minus
 
 
 def facts(found: CrossTask) -> dict[str, dict[Component, list[str]]]:
@@ -43,8 +44,8 @@ def _sentences(row: Any) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+z.2f}".replace("-", "\N{MINUS SIGN}")
+    return minus(f"{value:+z.2f}")
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+z.1f}%".replace("-", "\N{MINUS SIGN}")
+    return minus(f"{100 * share:+z.1f}%")

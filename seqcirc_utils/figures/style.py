@@ -7,10 +7,13 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.store import writing
+from seqcirc_utils.typography import minus
 
 # Okabe and Ito's palette: told apart with any colour vision.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,7 +54,17 @@ def save(figure: Figure, path: Path | str) -> Path:
 
 
 def closed(figure: Figure) -> Figure:
-    """The figure, for a cell's value to show it; left open, Jupyter would show it twice."""
+    """The figure, for a cell's value to show it; left open, Jupyter would show it twice.
+
+    Its texts get minus signs, as matplotlib gives them to the ticks that it numbers itself.
+    """
+    for text in figure.findobj(Text):
+        text.set_text(minus(text.get_text()))
+    for axis in figure.axes:
+        for side in (axis.xaxis, axis.yaxis):
+            named = side.get_major_formatter()
+            if isinstance(named, FixedFormatter):
+                named.seq = [minus(str(label)) for label in named.seq]
     plt.close(figure)
     return figure
 

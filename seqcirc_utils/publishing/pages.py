@@ -1,6 +1,7 @@
 """From executed notebooks to the book: titles, links to the glossary, data, provenance, HTML."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from seqcirc_utils.publishing.tables import (
     provenance,
 )
 from seqcirc_utils.workflow.execution import clean
+from seqcirc_utils.workflow.parameters import declared
 from seqcirc_utils.workflow.planning import DISCOVERY, Job, Plan
 from seqcirc_utils.workflow.records import skipped
 
@@ -159,6 +161,18 @@ def _footer(job: Job, data: list[Path]) -> str:
     )
 
 
+def _of_this_run(text: str, job: Job) -> str:
+    """Text whose commands try something of this page's model and task, not of the defaults."""
+    given, known = store.read_json(job.record)["parameters"], declared(job.stage)
+    own = "".join(
+        f" -r {name} {shlex.quote(given[name])}"
+        for name in ("model", "task")
+        if name in given and given[name] != known[name].default
+    )
+    begin = r"(?m)^(.*\bpapermill notebooks/\S+ out\.ipynb)(?= )"
+    return re.sub(begin, lambda found: found[1] + own, text)
+
+
 def _joined(cells: list[Any]) -> list[Any]:
     """Join code cells that show nothing with the code cell that follows: one fold, not four."""
     found: list[Any] = []
@@ -195,7 +209,7 @@ def _published(job: Job, terms: list[str], data: list[Path]) -> str:
     left = list(terms)
     for cell in executed.cells:
         if cell.cell_type == "markdown":
-            cell.source = _link_terms(cell.source, terms, left)
+            cell.source = _link_terms(_of_this_run(cell.source, job), terms, left)
     origins.note(job, executed.cells, data)
     executed.cells = _joined(executed.cells)
     footer = nbformat.v4.new_markdown_cell(_footer(job, data), id="data-and-parameters")

@@ -11,12 +11,19 @@ from typing import Any
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.typography import minus, minus_in_html, minus_in_markdown
 from seqcirc_utils.workflow import records
 from seqcirc_utils.workflow.parameters import check
 from seqcirc_utils.workflow.stages import directory, notebook, upstream
 
 _START = 600
 """Seconds that a kernel may take to start: imports from a busy network disk are slow."""
+_SHOWN = {
+    "text/html": minus_in_html,
+    "text/markdown": minus_in_markdown,
+    "application/papermill.record/text/plain": minus,  # what pages quote from this one
+}
+"""What people read of an output, and what gives its numbers minus signs."""
 
 
 def _why(error: Exception) -> str:
@@ -151,7 +158,11 @@ def record_skipped(stage: str, given: dict[str, Any], reason: str) -> None:
 
 
 def clean(book: Any) -> Any:
-    """Return an executed notebook without what differs from run to run: progress bars, times."""
+    """Return an executed notebook as it is kept.
+
+    What differs from run to run is left out (progress bars, times), and numbers that people read
+    get minus signs.
+    """
     book.metadata.pop("papermill", None)
     book.metadata["kernelspec"] = {
         "display_name": "Python 3 (ipykernel)",
@@ -172,4 +183,7 @@ def clean(book: Any) -> Any:
                 plain = output.get("data", {}).get("text/plain")
                 if plain is not None:
                     output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
+                for kind, mended in _SHOWN.items():
+                    if kind in output.get("data", {}):
+                        output.data[kind] = mended(output.data[kind])
     return book

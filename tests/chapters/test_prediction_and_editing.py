@@ -219,7 +219,7 @@ def test_text_counts_as_damaged_where_its_loss_rises(found):
     changed = dataclasses.replace(found[1], edits=edits)
     axis = figures.damage_map(changed).axes[0]
     assert [t.get_text() for t in axis.get_xticklabels()] == ["Months", "Digits", "Text (loss)"]
-    assert [t.get_text() for t in axis.texts][:3] == ["25", "25", "-25"]
+    assert [t.get_text() for t in axis.texts][:3] == ["25", "25", "−25"]
     names = [t.get_text() for t in axis.get_yticklabels()]
     assert names[:2] == ["1.2 (shared head: all)", "2.0 (own head: months)"]
 

@@ -78,7 +78,7 @@ def test_every_figure_draws(frame):
 def test_heat_maps_show_no_negative_zero():
     table = pd.DataFrame([[-0.001, -0.4], [0.2, -12.0]])
     texts = [t.get_text() for t in common.table_heatmap(table, "value", ".0f").axes[0].texts]
-    assert texts == ["0", "0", "0", "-12"]
+    assert texts == ["0", "0", "0", "−12"]
 
 
 def test_map_frames_what_all_circuits_share():
@@ -104,3 +104,19 @@ def test_tasks_keep_their_colours():
         == style.task_colours(["digits", "months"])["months"]
     )
     assert len(set(style.task_colours(["digits", "number_words", "months"]).values())) == 3
+
+
+def test_what_a_figure_says_has_minus_signs():
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots()
+    axis.plot([0, 1], [-1, 1], label="numbers, -1")
+    axis.set(title="at -2", xlabel="SmolLM2-135M (-3)")
+    axis.set_yticks([-1, 1], ["months, -1", "5-10"])
+    axis.annotate("-4%", (0, 0))
+    axis.legend()
+    style.closed(figure)
+    figure.canvas.draw()
+    said = [t.get_text() for t in figure.findobj(lambda part: hasattr(part, "get_text"))]
+    wanted = {"numbers, −1", "at −2", "SmolLM2-135M (−3)", "months, −1", "5-10", "−4%"}
+    assert wanted <= set(said)

@@ -14,7 +14,7 @@ from seqcirc_utils.workflow import fingerprint, notebook, planning, records, sta
 PACKAGE = Path(fingerprint.__file__).parents[1]
 STAGE = "03_patching"
 MEASURED = [name for name, stage in stages.STAGES.items() if (PACKAGE / stage.chapter).is_file()]
-MACHINERY = {"figures", "workflow", "publishing"}
+MACHINERY = {"figures", "answers", "workflow", "publishing"}
 
 
 @pytest.fixture

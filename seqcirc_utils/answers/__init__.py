@@ -1,0 +1,1 @@
+"""What each chapter says to try, answered from what the chapter found."""
