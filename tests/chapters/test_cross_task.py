@@ -25,6 +25,7 @@ from seqcirc_utils.figures import cross_task_told as told
 from seqcirc_utils.figures.profiles import facts
 from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import controls, sequences
+from seqcirc_utils.typography import minus
 
 TASKS = ["number_words", "months"]
 PARAMETERS = {
@@ -285,7 +286,9 @@ def test_the_heat_maps_show_every_number(found):
         for text in axis.texts
     ]
     percent = found.transfer[["mean", "low", "high"]] * 100
-    wanted = [f"{mean:z.0f}\n[{low:z.0f}, {high:z.0f}]" for mean, low, high in percent.to_numpy()]
+    wanted = [
+        minus(f"{mean:z.0f}\n[{low:z.0f}, {high:z.0f}]") for mean, low, high in percent.to_numpy()
+    ]
     assert sorted(written) == sorted(wanted)
 
 
