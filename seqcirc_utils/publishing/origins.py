@@ -16,7 +16,7 @@ from seqcirc_utils.workflow.planning import Job
 from seqcirc_utils.workflow.stages import stage_named
 
 _PACKAGE = Path(__file__).parents[1]
-_CALL = re.compile(r"^figures\.(\w+)\(", re.MULTILINE)
+_CALL = re.compile(r"^(\w+)\.(\w+)\(", re.MULTILINE)
 
 
 def parameters_label(job: Job) -> str:
@@ -29,17 +29,17 @@ def shown(stage: str, source: str) -> list[str]:
 
     Args:
         stage: The stage whose notebook holds the cell.
-        source: The cell's code, which calls ``figures.<name>(found)``.
+        source: The cell's code, which calls ``figures.<name>(found)``, or a function of another module
+            of figures by that module's name.
     """
     chapter = stage_named(stage).chapter
     kept = _kept(_PACKAGE / chapter)
-    drawing = _PACKAGE / "figures" / f"{stage.partition('_')[2]}.py"
-    if not drawing.is_file():
-        return []
-    functions = _functions(drawing)
     names: set[str] = set()
-    for name in _CALL.findall(source):
-        names |= _fields(functions, name)
+    for module, name in _CALL.findall(source):
+        own = stage.partition("_")[2] if module == "figures" else module
+        drawing = _PACKAGE / "figures" / f"{own}.py"
+        if drawing.is_file():
+            names |= _fields(_functions(drawing), name)
     methods = _functions(_PACKAGE / chapter)
     for name in list(names):
         names |= _fields(methods, name)
