@@ -29,8 +29,8 @@ def shown(stage: str, source: str) -> list[str]:
 
     Args:
         stage: The stage whose notebook holds the cell.
-        source: The cell's code, which calls ``figures.<name>(found)``, or a function of another module
-            of figures by that module's name.
+        source: The cell's code, which calls ``figures.<name>(found)``, or a function of another
+            module of figures by that module's name.
     """
     chapter = stage_named(stage).chapter
     kept = _kept(_PACKAGE / chapter)
