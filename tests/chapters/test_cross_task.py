@@ -217,7 +217,7 @@ def test_the_heat_maps_show_every_number(found):
     ]
     percent = found.transfer[["mean", "low", "high"]] * 100
     wanted = [f"{mean:z.0f}\n[{low:z.0f}, {high:z.0f}]" for mean, low, high in percent.to_numpy()]
-    assert sorted(written) == sorted(wanted)
+    assert sorted(written) == sorted(text.replace("-", "−") for text in wanted)
 
 
 def test_the_panels_show_every_circuit_and_every_draw(found):
