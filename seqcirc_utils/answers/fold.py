@@ -58,7 +58,11 @@ def _html(part: Part) -> str:
     if isinstance(part, str):
         return f"<p>{escape(part, quote=False)}</p>"
     if isinstance(part, pd.DataFrame):
-        return part.to_html(index=False, border=0, justify="left")
+        table = part.to_html(index=False, border=0, justify="left")
+        # It scrolls on a phone, by key too.
+        return (
+            f'<div class="answer-table" tabindex="0" role="group" aria-label="Table">{table}</div>'
+        )
     drawn = io.BytesIO()
     part.figure.savefig(drawn, format="svg", metadata={"Date": None})
     text = base64.b64encode(drawn.getvalue()).decode()

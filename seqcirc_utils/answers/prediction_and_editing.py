@@ -12,7 +12,10 @@ from seqcirc_utils.prompts.sequences import TASKS
 @answered("prediction")
 def answer(found: PredictionAndEditing) -> Sequence[Part]:
     """How often the circuit prefers what the model prefers, by how sure the model is."""
-    halves = {task: agreeing(rows) for task, rows in found.points.groupby("task", sort=False)}
+    by_task = found.points.groupby("task", sort=False)
+    halves = {task: agreeing(rows) for task, rows in by_task if len(rows) > 1}
+    if not halves:
+        return ["One prompt of a task cannot be halved: nothing to tell."]
     better = sum(sure > unsure for unsure, sure in halves.values())
     table = pd.DataFrame(
         [

@@ -33,9 +33,10 @@ def answer(found: Specificity) -> Sequence[Part]:
         ]
     )
     return [
-        f"Without the {found.n_ablated} strongest components of a sequence, its own task loses "
-        f"{NEARLY:.0%} or more in {lost[0]} of {len(own)} cases, and another task in {lost[1]} of "
-        f"{len(other)}. Where all is lost everywhere, no set can be more its own than another.",
+        f"Without the strongest components of a sequence ({found.n_ablated} of "
+        f"{found.n_components}), its own task loses {NEARLY:.0%} or more in {lost[0]} of "
+        f"{len(own)} cases, and another task in {lost[1]} of {len(other)}. Where all is lost "
+        "everywhere, no set can be more its own than another.",
         table,
         "Losses above 100% mean that the wrong answer is then preferred. Whether a smaller set "
         "spares the others, these numbers cannot say: that is what the rerun is for.",

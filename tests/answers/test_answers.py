@@ -264,6 +264,8 @@ def test_a_circuit_is_tried_where_the_model_is_sure():
     points["task"] = "months"
     text, table, _ = read(prediction_and_editing.answer(found(points=points)))
     assert "in 1 of 1 tasks" in text[0] and table[1] == ["Months", "50%", "100%"]
+    lone = found(points=points[:1])
+    assert "cannot be halved" in read(prediction_and_editing.answer(lone))[0][0]
 
 
 def test_verdicts_that_hang_on_a_limit_or_on_prompts():
@@ -333,10 +335,11 @@ def test_tasks_that_are_lost_whole_are_counted():
         for task, loss in zip(tasks["task"], values, strict=True)
     ] + [["random", "digits", "digits", 1.0]]
     damage = pd.DataFrame(rows, columns=["kind", "set", "task", "mean"])
-    text, table, _ = read(specificity.answer(found(tasks=tasks, damage=damage, n_ablated=15)))
+    at = {"tasks": tasks, "n_ablated": 15, "n_components": 300}
+    text, table, _ = read(specificity.answer(found(damage=damage, **at)))
     assert "in 2 of 2 cases, and another task in 1 of 4." in text[0]
     assert table[1:] == [["Digits", "95%", "20% to 50%"], ["Months", "90%", "−10% to 100%"]]
-    none = found(tasks=tasks, damage=damage[:0], n_ablated=15)
+    none = found(damage=damage[:0], **at)
     assert "nothing to tell" in read(specificity.answer(none))[0][0]
 
 

@@ -290,6 +290,27 @@ def test_one_switch_opens_all_code_and_the_reading_time_is_told(opened):
         assert code.evaluate_all("found => found.map(e => e.open)") == [open_] * code.count()
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_an_answer_is_folded_and_opens_by_key(opened, name):
+    if name.endswith("provenance.html"):
+        return
+    page = opened(name)
+    folds, answers = page.locator("main details.answer"), page.locator("main details.answer > p")
+    assert folds.count() == (3 if "14_explore" in name else 1)
+    assert not any(answer.is_visible() for answer in answers.all())
+    page.locator("button.code-switch").press("Enter")  # which is for code
+    assert not any(folds.evaluate_all("found => found.map(e => e.open)"))
+    for fold in folds.all():
+        handle = fold.get_by_text("Show the answer", exact=True)
+        handle.focus()
+        page.keyboard.press("Enter")
+        assert fold.locator("p").first.is_visible() and len(fold.inner_text()) > 60
+        page.keyboard.press("Space")
+        assert not fold.locator("p").first.is_visible()
+    page.emulate_media(media="print")
+    assert all(answer.is_visible() for answer in answers.all())
+
+
 def test_a_figure_says_where_it_comes_from(opened):
     page = opened("runs/11_interchange.html")
     for line in page.locator("main figure .legend").all():

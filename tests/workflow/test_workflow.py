@@ -171,6 +171,30 @@ def test_publish(project):
     assert times == {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
 
 
+def test_a_command_on_a_page_is_of_its_model_and_task(project):
+    line = "papermill notebooks/03_patching.ipynb out.ipynb -p results results/try -p n_prompts 9"
+    cell = nbformat.v4.new_markdown_cell(f"Try `papermill`:\n\n```bash\n{line}\n```")
+    plan = planning.read_plan(parameters(project, tasks=["digits", "months"]))
+    pretend_all(plan)
+    found = {}
+    for task in plan.tasks:
+        pretend(plan, "03_patching", task, [cell])
+    pages.publish(plan)
+    for task in plan.tasks:
+        text = (project / f"book/runs/{task}/03_patching.ipynb").read_text()
+        (found[task],) = re.findall(r"papermill notebooks[^\\]*", text)
+    assert found["months"] == line  # the notebook's own
+    assert found["digits"] == line.replace("out.ipynb", "out.ipynb -r task digits")
+    # Another model, whose name the shell would read otherwise.
+    job = planning.Job(plan, "03_patching", "months")
+    record = store.read_json(job.record)
+    record["parameters"]["model"] = "my model"
+    store.write_json(job.record, record)
+    assert pages._of_this_run(line, job) == line.replace(
+        "out.ipynb", "out.ipynb -r model 'my model'"
+    )
+
+
 def test_the_provenance_tells_where_the_discovery_took_its_time(project):
     plan = planning.read_plan(parameters(project))
     pretend_all(plan)
