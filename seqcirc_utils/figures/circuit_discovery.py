@@ -13,7 +13,7 @@ from seqcirc_utils.chapters.circuit_discovery import RANKED, SWEEP, TWO_SIDED, C
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed, in_short
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed, in_short, many
 from seqcirc_utils.statistics import short
 
 SIGNIFICANT = 0.05
@@ -124,12 +124,12 @@ def size_curve(found: CircuitDiscovery) -> Figure:
 def chance_told(found: CircuitDiscovery) -> Markdown:
     """The areas of the curve, and what the best random circuits keep."""
     return Markdown(
-        f"The area below the curve is **{found.cpr:.2f}**, that between the curve and 1 "
+        f"The area below the curve is **{found.cpr:.2f}**; the area between the curve and 1 is "
         f"**{found.cmd:.2f}**. "
         + " ".join(
-            f"Of {len(scores)} circuits of the kind *{kind}* the best keeps {max(scores):.0%} "
-            f"(p = {short(found.p[kind])}; with this many draws p is at least "
-            f"{short(1 / (len(scores) + 1))})."
+            f"The best of {many(len(scores), 'circuit')} of the kind "
+            f"*{kind}* keeps {max(scores):.0%} (p = {short(found.p[kind])}; with this many draws "
+            f"p cannot fall below {short(1 / (len(scores) + 1))})."
             for kind, scores in found.random.items()
         )
     )
@@ -176,13 +176,13 @@ def needed_told(found: CircuitDiscovery) -> Markdown:
     n = found.circuit.n_prompts
     return Markdown(
         f"On unseen prompts **{(table['q'] < SIGNIFICANT).sum()} of {len(table)}** components are "
-        f"significantly needed (q < {SIGNIFICANT}); with {n} prompts a test could give "
+        f"significantly needed (q < {SIGNIFICANT}); with {n} prompts no test can give less than "
         f"p = {short(0.5**n)}. A component of the circuit is found again in {every} of the "
         f"repeated searches on average: {prompts} with resampled prompts, {seed} with other "
-        f"seeds, {order} in other orders. {(table['inclusion'] == 1).sum()} return "
-        f"always, and {len(found.returning)} components outside the circuit in at least half of "
-        "the searches. Trust what always returns; for what comes and goes, other components can "
-        "stand in."
+        f"seeds, {order} in other orders. Of the circuit's components "
+        f"{(table['inclusion'] == 1).sum()} return in every search; of the others "
+        f"{len(found.returning)} turn up in at least half of the searches. Trust what always "
+        "returns; for what comes and goes, other components can stand in."
     )
 
 
@@ -195,15 +195,20 @@ def ablation_map(found: CircuitDiscovery) -> Figure:
 
 @common.needs("edges")
 def edge_table(found: CircuitDiscovery) -> pd.DataFrame:
-    """A column per rule: the edges kept, and what they keep together."""
+    """The circuit with all edges, and a column per rule: edges kept, and what these keep."""
+    n = len(found.edge_effects)
+    columns = {"all edges": (n, found.all_edges, found.circuit.faithfulness["mean"])}
+    for rule, kept in found.edges.items():
+        scores = found.edge_scores[rule]
+        columns[rule] = kept, scores["discovery"], scores["evaluation"]
     return pd.DataFrame(
         {
-            rule: {
-                "edges kept": f"{kept} of {len(found.edge_effects)}",
-                "kept together, discovery prompts": f"{found.edge_scores[rule]['discovery']:.0%}",
-                "kept together, evaluation prompts": f"{found.edge_scores[rule]['evaluation']:.0%}",
+            name: {
+                "edges kept": f"{kept} of {n}",
+                "kept together, discovery prompts": f"{discovery:.0%}",
+                "kept together, evaluation prompts": f"{evaluation:.0%}",
             }
-            for rule, kept in found.edges.items()
+            for name, (kept, discovery, evaluation) in columns.items()
         }
     )
 
@@ -255,7 +260,7 @@ def headline(found: CircuitDiscovery) -> Markdown:
     """The chapter's finding in a sentence or two."""
     layered = found.p["random heads, same layers"]
     return in_short(
-        f"{len(found.circuit.heads)} heads and {len(found.circuit.mlps)} MLPs keep "
+        f"{many(len(found.circuit.heads), 'head')} and {many(len(found.circuit.mlps), 'MLP')} keep "
         f"{_with_interval(found.circuit.faithfulness)} of the lead of the answer on unseen prompts "
         f"(p = {short(layered)} against random heads of the same layers). They answer "
         f"{found.quality[RANKED]['accuracy']['mean']:.0%} of these prompts correctly, the "

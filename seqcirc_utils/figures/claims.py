@@ -139,9 +139,8 @@ def verdict_table(found: Claims) -> HTML:
     if found.gpt2:
         shown["reproduced"] = lines["reproduced"].str.replace(" (", "\u202f(")
     shown["carries over?"] = table["verdict"] + "\n" + table["carried"] + " (" + table["kind"] + ")"
-    shown["effects here, with 95% intervals"] = lines["effects"].mask(
-        table["effects"] == "", table["reason"]
-    )
+    effects = lines["effects"].mask(table["effects"] == "", table["reason"])
+    shown["effects here, with 95% intervals"] = effects.map(_titled)
     shown["would change with"] = lines["flips"]
     shown["decided on"] = table["read"].map(_pages)
     return _page_table(shown.replace("", "–"))
@@ -170,10 +169,17 @@ def rules_told(found: Claims) -> Markdown:
         "\n".join(
             f"- **{r.claim}, as published: {r.as_published}** ({r.model}). *Rule.* {r.rule} *Here, "
             f"for comparison.* {r.here or 'nothing to compare'}. **Carries over: {r.verdict}.** "
-            f"*Null.* {r.null.capitalize()}. {_sentence(r.reason)}"
+            f"*Null.* {_sentence(r.null)} {_sentence(_titled(r.reason))}"
             for r in found.verdicts.itertuples()
         )
     )
+
+
+def _titled(text: str) -> str:
+    """Text whose tasks have their names in the book instead of those of the parameters."""
+    for name, task in TASKS.items():
+        text = text.replace(name, task.title.lower()) if "_" in name else text
+    return text
 
 
 def _sentence(text: str) -> str:
@@ -218,9 +224,15 @@ def _cells(values: Iterable[str | HTML], kind: str = "td") -> str:
 def headline(found: Claims) -> Markdown:
     """The chapter's finding in a sentence or two."""
     counts = found.counts
+    as_published = found.verdicts["as_published"]
+    paper = (
+        "Whether the paper is right about GPT-2 and Llama-2 is another question, and open here."
+        if (as_published == OPEN).all()
+        else f"As published, {(as_published == SUPPORTED).sum()} are supported and "
+        f"{(as_published == OPEN).sum()} open."
+    )
     return in_short(
         f"On {found.title}, of {len(found.verdicts)} claims in their model-free form, "
         f"{counts['supported']} are supported, {counts['contradicted']} contradicted, "
-        f"{counts['undecided']} undecided and {counts[NOT_TESTED]} not testable. Whether the paper "
-        "is right about GPT-2 and Llama-2 is another question, and open here."
+        f"{counts['undecided']} undecided and {counts[NOT_TESTED]} not testable. {paper}"
     )

@@ -1,5 +1,7 @@
 """How the findings on roles look."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES, NONE
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
 from seqcirc_utils.statistics import Interval
 
 # What writes a member is orange or pink, what moves one blue, what looks at one green.
@@ -217,6 +219,12 @@ def lens_told(found: ComponentRoles) -> Markdown:
     added, overtakes = by_part.loc["mlp", "next"], by_part["overtakes"]
     switches = by_part["switches"].groupby("part").max()
     up, down = added.idxmax(), added.idxmin()
+    picture = (
+        f"occurs in {switches['block']:.0%} of the prompts at the block where it is most frequent, "
+        f"and in {switches['mlp']:.0%} at such an MLP."
+        if switches[["block", "mlp"]].any()
+        else "occurs at no block and at no MLP, in none of the prompts."
+    )
     return Markdown(
         f"**MLP {up}** adds most to the answer ({100 * added[up]:+.1f} points), MLP {down} takes "
         f"most away ({100 * added[down]:+.1f}). The answer passes the last member for good across "
@@ -224,8 +232,7 @@ def lens_told(found: ComponentRoles) -> Markdown:
         f"layer {overtakes['attention'].idxmax()}) and across an MLP in "
         f"{overtakes['mlp'].sum():.0%} (most often MLP {overtakes['mlp'].idxmax()}). The paper's "
         "picture, the last member on top of the whole vocabulary before one block and the answer "
-        f"after it, occurs in at most {switches['block']:.0%} of the prompts for any block, and in "
-        f"at most {switches['mlp']:.0%} for any MLP."
+        f"after it, {picture}"
     )
 
 
@@ -284,6 +291,11 @@ def numbers(found: ComponentRoles) -> dict[str, str]:
     return {"head-roles": _counted(heads[heads["in_circuit"]])}
 
 
+def _either(names: Sequence[str]) -> str:
+    *first, last = [*names] or [""]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 @common.needs("ov", "direct", "lens")
 def roles_told(found: ComponentRoles) -> Markdown:
     """The roles of the circuit's components and of others, and how sure they are."""
@@ -294,15 +306,19 @@ def roles_told(found: ComponentRoles) -> Markdown:
     heads = heads[heads["in_circuit"]]
     detecting = heads[heads["role"] == "member detection"]
     special = detecting["members_to_members"] >= 2 * detecting["fillers_to_fillers"]
+    others = (
+        "" if special.all() else "; the others go by the place in the sentence, in part at least"
+    )
     return Markdown(
-        f"The circuit's {len(heads)} heads: **{_counted(heads)}**. Its {len(mlps)} MLPs: "
+        f"The circuit's {many(len(heads), 'head')}: **{_counted(heads)}**. Its "
+        f"{many(len(mlps), 'MLP')}: "
         f"{_counted(mlps)}. No head of the circuit has the role "
-        f"{' or '.join(found.absent_head_roles or []) or '(each is taken)'}. {len(outside)} heads "
-        "outside the circuit have a role too: the rules say what a head does, the circuit whether "
-        f"it matters. {(inside['confidence'] < 0.9).sum()} of the circuit's components are less "
-        f"than 90% sure. Of the {len(detecting)} that detect members, {special.sum()} look from "
-        "member to member at least twice as much as from filler to filler; the others go by the "
-        "place in the sentence at least in part."
+        f"{_either(found.absent_head_roles or []) or '(each is taken)'}. The rules "
+        "say what a head does, the circuit whether it matters: "
+        f"{many(len(outside), 'head')} outside it could be named with a role too. "
+        f"{(inside['confidence'] < 0.9).sum()} of the circuit's components are less than 90% sure. "
+        f"Of the {len(detecting)} that detect members, {special.sum()} look from "
+        f"member to member at least twice as much as from filler to filler{others}."
     )
 
 
@@ -353,5 +369,5 @@ def headline(found: ComponentRoles) -> Markdown:
     heads = _heads(found)
     inside = heads[heads["in_circuit"]]
     absent = found.absent_head_roles
-    lacking = f" No head of it has the role {' or '.join(absent)}." if absent else ""
-    return in_short(f"The {len(inside)} heads of the circuit: {_counted(inside)}.{lacking}")
+    lacking = f" No head of it has the role {_either(absent)}." if absent else ""
+    return in_short(f"The circuit's {many(len(inside), 'head')}: {_counted(inside)}.{lacking}")

@@ -20,8 +20,8 @@ from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures import circuit_map, common, style
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.profiles import facts
-from seqcirc_utils.figures.style import NEUTRAL, closed, task_colours
-from seqcirc_utils.statistics import Interval
+from seqcirc_utils.figures.style import NEUTRAL, closed, many, task_colours
+from seqcirc_utils.statistics import Interval, short
 
 LETTERS = circuit_map.letters([*HEAD_ROLES, *MLP_ROLES])
 """The letter of each role in the maps."""
@@ -32,7 +32,7 @@ RANDOM = {"size": ("random, size-matched", "x"), "layer": ("random, layer-matche
 def size(names: Iterable[str]) -> str:
     """How many heads and MLPs a set of components has."""
     kinds = by_kind(set(map(Component.parse, names)))
-    return f"{len(kinds['heads'])} heads, {len(kinds['MLPs'])} MLPs"
+    return f"{many(len(kinds['heads']), 'head')}, {many(len(kinds['MLPs']), 'MLP')}"
 
 
 def label(name: str) -> str:
@@ -133,10 +133,10 @@ def _against_chance(frame: pd.DataFrame, first: str) -> pd.DataFrame:
         "sizes": frame["sizes"],
         "shared": frame["shared"],
         "expected": frame["expected"].round(1),
-        "p": _written(frame["p"], ".1e"),
+        "p": frame["p"].map(short).replace("nan", "–"),
         "expected, layer-matched": _written(frame["layer_expected"], ".1f"),
-        "p, layer-matched": _written(frame["layer_p"], ".1e"),
-        "jaccard": frame["jaccard"].round(2),
+        "p, layer-matched": frame["layer_p"].map(short).replace("nan", "–"),
+        "Jaccard": frame["jaccard"].round(2),
     }
     return pd.DataFrame(table).set_index([first, "tasks"])
 
@@ -267,7 +267,7 @@ def shared_roles_table(found: CrossTask) -> pd.DataFrame | Markdown:
         return Markdown("No shared heads with roles.")
     by_head = found.assigned.pivot(index="component", columns="task").loc[heads]
     table = by_head["role"][list(found.circuits)].rename(columns=TITLES)
-    table["least confidence"] = _written(by_head["confidence"].min(axis=1), ".2f")
+    table["sure, at least"] = _written(by_head["confidence"].min(axis=1), ".0%")
     return table.rename_axis(index="head", columns=None)
 
 

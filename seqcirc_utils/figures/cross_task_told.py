@@ -11,7 +11,7 @@ from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.figures.circuit_discovery import SIGNIFICANT
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.cross_task import size
-from seqcirc_utils.figures.style import in_short
+from seqcirc_utils.figures.style import in_short, many
 from seqcirc_utils.statistics import short
 
 SPARED = 50
@@ -67,12 +67,12 @@ def overlap_told(found: CrossTask) -> Markdown:
         f"chance alone gives {mlps['expected']:.1f} shared ones."
     )
     return Markdown(
-        f"All {len(kept)} circuits share **{len(heads['shared'])} heads** "
+        f"All {len(kept)} circuits share **{many(len(heads['shared']), 'head')}** "
         f"({', '.join(heads['shared']) or 'none'}). Random circuits of the same sizes would share "
         f"{heads['expected']:.1f} (p = {short(heads['p'], 1)}), those with as many heads in each "
         f"layer {found.layer_matched['expected']:.1f} "
         f"(p = {short(found.layer_matched['p'], 1)}). The circuits share "
-        f"**{len(mlps['shared'])} MLPs**; random ones would share {mlps['expected']:.1f} "
+        f"**{many(len(mlps['shared']), 'MLP')}**; random ones would share {mlps['expected']:.1f} "
         f"(p = {short(mlps['p'])}).\n\n"
         f"**What MLP overlap can and cannot say.** {can_say} Each layer has one MLP, so there is "
         "no layer-matched null: if every text needs the first and the last MLPs, that looks the "
@@ -112,9 +112,10 @@ def edges_told(found: CrossTask) -> Markdown:
         return Markdown(f"**Edges** are not compared: {found.missing['edges']}")
     edges = found.edges
     return Markdown(
-        f"**Edges.** All circuits share {len(edges.shared)} edges. Among the {edges.possible} "
-        f"edges that could join components of every circuit, {len(edges.shared)} are in all of "
-        f"them, where chance would give {edges.expected:.1f} (p = {short(edges.p or 0.0, 1)})."
+        f"**Edges.** All circuits share {many(len(edges.shared), 'edge')}. Among the "
+        f"{edges.possible} edges that could join components of every circuit, "
+        f"{len(edges.shared)} are in all of them, where chance would give {edges.expected:.1f} "
+        f"(p = {short(edges.p or 0.0, 1)})."
     )
 
 
@@ -270,8 +271,8 @@ def roles_told(found: CrossTask) -> Markdown:
         f"Shared heads and pairs of tasks with the same role: **{agreement['same']} of "
         f"{agreement['pairs']}**, where roles dealt out at random give "
         f"{agreement['expected']:.1f} "
-        f"(p = {short(agreement['p'])}): {outcome}. {idle} of {len(heads)} shared heads meet no "
-        "rule in any task.\n\nHeads outside the core with the same role in different tasks: "
+        f"(p = {short(agreement['p'])}): {outcome}. No rule fits {idle} of the {len(heads)} shared "
+        "heads in any task.\n\nHeads outside the core with the same role in different tasks: "
         f"{'; '.join(alike) or 'none'}."
     )
 

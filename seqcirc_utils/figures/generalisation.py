@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
 from seqcirc_utils.statistics import MIN_DRAWS, short
 
 LEVEL = 0.05
@@ -64,7 +64,8 @@ def abilities_told(found: Generalisation) -> Markdown:
 def question_table(found: Generalisation) -> Styler:
     """A question of each probe, and how the model answers."""
     table = found.probes[["title", "example", "n", "accuracy", "logit_diff"]]
-    table = table.rename(columns={"logit_diff": "log p(answer) - log p(wrong)"})
+    names = {"title": "probe", "n": "questions", "logit_diff": "log p(answer) - log p(wrong)"}
+    table = table.rename(columns=names)
     look = common.styled(table, "questions", **{"font-size": "85%"})
     return look.hide(axis="index").format(precision=2, na_rep="")
 
@@ -84,7 +85,7 @@ def effect_map(found: Generalisation, kind: str) -> Figure:
     cells = table.assign(
         beyond=100 * (table["accuracy_after"] - random),
         text=table["accuracy_after"].map("{:.2f}".format) + star + beside,
-        probe=table["probe"].str.replace("_", " "),
+        probe=table["probe"].map(found.probes.set_index("probe")["title"]),
         set=table["set"] + "\n(" + table["n_heads"].astype(str) + ")",
     )
     sets, probes = cells["set"].unique(), cells["probe"].unique()
@@ -107,7 +108,7 @@ def effects_told(found: Generalisation) -> Markdown:
     """What is left of the answers without each set of heads, and how many p-values stand out."""
     effects, used = found.effects, found.probes["used"].sum()
     lines = [_set_told(name, rows) for name, rows in effects.groupby("set", sort=False)]
-    text = f"Averaged over the {used} probes that the model can do:\n\n" + "\n".join(lines)
+    text = f"Averaged over {many(used, 'probe')} that the model can do:\n\n" + "\n".join(lines)
     tested = effects["p"].notna()
     if tested.any():
         text += (
@@ -133,7 +134,7 @@ def _set_told(name: str, rows: pd.DataFrame) -> str:
         sure = (tested["q"] < LEVEL).sum()
         beyond = f"; beyond random sets (q < .05) on {sure} of {len(tested)} probes"
     return (
-        f"- {name} ({size} head{'' if size == 1 else 's'}): {mean['accuracy_after'].mean():.0%} of "
+        f"- {name} ({many(size, 'head')}): {mean['accuracy_after'].mean():.0%} of "
         f"answers survive mean ablation{beside}, {zero['accuracy_after'].mean():.0%} survive zero "
         f"ablation{beyond}."
     )
@@ -186,7 +187,26 @@ def planned_told(found: Generalisation) -> Markdown:
         f"{': ' + named if named else ''}. Half of the tests could have found a loss of "
         f"{table['needed'].median():.2f} nats per answer or less. Random sets cost "
         f"{table['random_loss'].median():.2f}, the circuits' heads {table['loss'].median():.2f} "
-        "(medians)."
+        f"(medians).{_twins_told(table)}"
+    )
+
+
+def _distinct(planned: pd.DataFrame) -> pd.DataFrame:
+    """Planned tests, once for sets of the same heads: what is lost is then the same number."""
+    return planned.drop_duplicates(["kind", "subject", "n_heads", "loss", "random_loss"])
+
+
+def _twins_told(planned: pd.DataFrame) -> str:
+    """Which sets are the same heads under two names, so that their tests are one test."""
+    losses = planned.pivot(index="set", columns=["kind", "subject"], values="loss")
+    alike = losses.assign(n=planned.groupby("set")["n_heads"].first()).round(12).T.to_dict("list")
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, values in alike.items():
+        groups.setdefault(tuple(values), []).append(name)
+    return "".join(
+        f" The same heads under two names are {' and '.join(names)}: their tests are one test."
+        for names in groups.values()
+        if len(names) > 1
     )
 
 
@@ -195,19 +215,21 @@ def group_table(found: Generalisation) -> Styler:
     """What ablating the shared core and the key heads leaves of each group of probes."""
     rows = found.effects[found.effects["set"].isin(["shared core", "key heads"])]
     means = rows.groupby(["group", "kind", "set"], sort=False)[["accuracy_after", "random_mean"]]
-    return common.styled(means.mean(), "groups").format(precision=2, na_rep="not drawn")
+    names = {"accuracy_after": "accuracy afterwards", "random_mean": "random sets"}
+    table = means.mean().rename(columns=names).rename_axis(["group", "ablation", "heads"])
+    return common.styled(table, "groups").format(precision=2, na_rep="not drawn")
 
 
 def headline(found: Generalisation) -> Markdown:
     """The chapter's finding in a sentence or two."""
     used = found.probes["used"].sum()
     said = f"The model can do {used} of {len(found.probes)} other things that it is asked."
-    table = found.planned[found.planned["kind"] == "mean"]
+    table = _distinct(found.planned[found.planned["kind"] == "mean"])
     if len(table):
         sure = (table["q"] < LEVEL).sum()
         said += (
             f" Without the circuits' heads it loses {100 * table['gap'].mean():.0f} points more of "
-            f"them than without random heads, on average over {len(table)} planned tests, of which "
-            f"{sure} reject chance."
+            f"them than without random heads, on average over {len(table)} planned tests. In "
+            f"{sure} of these tests chance can be ruled out (q < {LEVEL:g})."
         )
     return in_short(said)

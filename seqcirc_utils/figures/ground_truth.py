@@ -323,9 +323,9 @@ def headline(found: GroundTruth) -> Markdown:
     """The chapter's finding in a sentence or two."""
     right = _first(found).groupby("search")["right"].sum()
     return in_short(
-        f"Of {len(PLANTED)} models whose circuit is known, the published sweep finds "
-        f"{right['published sweep']}, the same with a two-sided rule {right['two-sided sweep']}, "
-        f"the ranked search {right['ranked']}."
+        f"Of {len(PLANTED)} known circuits the published sweep finds {right['published sweep']}, "
+        f"the same sweep with a two-sided rule {right['two-sided sweep']}, and the ranked search "
+        f"{right['ranked']}."
     )
 
 
@@ -346,9 +346,10 @@ def methods_told(found: GroundTruth) -> Markdown:
     every = ", ".join(whole.index[whole.all(axis=1)]) or "none"
     pair, against = (whole.index[whole[name]].tolist() for name in ("pair", "negative"))
     return Markdown(
-        f"Of {len(whole)} methods, these rank every model's circuit first: **{every}**. On the "
-        f"redundant pair {len(pair)} do ({', '.join(pair) or 'none'}): where either head "
-        "suffices, replacing one of them costs nothing, and a score of single replacements is "
-        f"blind to both. With the negative head {len(against)} do; its score is below zero, so "
-        "it is ranked by its size."
+        f"Every model's circuit comes first by {whole.all(axis=1).sum()} of {len(whole)} methods: "
+        f"**{every}**. That of the redundant pair comes first by {len(pair)} "
+        f"({', '.join(pair) or 'none'}): where either head suffices, replacing one of them costs "
+        "nothing, and a score of single replacements is blind to both. That with the negative "
+        f"head comes first by {len(against)}: the head's score is below zero, so it is ranked by "
+        "its size."
     )

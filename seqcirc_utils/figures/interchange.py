@@ -6,7 +6,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.interchange import Interchange
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
 
@@ -49,10 +49,11 @@ def headline(found: Interchange) -> Markdown:
     across, same = (part(_at_best(found, "deviation")) for part in (_across, _same))
     placebo = _at_best(found, "placebo")["wanted"].mean()
     return in_short(
-        f"Put before block {found.best} of {found.n_layers}, what another task's prompt holds "
-        f"beyond its task's mean makes the model answer with that prompt's place in the sequence "
-        f"in {across['wanted'].mean():.0%} of prompts; from the same task in "
-        f"{same['wanted'].mean():.0%}, a move as long in a random direction in {placebo:.0%}."
+        f"Before block {found.best} of {found.n_layers}, a prompt is given what a prompt of "
+        "another task holds beyond that task's mean. The model then answers with the other "
+        f"prompt's place in the sequence in {across['wanted'].mean():.0%} of cases, in "
+        f"{same['wanted'].mean():.0%} if both are of one task, and in {placebo:.0%} after a move "
+        "as long in a random direction."
         f"{_heads_in_short(found)}"
     )
 
@@ -79,8 +80,9 @@ def _heads_in_short(found: Interchange) -> str:
     rows = _across(found.heads)
     shares = rows[rows["kind"] == "deviation"].groupby("set")["wanted"].mean()
     return (
-        f" The {len(found.shared)} shared heads alone do it in {shares['shared heads']:.0%}, as "
-        f"many random heads of like layers in {shares.get('random heads', float('nan')):.0%}."
+        f" With what the {len(found.shared)} shared heads alone hold it does so in "
+        f"{shares['shared heads']:.0%}, with as many random heads of like layers in "
+        f"{shares.get('random heads', float('nan')):.0%}."
     )
 
 
@@ -161,8 +163,8 @@ def layers_told(found: Interchange) -> Markdown:
         )
     n = int(_at_best(found, "raw")["n"].iloc[0])
     return Markdown(
-        f"Before block {found.best}, from another task, on the {n} prompts of each pair of tasks "
-        "that the layer was not chosen on:\n\n" + "\n".join(lines)
+        f"Before block {found.best}, from another task, on {many(n, 'prompt')} of each pair of "
+        "tasks that the layer was not chosen on:\n\n" + "\n".join(lines)
     )
 
 

@@ -23,6 +23,8 @@ KINDS = {
     "random": (("random",), NEUTRAL, "x"),
 }
 """Kind of method to its methods, colour and mark."""
+FEW = 6
+"""Resampling fewer prompts than this hardly gives an interval."""
 
 
 def quality_against_cost(found: Methods) -> Figure:
@@ -134,16 +136,19 @@ def told(found: Methods) -> Markdown:
     cheap = same["passes"].idxmin()
     below = [n for n in others.index if rows.loc[n, "cmd"] >= rows.loc["random", "cmd_low"]]
     worse = f"No better than random by CMD: {', '.join(below)}. " if below else ""
+    few = f" With {found.n_judged} prompts an interval is hardly more than their range."
+    few = few if found.n_judged < FEW else ""
     return Markdown(
-        f"Judged on {found.n_judged} prompts that no method has seen. "
-        f"**{best}** has the highest CPR ({rows.loc[best, 'cpr']:.2f}; random "
-        f"{rows.loc['random', 'cpr']:.2f}), **{least}** the lowest CMD "
-        f"({rows.loc[least, 'cmd']:.2f}; random {rows.loc['random', 'cmd']:.2f}), **{by_size}** "
-        f"the smallest circuit that keeps {found.threshold:.0%} ({rows.loc[by_size, 'size']:.0f} "
-        f"components; random {rows.loc['random', 'size']:.0f}). The cheapest method whose interval "
-        f"of CPR reaches the best one's is **{cheap}**, with {rows.loc[cheap, 'passes']:,.0f} "
-        f"forward passes against {rows.loc[best, 'passes']:,.0f}. {worse}Intervals are over "
-        "prompts, of one model and one draw: methods whose intervals overlap cannot be ranked."
+        f"The methods are judged on {found.n_judged} prompts that none of them has seen. The "
+        f"highest CPR is that of **{best}** ({rows.loc[best, 'cpr']:.2f}; random "
+        f"{rows.loc['random', 'cpr']:.2f}), the lowest CMD that of **{least}** "
+        f"({rows.loc[least, 'cmd']:.2f}; random {rows.loc['random', 'cmd']:.2f}). The smallest "
+        f"circuit that keeps {found.threshold:.0%} comes from **{by_size}** "
+        f"({rows.loc[by_size, 'size']:.0f} components; random "
+        f"{rows.loc['random', 'size']:.0f}). The cheapest method whose interval of CPR reaches the "
+        f"best one's is **{cheap}**, with {rows.loc[cheap, 'passes']:,.0f} forward passes against "
+        f"{rows.loc[best, 'passes']:,.0f}. {worse}Intervals are over prompts, of one model and one "
+        f"draw: methods whose intervals overlap cannot be ranked.{few}"
     )
 
 
@@ -175,6 +180,7 @@ def curves(found: Methods) -> Figure:
                 )
         axis.axhline(1, color=NEUTRAL, lw=0.8)
         axis.set(xscale="symlog", xlabel="components kept", title=f"{kind} ablation", ylim=(-1, 2))
+        axis.set_xlim(left=-0.5)  # there is no circuit of fewer than none
     axes[0, 0].set_ylabel("MIB's faithfulness")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=6, loc="outside lower center")
     return closed(figure)

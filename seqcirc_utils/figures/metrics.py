@@ -84,16 +84,17 @@ def headline(found: Metrics) -> Markdown:
     kept, pairs, said = _kept(found), found.agreement, ""
     pairs = pairs[pairs["first"] == DIFFERENCE]
     if len(pairs):
-        others = ", ".join(f"{kept[m]:.0%} by {m}" for m in pairs["second"] if m in kept)
+        others = ", ".join(f"{kept[m]:.0%} ({m})" for m in pairs["second"] if m in kept)
         parts = "; ".join(
             f"{r.second} {r.share:.0%} ({_interval(r.low, r.high)}: {_outcome(r.low, r.high)})"
             for r in pairs.itertuples()
         )
         said = (
-            f"Circuits ranked by the logit difference keep {kept[DIFFERENCE]:.0%} of it, {others}, "
-            f"and answer {kept['accuracy']:.0%} of the prompts correctly. As for which components: "
-            f"halves of the prompts agree with Jaccard {_self(found):.2f}, and of that, beyond "
-            f"chance, the logit difference and another metric reach: {parts}. "
+            f"Circuits ranked by the logit difference keep {kept[DIFFERENCE]:.0%} of it. "
+            f"Judged by the other metrics, they keep {others}. They answer "
+            f"{kept['accuracy']:.0%} of the prompts correctly. Circuits that one metric finds on "
+            f"two halves of the prompts overlap by {_self(found):.2f} (Jaccard). Beyond chance, "
+            f"circuits of the logit difference and of another metric reach of that: {parts}. "
         )
     return in_short(
         f"{said}Of the {_shared(found, DIFFERENCE)} components that all tasks share by the logit "

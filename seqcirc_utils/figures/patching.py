@@ -47,9 +47,10 @@ def effects_told(found: Patching) -> Markdown:
     agree = spearmanr(-found.effects["ablation"], found.effects["patching"]).statistic
     return Markdown(
         f"The heads that matter most are {listed}; the MLPs, {listed_mlps}. The average head "
-        f"matters little: {heads.clip(upper=0).mean():+.1%} (gains counted as zero). Ablating "
-        f"{(heads > HARM).sum()} heads *raises* the logit difference by more than {HARM:.0%}. The "
-        f"rankings of all components by ablation and by patching agree with Spearman {agree:.2f}."
+        f"matters little: {heads.clip(upper=0).mean():+.1%} (gains counted as zero). The logit "
+        f"difference *rises* by more than {HARM:.0%} when any one of {(heads > HARM).sum()} heads "
+        "is ablated. Over all components, the rank correlation (Spearman) of the cost of ablation "
+        f"and the recovery by patching is {agree:.2f}."
     )
 
 
@@ -99,7 +100,9 @@ def headline(found: Patching) -> Markdown:
     effects = found.effects.set_index("component")["ablation"]
     strong = effects[effects < -0.1]
     worst = ", ".join(f"{name} ({effect:+.0%})" for name, effect in strong.nsmallest(3).items())
+    if strong.empty:
+        return in_short("No single component's ablation costs a tenth of the answer's lead.")
     return in_short(
-        f"Components whose ablation costs more than a tenth of the lead of the answer: "
-        f"{len(strong)} of {len(effects)}, first of all {worst or 'none'}."
+        f"More than a tenth of the answer's lead is lost when any one of {len(strong)} of the "
+        f"{len(effects)} components is ablated. Most is lost with {worst}."
     )

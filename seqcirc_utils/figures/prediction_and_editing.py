@@ -10,7 +10,15 @@ from matplotlib.patches import Patch
 from seqcirc_utils.chapters.cross_task import TITLES
 from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
 from seqcirc_utils.figures import common
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, task_colours
+from seqcirc_utils.figures.style import (
+    ANSWER,
+    LAST,
+    NEUTRAL,
+    closed,
+    in_short,
+    many,
+    task_colours,
+)
 from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
@@ -153,8 +161,11 @@ def error_table(found: PredictionAndEditing) -> pd.DataFrame | Markdown:
         margin=found.errors["margin"].map("{:.2f}".format),
         effect=found.errors["effect"].map("{:.2f}".format),
     )
+    shown[["mended", "in_circuit"]] = shown[["mended", "in_circuit"]].replace(
+        {True: "yes", False: "no"}
+    )
     names = {"circuit_said": "circuit said", "in_circuit": "in circuit", "n_mending": "mending"}
-    return shown.rename(columns=names)
+    return shown.rename(columns=names).set_index("task")
 
 
 @common.needs("prediction")
@@ -267,13 +278,21 @@ def edits_told(found: PredictionAndEditing) -> Markdown:
         helped = (boosts["low"] > 0).sum()
         lines.append(
             f"- **Boosting** by {factors.max():g} raises the intended task's logit difference, "
-            f"with its whole interval, in {helped} of {len(boosts)} edits, and accuracy in "
-            f"{(boosts['accuracy_after'] > boosts['accuracy_before']).sum()}: turning a component "
-            f"up is {'' if helped > len(boosts) / 2 else 'not '}mostly the reverse of turning it "
-            "down."
+            f"with its whole interval, in {helped} of {len(boosts)} edits: turning a component up "
+            f"is {'' if helped > len(boosts) / 2 else 'not '}mostly the reverse of turning it "
+            f"down. {_accuracy_told(boosts)}"
         )
     lines += [f"- Not a target: {name}: {reason}" for name, reason in found.not_targets.items()]
     return Markdown("\n".join(lines))
+
+
+def _accuracy_told(boosts: pd.DataFrame) -> str:
+    """In how many of the edits that leave room for it accuracy rises."""
+    room = boosts[boosts["accuracy_before"] < 1]
+    if room.empty:
+        return "Accuracy cannot rise: it is 100% before."
+    rose = (room["accuracy_after"] > room["accuracy_before"]).sum()
+    return f"Accuracy rises in {rose} of the {len(room)} where it is below 100% before."
 
 
 def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
@@ -294,8 +313,8 @@ def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
     text = rows[target == "text"]
     if len(text):
         besides.append(
-            f"{text['change'].mean():+.2f} nats per token on text (matched random edits "
-            f"{text['random_mean'].mean():+.2f})"
+            f"{text['change'].mean():+.2f} nats per token on {text['n'].max()} pieces of text "
+            f"(matched random edits {text['random_mean'].mean():+.2f})"
         )
     told = (
         f"{', '.join(besides)} (means over the edited tasks)" if besides else "nothing to measure"
@@ -354,18 +373,24 @@ def selectivity_told(found: PredictionAndEditing) -> Markdown:
     else:
         verdict = "Edits of the shared heads are, against expectation, the safer ones."
     return Markdown(
-        f"Median collateral: **{shared:.2f}** for the {heads['shared head']} heads that every "
-        f"circuit holds, **{own:.2f}** for the {heads['own head']} that only one holds "
-        f"(Mann–Whitney p = {short(p)}; a head counts once). {verdict}"
+        f"Median collateral: **{shared:.2f}** for what every circuit holds "
+        f"({many(heads['shared head'], 'head')}), **{own:.2f}** for what only one holds "
+        f"({many(heads['own head'], 'head')}). "
+        f"By Mann and Whitney's test p = {short(p)}, with each head counted once. {verdict}"
     )
 
 
 def headline(found: PredictionAndEditing) -> Markdown:
     """The chapter's finding in a sentence or two."""
-    rows = found.prediction[found.prediction["measure"] == "vocabulary"]
-    by = rows.set_index(["subset", "task"])["agreement"]
-    means = {s: by[s].mean() for s in ("right", "wrong") if s in by.index}
-    if not means:
+    rows = found.prediction
+    rows = rows[(rows["measure"] == "vocabulary") & (rows["n"] > 0)]
+    means = rows.groupby("subset")[["agreement", "random_mean"]].mean()
+    told = [
+        f"{means.loc[subset, 'agreement']:.0%} of the prompts that the model gets {subset} (random "
+        f"circuits {means.loc[subset, 'random_mean']:.0%})"
+        for subset in ("right", "wrong")
+        if subset in means.index
+    ]
+    if not told:
         return in_short("No circuit could be held against what the model says.")
-    told = [f"where it is {subset} in {mean:.0%}" for subset, mean in means.items()]
-    return in_short(f"A circuit says what the model says: {', '.join(told)} of prompts.")
+    return in_short(f"By itself a circuit says what the model says in {' and '.join(told)}.")

@@ -69,6 +69,11 @@ def closed(figure: Figure) -> Figure:
     return figure
 
 
+def many(n: int, what: str) -> str:
+    """A count with its noun: ``1 head``, ``2 heads``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def in_short(text: str) -> Markdown:
     """A chapter's finding, as it stands at the chapter's head."""
     return Markdown(f"> **In short.** {text}")

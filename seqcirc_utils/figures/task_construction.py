@@ -9,18 +9,20 @@ import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed, in_short
 from seqcirc_utils.prompts.sequences import TASKS
+from seqcirc_utils.statistics import Interval
 
 
-def prompt_table(found: TaskConstruction, n: int = 4) -> pd.DataFrame:
+def prompt_table(found: TaskConstruction, n: int = 4) -> Styler:
     """The first prompts beside their corrupted ones."""
     pairs = found.prompts[["prompt", "answer", "last member"]].head(n)
     pairs.insert(1, "corrupted prompt", found.corrupted[: len(pairs)])
-    return pairs
+    return common.styled(pairs, "prompts", **{"white-space": "normal"}).hide()
 
 
 def first_prompt(found: TaskConstruction) -> Figure:
@@ -92,10 +94,20 @@ def length_panels(found: TaskConstruction) -> Figure | Markdown:
 
 def template_table(found: TaskConstruction) -> pd.DataFrame:
     """Scores by template; one that the tokenizer does not allow has its reason in place of them."""
+    rows = [
+        {
+            "template": row["template"],
+            "prompts": f"{row['n']}",
+            "accuracy": "{accuracy:.0%} ({accuracy_low:.0%} to {accuracy_high:.0%})".format(**row),
+            "logit difference": str(
+                Interval(row["logit_diff"], row["logit_diff_low"], row["logit_diff_high"])
+            ),
+        }
+        for row in found.by_template
+    ]
     reasons = _missing(found, "template")
-    refused = [{"template": name, "not here": why} for name, why in reasons.items()]
-    table = pd.DataFrame(found.by_template + refused).round(2)
-    return table.astype(object).fillna("–") if refused else table
+    rows += [{"template": name, "not here": why} for name, why in reasons.items()]
+    return pd.DataFrame(rows).fillna("–").set_index("template")
 
 
 def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> Figure:
@@ -159,6 +171,7 @@ def headline(found: TaskConstruction) -> Markdown:
     right, lead = found.accuracy, found.logit_diff
     return in_short(
         f"{found.model_title} names the next member in {right['mean']:.0%} of prompts "
-        f"({right['low']:.0%} to {right['high']:.0%}). By {lead['mean']:.1f} logits it prefers the "
-        f"next member to the last one shown; on random members by {found.corrupted_logit_diff:.1f}."
+        f"({right['low']:.0%} to {right['high']:.0%}). The next member leads the last one shown by "
+        f"{lead['mean']:.1f} logits, and by {found.corrupted_logit_diff:z.1f} where members are "
+        "random."
     )

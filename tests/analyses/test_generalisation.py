@@ -344,6 +344,7 @@ def test_p_values_are_corrected_for_all_tests():
 def test_figures_say_what_the_tables_say():
     own = pd.DataFrame(
         {
+            "probe": ["a", "b", "c"],
             "title": ["a", "b", "c"],
             "group": ["x", "x", "y"],
             "accuracy": [0.9, np.nan, 0.1],

@@ -210,8 +210,10 @@ def test_findings_survive_the_disk_and_are_shown_from_there(found, tmp_path):
         warnings.simplefilter("error")
         assert all(isinstance(draw(back), Figure) for draw in DRAWN)
     told = " ".join(tell(back).data for tell in TOLD)
-    assert "**0 of " in told and "with 4 prompts a test could give p = 0.062" in told
-    assert "nan" not in told and "best keeps" in told
+    assert "**0 of " in told and "4 prompts no test can give less than p = 0.062" in told
+    assert "nan" not in told and "The best of " in told
+    edges = figures.edge_table(back)
+    assert edges.loc["kept together, discovery prompts", "all edges"] == f"{back.all_edges:.0%}"
     assert all(isinstance(show(back), pd.DataFrame) for show in SHOWN)
     table = figures.search_table(back)
     assert list(table) == ["published sweep", "ranked search", "ranked, two-sided"]

@@ -173,7 +173,7 @@ def test_everything_is_drawn_and_told(found):
     assert f"Head **{low}** writes most against the last member" in said["direct_told"]
     assert said["lens_told"].startswith("**MLP 1** adds most to the answer (+")
     assert said["roles_told"].startswith(
-        "The circuit's 2 heads: **1 copy, 1 none**. Its 1 MLPs: 1 promotes next member."
+        "The circuit's 2 heads: **1 copy, 1 none**. Its 1 MLP: 1 promotes next member."
     )
     assert figures.numbers(found) == {"head-roles": "1 copy, 1 none"}
 

@@ -240,8 +240,8 @@ def test_everything_is_drawn_and_told_from_the_files(found, tmp_path):
 
 def test_sentences_say_what_was_found(found):
     said = text(told.overlap_told(found))
-    assert "All 2 circuits share **2 heads** (0.1, 1.0)" in said and "**1 MLPs**" in said
-    assert "share 1 edges" in text(told.edges_told(found))
+    assert "All 2 circuits share **2 heads** (0.1, 1.0)" in said and "**1 MLP**" in said
+    assert "share 1 edge." in text(told.edges_told(found))
     shares = found.transfer.set_index(["mode", "set", "task"])["mean"] * 100
     own = sorted(shares["kept", f"{t} circuit", t] for t in TASKS)
     assert f"On its own task a circuit keeps {own[0]:z.0f}% to {own[1]:z.0f}%" in text(
@@ -253,7 +253,7 @@ def test_sentences_say_what_was_found(found):
     numbers = told.numbers(found)
     assert numbers["n-shared-heads"] == "2" and numbers["shared-head-list"] == "0.1, 1.0"
     assert numbers["circuit-size-list"] == (
-        "3 heads and 2 MLPs (number words) and 3 heads and 1 MLPs (months)"
+        "3 heads and 2 MLPs (number words) and 3 heads and 1 MLP (months)"
     )
 
 

@@ -120,10 +120,11 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     told = figures.abilities_told(found).data
     assert "**1 of 2** probes" in told and "the circuit of Days: the model cannot count" in told
     assert f"- months, -1 (descending): {found.probes['reason'][1]}" in told
-    assert list(figures.question_table(found).data["title"]) == ["its own words", "months, -1"]
+    assert list(figures.question_table(found).data["probe"]) == ["its own words", "months, -1"]
     assert isinstance(figures.probe_accuracy(found), Figure)
     for kind in ("mean", "zero"):
-        assert isinstance(figures.effect_map(found, kind), Figure)
+        rows = figures.effect_map(found, kind).axes[0].get_yticklabels()
+        assert [row.get_text() for row in rows] == ["its own words"]  # as the other figures call it
     told = figures.effects_told(found).data
     rows = found.effects[found.effects["set"] == "key heads"].set_index("kind")
     after = rows["accuracy_after"]
@@ -174,10 +175,22 @@ def test_planned_tests_are_told_and_drawn(found, tiny, own, monkeypatch):
     assert "random sets do: 1 of 2: months circuit on other steps (q = 0.01)" in told
     first = figures.headline(shown).data
     assert f"{100 * planned['gap'].mean():.0f} points more" in first
-    assert "over 2 planned tests, of which 1 reject chance." in first
+    assert "over 2 planned tests. In 1 of these tests chance can be ruled out (q < 0.05)." in first
     assert figures.headline(found[1]).data.endswith("can do 1 of 2 other things that it is asked.")
     assert "No planned test was made" in figures.planned_told(found[1]).data
     assert "no random set was drawn" in figures.planned_figure(found[1]).data
+
+
+def test_one_set_of_heads_under_two_names_counts_as_one_test(found, tiny, own, monkeypatch):
+    planned = measure(tiny, [dataclasses.replace(own, name="plus_2")], monkeypatch).planned
+    twin = planned[planned["set"] == "months circuit"].assign(set="shared core")
+    shown = dataclasses.replace(found[1], planned=pd.concat([planned, twin], ignore_index=True))
+    assert "The same heads under two names are months circuit and shared core: their" in (
+        figures.planned_told(shown).data
+    )
+    assert "over 2 planned tests." in figures.headline(shown).data
+    alone = dataclasses.replace(found[1], planned=planned)
+    assert "two names" not in figures.planned_told(alone).data
 
 
 def test_a_model_that_can_do_nothing_is_told_so(tiny, monkeypatch, tmp_path):

@@ -119,7 +119,7 @@ def test_it_is_told_and_drawn_with_and_without_a_layer(found):
         told = figures.numbers(shown)
         assert told["interchange-layer"] == ("none" if best is None else "1")
         assert all(v == "none" or v.lstrip("-").isdigit() for v in told.values())
-    assert "Put before block 1" in figures.headline(dataclasses.replace(found, best=1)).data
+    assert "Before block 1 of" in figures.headline(dataclasses.replace(found, best=1)).data
     assert "At no layer" in figures.headline(dataclasses.replace(found, best=None)).data
 
 

@@ -1,5 +1,7 @@
 """Patching as a chapter, against plain passes; strongest heads of one layer have no paths."""
 
+import dataclasses
+
 import pytest
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -107,7 +109,10 @@ def test_everything_is_drawn_and_told(measured):
     told = figures.effects_told(found).data
     assert f"The heads that matter most are {best[0]} ({heads[best[0]]:+.0%})" in told
     harmful = int((heads > figures.HARM).sum())
-    assert f"Ablating {harmful} heads *raises*" in told
+    assert f"*rises* by more than 2% when any one of {harmful} heads is ablated" in told
     assert f"Spearman **{found.position_spearman:.2f}**" in figures.estimate_told(found).data
     strong = int((effects["ablation"] < -0.1).sum())
-    assert f"{strong} of {len(effects)}, first of all" in figures.headline(found).data
+    first = figures.headline(found).data
+    assert f"any one of {strong} of the {len(effects)} components is ablated" in first
+    calm = dataclasses.replace(found, effects=found.effects.assign(ablation=-0.05))
+    assert "No single component's ablation costs a tenth" in figures.headline(calm).data

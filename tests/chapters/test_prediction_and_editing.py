@@ -175,13 +175,21 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     rows = found.prediction.set_index(["task", "measure", "subset"])["agreement"]
     share = rows["months", "vocabulary", "all"]
     assert f"- **Months**, 8 prompts. Same token as the model: {share:.0%} (" in told
-    means = rows.xs("vocabulary", level="measure").groupby("subset").mean()
-    expected = [f"where it is {kind} in {means[kind]:.0%}" for kind in ("right", "wrong")]
+    rows = found.prediction[found.prediction["measure"] == "vocabulary"]
+    rows = rows[rows["n"] > 0]  # the model gets none right: that stood as nan%
+    means = rows.groupby("subset")[["agreement", "random_mean"]].mean()
+    expected = [
+        f"{means.loc[kind, 'agreement']:.0%} of the prompts that the model gets {kind} (random "
+        f"circuits {means.loc[kind, 'random_mean']:.0%})"
+        for kind in ("right", "wrong")
+        if kind in means.index
+    ]
     first = figures.headline(found).data
-    assert first.endswith(f"what the model says: {', '.join(expected)} of prompts.")
+    assert first.endswith(f"what the model says in {' and '.join(expected)}.")
     assert "That holds for **0 of 2** tasks with errors." in told
     assert told.endswith("With 3 random circuits p cannot fall below 0.25: too few to tell.")
-    assert list(figures.error_table(found)["task"].unique()) == ["Months", "Digits"]
+    assert list(figures.error_table(found).index.unique()) == ["Months", "Digits"]
+    assert set(figures.error_table(found)["in circuit"]) <= {"yes", "no"}
     told = figures.errors_told(found).data.splitlines()
     expected = 2 * 4 / 15
     assert told[0].startswith(
@@ -193,11 +201,24 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     row = edits.loc[("upper MLP", 0, "months", "months")]
     lost, text = 100 * row["change"] / row["score_before"], ("upper MLP", 0, "months", "text")
     assert f"- **upper MLP, factor 0.** Intended: months mlp2: {lost:+.0f}% (p = " in told
-    assert f"{edits.loc[text, 'change']:+.2f} nats per token on text" in told
+    assert f"{edits.loc[text, 'change']:+.2f} nats per token on 4 pieces of text" in told
     assert "control tasks" not in told.split("- Not a target")[0]
     assert told.count("- Not a target: ") == 2
     told = figures.selectivity_told(found).data
-    assert "for the 1 heads that every circuit holds" in told and "for the 2 that only" in told
+    assert "for what every circuit holds (1 head)" in told
+    assert "for what only one holds (2 heads)" in told
+
+
+def test_accuracy_that_cannot_rise_is_not_counted_as_staying(found):
+    made = found[1].edits.assign(accuracy_before=1.0, accuracy_after=1.0)
+    told = figures.edits_told(dataclasses.replace(found[1], edits=made)).data
+    assert "Accuracy cannot rise: it is 100% before." in told
+    made = made.assign(accuracy_before=0.5)
+    boosts = made[
+        (made["factor"] == made["factor"].max()) & (made["target"] == made["edited_task"])
+    ]
+    told = figures.edits_told(dataclasses.replace(found[1], edits=made)).data
+    assert f"rises in {len(boosts)} of the {len(boosts)} where it is below 100%" in told
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,12 @@ def test_findings_come_back_as_they_were(found, tmp_path):
 def test_figures_draw_and_tables_tell(found):
     draws = (figures.first_prompt, figures.start_panels, figures.length_panels)
     assert all(isinstance(draw(found), Figure) for draw in draws)
-    table = figures.prompt_table(found)
+    table = figures.prompt_table(found).data
     assert len(table) == 4 and (table["prompt"] != table["corrupted prompt"]).all()
-    assert figures.template_table(found).shape == (3, 8)
+    table, first = figures.template_table(found), found.by_template[0]
+    assert table.shape == (3, 3) and list(table["prompts"]) == ["8"] * 3
+    low, high = first["accuracy_low"], first["accuracy_high"]
+    assert table["accuracy"].iloc[0] == f"{first['accuracy']:.0%} ({low:.0%} to {high:.0%})"
     assert found.front in figures.front_told(found).data
     assert set(figures.numbers(found)) == {"accuracy", "logit-difference"}
 
@@ -88,7 +91,7 @@ def test_a_template_that_the_tokenizer_splits_ends_its_row_only(gpt2):
     assert len(found.by_template) == 1 and len(found.by_length) == 8
     table = figures.template_table(found)
     assert table["not here"].str.contains("single-token fillers").tolist() == [False, True, True]
-    assert table["n"].tolist() == [8, "–", "–"]
+    assert table["prompts"].tolist() == ["8", "–", "–"]
 
 
 def test_a_length_without_enough_fillers_is_told_in_its_place(found):
