@@ -1,7 +1,6 @@
-"""How specific and how stable rankings of components are: contrasts, overlaps, shuffled weights."""
+"""How specific and how stable rankings of components are: contrasts, overlaps, frequencies."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import pandas as pd
 import torch
 from scipy.stats import binom
 
-from seqcirc_utils.models.loading import Model
 from seqcirc_utils.statistics import Interval, rate
 
 DRAWS = 1000
@@ -265,29 +263,3 @@ def combined(
 def nearest(values: Mapping[int, float], wanted: float) -> int:
     """The size whose value is nearest to the one that is wanted; of two, the smaller size."""
     return min(values, key=lambda size: (abs(values[size] - wanted), size))
-
-
-@contextmanager
-def shuffled_weights(model: Model, seed: int) -> Iterator[Model]:
-    """The model with the rows and the columns of every weight shuffled, and put back afterwards.
-
-    A model that has learned nothing: each weight keeps its values and so its layer's scale, but
-    what one part writes is no longer what another reads.
-
-    Args:
-        model: The model, changed in place while inside.
-        seed: Draws the orders.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    done = []
-    try:
-        for weight in dict.fromkeys(model.bridge.parameters()):  # a tied one once
-            for axis in range(min(weight.ndim, 2)):
-                order = torch.randperm(weight.shape[axis], generator=generator).to(weight.device)
-                weight.data.copy_(weight.data.index_select(axis, order))
-                done.append((weight, axis, order))
-        yield model
-    finally:
-        # The last first: some are views into others (q, k and v of a joint weight).
-        for weight, axis, order in reversed(done):
-            weight.data.copy_(weight.data.index_select(axis, order.argsort()))

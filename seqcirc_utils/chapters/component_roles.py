@@ -12,6 +12,7 @@ from seqcirc_utils.analyses.attention import ATTENTION_EVIDENCE
 from seqcirc_utils.analyses.lens import Lens, lens
 from seqcirc_utils.analyses.observation import Observation, attention_table, observe, patterns
 from seqcirc_utils.analyses.roles import EVIDENCE_COLUMNS
+from seqcirc_utils.analyses.shuffling import shuffled_weights
 from seqcirc_utils.analyses.writes import (
     ORDINALS,
     bare_sequences,
@@ -64,12 +65,15 @@ class ComponentRoles(Findings):
         spread: What evenly spread attention would give in each column of attention.
         roles: How many components have each role.
         circuit_roles: The same in the circuit.
+        shuffled_roles: The same in the model with the rows and columns of all its weights shuffled,
+            which has learned nothing; none where roles cannot be told.
         absent_head_roles: Roles that no head of the circuit has; none where that cannot be told.
         examples: The heads of ``patterns``: the most important of each role, then others.
         tokens: The tokens of that prompt.
         marked: Positions there of each "in", each member, and the end.
         templates: How many prompts each template got.
-        missing: What does not apply to the model (``ov``, ``direct``, ``lens``), and why.
+        missing: What does not apply to the model (``ov``, ``direct``, ``lens``, ``shuffled``), and
+            why.
     """
 
     stage = "05_component_roles"
@@ -103,6 +107,7 @@ class ComponentRoles(Findings):
     spread: dict[str, float]
     roles: dict[str, int]
     circuit_roles: dict[str, int]
+    shuffled_roles: dict[str, int]
     absent_head_roles: list[str] | None
     examples: list[str]
     tokens: list[str]
@@ -148,6 +153,10 @@ class ComponentRoles(Findings):
 
         spread = seen.spreads()
         found = roles.component_roles(lm, roles.evidence(by_head, by_mlp), p, spread, seed)
+        shuffled: dict[str, int] = {}
+        if not missing:
+            with section(missing, "shuffled"):
+                shuffled = _shuffled(lm, prompts, words, spread, seed)
         name, head = found["component"], found["head"].notna()
         found.insert(5, "in_circuit", name.isin(map(str, circuit)))
         random_order = _in_random_order(lm, at.sets().corrupted, seed)
@@ -170,6 +179,7 @@ class ComponentRoles(Findings):
             spread=spread,
             roles=_counts(found),
             circuit_roles=_counts(inside),
+            shuffled_roles=shuffled,
             absent_head_roles=None if (found.loc[head, "role"] == "").any() else absent,
             examples=examples,
             tokens=tokens,
@@ -210,11 +220,34 @@ def _ov(
             tables.append(scores.assign(input=name, words=label))
             if (name, label) == ("own", "members"):
                 p = p_values(scores)
-                hits = {
-                    f"ov_{score}": word_hits(part, shown, step).float().mean(-1)
-                    for score, step in (("next", 1), ("copy", 0))
-                }
+                hits = _hits(part, shown)
     return pd.concat(tables, ignore_index=True), hits, p
+
+
+def _hits(ranks: torch.Tensor, shown: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The evidence ``ov_next`` and ``ov_copy`` ``[layer, head, n]``."""
+    return {
+        f"ov_{score}": word_hits(ranks, shown, step).float().mean(-1)
+        for score, step in (("next", 1), ("copy", 0))
+    }
+
+
+def _shuffled(
+    lm: Model, prompts: Prompts, words: Vocabulary, spread: dict[str, float], seed: int
+) -> dict[str, int]:
+    """How many components get each role by the same rules where all weights are shuffled."""
+    shown = member_indices(prompts, words)
+    known = [i for i, form in enumerate(spellings(lm.tokenizer, words.members)) if form]
+    with shuffled_weights(lm, seed):
+        seen = observe(lm, prompts)
+        ranks = ov_ranks(lm, seen.members, words.members)
+        p = p_values(ov_table(lm, ranks, shown, known, seed))
+        direct = direct_writes(lm, seen, prompts, words)
+        by_head = seen.evidence() | _hits(ranks, shown)
+        by_head |= {f"direct_{name}": values for name, values in direct.items()}
+        by_mlp = {f"lens_{k}": values for k, values in lens(lm, seen, prompts).steps("mlp").items()}
+    told = roles.evidence(by_head, by_mlp)
+    return _counts(roles.component_roles(lm, told, p, spread, seed, draws=1))
 
 
 def _steps(read: Lens, seed: int) -> pd.DataFrame:

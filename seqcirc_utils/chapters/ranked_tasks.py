@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
-from seqcirc_utils.analyses.specificity import shuffled_weights
+from seqcirc_utils.analyses.shuffling import shuffled_weights
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import CannotDo, UserError, section, unknown
 from seqcirc_utils.methods.registry import ALONE, by_prompt

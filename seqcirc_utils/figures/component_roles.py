@@ -322,6 +322,38 @@ def roles_told(found: ComponentRoles) -> Markdown:
     )
 
 
+@common.needs("ov", "direct", "lens", "shuffled")
+def shuffled_told(found: ComponentRoles) -> Markdown:
+    """How many components the same rules give a role where nothing was learned."""
+    lines = []
+    for kind, roles in (("heads", HEAD_ROLES), ("MLPs", MLP_ROLES)):
+        total = int((found.components["head"].isna() == (kind == "MLPs")).sum())
+        here, there = (
+            [f"{counts[role]} {role}" for role in roles if role in counts]
+            for counts in (found.roles, found.shuffled_roles)
+        )
+        sums = [
+            sum(counts.get(role, 0) for role in roles)
+            for counts in (found.roles, found.shuffled_roles)
+        ]
+        lines.append(
+            f"- {total} {kind}: {sums[0]} have a role ({', '.join(here) or 'none'}); with shuffled "
+            f"weights **{sums[1]}** ({', '.join(there) or 'none'})"
+        )
+    idle = [
+        role
+        for role in (*HEAD_ROLES, *MLP_ROLES)
+        if 0 < found.roles.get(role, 0) <= found.shuffled_roles.get(role, 0)
+    ]
+    said = "Each role is more frequent in the model than there."
+    if idle:
+        said = (
+            f"No more frequent in the model than there: {', '.join(idle)}. That some component has "
+            "such a role is no sign of something learned."
+        )
+    return Markdown("\n".join(lines) + f"\n\n{said}")
+
+
 def attention_patterns(found: ComponentRoles) -> Figure:
     """Attention of a few heads on one prompt, from marked tokens (rows, bold) to all (columns)."""
     tokens, rows = found.tokens, found.marked

@@ -216,15 +216,15 @@ def short(found: Specificity) -> str:
             for task in (_single(found) if against == OUTSIDE else [])
             if (one := row(found, task)) is not None
         ]
-        said = f"of {AGAINST[against]} {bounds(difference)}, {verdict(found, against, difference)}"
+        said = f"{AGAINST[against]} {bounds(difference)}, {verdict(found, against, difference)}"
         parts.append(f"{said} ({'; '.join(single)})" if single else said)
     if not parts:
         return ""
     own, known = 100 * levels(found).loc[found.dose, OWN], 100 * expected(found)[found.dose]
     return (
         f" The loss of fewer, {_heads(found.dose)} (nearest to half: {known:z.0f}% on prompts that "
-        f"do not judge), costs a sequence {own:z.0f}%; minus what as many heads cost it "
-        f"{'; '.join(parts)}."
+        f"do not judge), costs a sequence {own:z.0f}%; less what as many heads of other tasks cost "
+        f"it: {'; '.join(parts)}."
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from seqcirc_utils.analyses import roles, writes
+from seqcirc_utils.analyses.shuffling import shuffled_weights
 from seqcirc_utils.chapters import component_roles as chapter
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.setting import Setting
@@ -105,6 +106,40 @@ def test_every_component_has_its_evidence_and_what_others_found(found, planted):
     np.testing.assert_allclose(newest, table.loc[newest.index, "end_to_newest"], atol=1e-6)
 
 
+def test_roles_under_shuffled_weights_are_those_of_such_a_model(found, setting, planted):
+    """The chapter measured anew inside; outside, the model is what it was."""
+    with shuffled_weights(planted, PARAMETERS["seed"]):
+        inside = ComponentRoles.measure(setting)
+    assert found.shuffled_roles == inside.roles != found.roles
+    assert sum(found.shuffled_roles.values()) == len(found.components)
+    again = ComponentRoles.measure(setting)
+    assert again.roles == found.roles and again.shuffled_roles == found.shuffled_roles
+
+
+def test_an_untrained_model_has_no_more_roles_than_a_shuffled_one(gpt2):
+    """Its weights are random as they are: no head of it writes what its rules ask for."""
+    drawn = ComponentRoles.measure(setting_of(gpt2))
+    for counts in (drawn.roles, drawn.shuffled_roles):
+        assert sum(counts.values()) == len(components(gpt2))
+        assert not {"next member", "copy", *roles.MLP_ROLES} & set(counts)
+
+
+def test_how_often_chance_gives_a_role_is_told(found):
+    heads = int(found.components["head"].notna().sum())
+    made = replace(
+        found,
+        roles={"copy": 3, "transport to the end": 2, "promotes next member": 1},
+        shuffled_roles={"transport to the end": 2, "none": 9},
+    )
+    said = figures.shuffled_told(made).data
+    assert f"- {heads} heads: 5 have a role (3 copy, 2 transport to the end)" in said
+    assert "with shuffled weights **2** (2 transport to the end)" in said
+    assert "with shuffled weights **0** (none)" in said
+    assert "No more frequent in the model than there: transport to the end." in said
+    made = replace(made, shuffled_roles={})
+    assert "Each role is more frequent in the model" in figures.shuffled_told(made).data
+
+
 def test_attention_in_random_order_is_that_of_corrupted_prompts(gpt2):
     setting = setting_of(gpt2)
     corrupted = setting.sets().corrupted
@@ -158,7 +193,7 @@ TASK = {"ov_told": ("months",)}
 
 
 def test_everything_is_drawn_and_told(found):
-    assert len(DRAWN) == 5 and len(TOLD) == 5
+    assert len(DRAWN) == 5 and len(TOLD) == 6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in DRAWN:
@@ -237,7 +272,7 @@ def test_what_cannot_be_told_leaves_the_rest(
         figures.roles_table(part)
         for name in TOLD:
             section = name.removesuffix("_told")
-            refused = section in missing or section == "roles"
+            refused = section in missing or section in ("roles", "shuffled")
             said = getattr(figures, name)(part, *TASK.get(name, ())).data
             assert (said.startswith("Not here: ") and reason in said) == refused
     assert ("not told" in figures.numbers(part)["head-roles"]) == bool(missing & HEADS)
