@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
@@ -80,8 +81,9 @@ def drawn(rows: list[dict[str, Any]]) -> Figure:
     axes[0].set(ylabel="kept on unseen prompts", xscale="log")
     axes[0].legend()
     axes[1].set(xlabel="discovery prompts", ylabel="Jaccard index", ylim=(0, 1.03))
-    axes[1].set_title("solid: no prompt in common; dashed: with the circuit on most prompts")
-    axes[1].title.set_fontsize(9)
+    kinds = {"-": "no prompt in common", "--": f"the same, on {table['prompts'].max()} prompts"}
+    handles = [Line2D([], [], color=NEUTRAL, ls=ls, label=said) for ls, said in kinds.items()]
+    axes[1].legend(handles=handles, title="beside the circuit from", loc="lower right")
     axes[1].set_xticks(sizes := sorted(table["prompts"].unique()), list(map(str, sizes)))
     axes[1].minorticks_off()
     return closed(figure)

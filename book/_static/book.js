@@ -5,14 +5,15 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// A phone shows figures small: a tap opens one by itself, as large as it was drawn.
+// A phone shows figures narrow or small: a tap opens the wide one by itself, as large as it was drawn.
 document.addEventListener("DOMContentLoaded", () => {
   if (!matchMedia("(max-width: 600px)").matches) return;
   for (const image of document.querySelectorAll("main figure img")) {
     const link = document.createElement("a");
     link.href = image.src;
-    image.replaceWith(link);
-    link.append(image);
+    const shown = image.closest("picture") ?? image;
+    shown.replaceWith(link);
+    link.append(shown);
   }
 });
 

@@ -1,6 +1,7 @@
 """Figures, tables and sentences of the chapter across models."""
 
-import matplotlib.pyplot as plt
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
+from seqcirc_utils.figures import forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
 from seqcirc_utils.paper.across_models import LEVEL, AcrossModels
 from seqcirc_utils.paper.effects import VERDICTS
@@ -19,6 +21,11 @@ _UNTOLD = "There is nothing to draw: "
 
 def _titles(found: AcrossModels) -> dict[str, str]:
     return found.models.set_index("name")["title"].to_dict()
+
+
+def _lines(found: AcrossModels, names: Iterable[str]) -> list[str]:
+    """The models' titles, beside the rows of a figure."""
+    return [forms.wrapped(_titles(found)[name], 12) for name in names]
 
 
 def models_told(found: AcrossModels) -> Markdown:
@@ -48,12 +55,14 @@ def shared_table(found: AcrossModels) -> pd.DataFrame:
     return shown.rename(columns={"total": "of", **names}).set_index("model").round(2)
 
 
+@forms.two_forms
 def shared_bars(found: AcrossModels) -> Figure | Markdown:
     """Shared heads by model, as shares of its heads, beside both kinds of chance."""
     table = found.shared
     if table.empty:
         return Markdown(f"{_UNTOLD}no model has shared circuits here.")
-    figure, axis = plt.subplots(figsize=(7, 0.9 * len(table) + 1.2), layout="constrained")
+    size = 7, 0.9 * len(table) + 1.2
+    figure, (axis,) = forms.subplots(size=size, phone=size[1])
     kinds = {"heads": ("shared", ANSWER), "layer_expected": ("chance, same layers", LAST)}
     kinds["expected"] = ("chance, any layers", NEUTRAL)
     for i, (column, (label, colour)) in enumerate(kinds.items()):
@@ -61,13 +70,14 @@ def shared_bars(found: AcrossModels) -> Figure | Markdown:
         bars = axis.barh(place, 100 * table[column] / table["total"], 0.24, color=colour)
         axis.bar_label(bars, [f"{v:.3g}" for v in table[column]], padding=3, fontsize=8)
         bars.set_label(label)
-    axis.set_yticks(np.arange(len(table)), table["model"].map(_titles(found)))
+    axis.set_yticks(np.arange(len(table)), _lines(found, table["model"]))
     axis.invert_yaxis()
     axis.set_xlabel("% of the model's heads (numbers: heads)")
-    figure.legend(ncols=3, loc="outside upper center", fontsize=8)
+    figure.legend(ncols=forms.either(3, 1), loc="outside upper center", fontsize=8)
     return closed(figure)
 
 
+@forms.two_forms
 def depth_map(found: AcrossModels) -> Figure | Markdown:
     """Depth of the components of each role, by model: median over tasks, and the whole range."""
     table = found.depth
@@ -76,7 +86,8 @@ def depth_map(found: AcrossModels) -> Figure | Markdown:
     models = list(dict.fromkeys(table["model"]))
     known = [r for r in (*HEAD_ROLES, *MLP_ROLES) if r in set(table["role"])]
     roles = known + sorted(set(table["role"]) - set(known))
-    figure, axis = plt.subplots(figsize=(7, 0.55 * len(roles) + 1.2), layout="constrained")
+    size = 7, 0.55 * len(roles) + 1.2
+    figure, (axis,) = forms.subplots(size=size, phone=0.4 * len(roles) + 1.4)
     for i, model in enumerate(models):
         rows = table[table["model"] == model].groupby("role")
         ends, middle = rows.agg({"first": "min", "last": "max"}), rows["median"].mean()
@@ -84,10 +95,10 @@ def depth_map(found: AcrossModels) -> Figure | Markdown:
         colour = OKABE_ITO[i % len(OKABE_ITO)]
         axis.hlines(place, ends["first"], ends["last"], color=colour, lw=2, alpha=0.5)
         axis.scatter(middle, place, color=colour, s=30, label=_titles(found)[model], zorder=3)
-    axis.set_yticks(range(len(roles)), roles)
+    axis.set_yticks(range(len(roles)), [forms.wrapped(role, 14) for role in roles])
     axis.invert_yaxis()
     axis.set(xlim=(-0.02, 1.02), xlabel="depth (0: first layer, 1: last)")
-    figure.legend(ncols=3, loc="outside upper center", fontsize=8)
+    figure.legend(ncols=forms.either(3, 1), loc="outside upper center", fontsize=8)
     return closed(figure)
 
 
@@ -108,6 +119,7 @@ def order_told(found: AcrossModels) -> Markdown:
     return Markdown("\n".join(lines) or "With one model there is no second order of roles.")
 
 
+@forms.two_forms
 def swap_curves(found: AcrossModels) -> Figure | Markdown:
     """Interchanged answers by depth of the swap, a panel per model; dashed: the chosen layer."""
     table = found.swaps
@@ -115,15 +127,14 @@ def swap_curves(found: AcrossModels) -> Figure | Markdown:
         return Markdown(f"{_UNTOLD}no model's interchange is told here.")
     models = list(dict.fromkeys(table["model"]))
     size = (0.5 + 3.4 * len(models), 3.1)
-    figure, axes = plt.subplots(
-        1, len(models), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+    phone = 2.4 * len(models) + 1
+    figure, axes = forms.subplots(1, len(models), size=size, phone=phone, sharey=True)
     looks = {  # the first two may lie on each other
         "the same task": {"color": NEUTRAL, "lw": 4, "alpha": 0.4},
         "another task": {"color": ANSWER, "marker": "o", "ms": 3},
         "placebo": {"color": LAST, "marker": "o", "ms": 3, "ls": ":"},
     }
-    for axis, model in zip(axes[0], models, strict=True):
+    for axis, model in zip(axes, models, strict=True):
         rows = table[table["model"] == model]
         means = rows.groupby(["swap", "depth"])["wanted"].mean()  # halves differ by one prompt
         for swap, look in looks.items():
@@ -134,8 +145,10 @@ def swap_curves(found: AcrossModels) -> Figure | Markdown:
             axis.axvline(depth, color="black", lw=0.8, ls="--")
         axis.set(title=_titles(found)[model], xlim=(-0.02, 1.02), ylim=(-2, 102))
         axis.set_xlabel("depth of the swap")
-    axes[0, 0].set_ylabel("% interchanged answers")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
+    for axis in axes[: forms.either(1, len(models))]:
+        axis.set_ylabel("% interchanged answers")
+    ncols = forms.either(3, 1)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=ncols, loc="outside upper center")
     return closed(figure)
 
 
@@ -212,6 +225,7 @@ def claims_told(found: AcrossModels) -> Markdown:
     )
 
 
+@forms.two_forms
 def claims_map(found: AcrossModels) -> Figure | Markdown:
     """Verdicts: a row per model, a column per claim."""
     if found.claims.empty:
@@ -221,17 +235,23 @@ def claims_map(found: AcrossModels) -> Figure | Markdown:
     palette = [ANSWER, LAST, "#e3b94d", "#d5d5d5", *OKABE_ITO[2:]]
     verdicts = [*VERDICTS, *others]
     looks = {v: palette[i % len(palette)] for i, v in enumerate(verdicts)}
-    figure, axis = plt.subplots(figsize=(9, 0.5 * len(table) + 1.3), layout="constrained")
+    size = 9, 0.5 * len(table) + 1.3
+    figure, (axis,) = forms.subplots(size=size, phone=0.14 * table.shape[1] + 1.4)
+    table = table.rename(index=_titles(found))
+    table = table.T if forms.for_phone() else table  # a phone is long
     for y, (_, row) in enumerate(table.iterrows()):
         for x, verdict in enumerate(row):
             axis.add_patch(Rectangle((x, y), 0.9, 0.85, facecolor=looks[verdict]))
     axis.set(xlim=(0, table.shape[1]), ylim=(len(table), 0))
-    axis.set_xticks(np.arange(table.shape[1]) + 0.45, table.columns, rotation=90, fontsize=7)
-    axis.set_yticks(np.arange(len(table)) + 0.43, [_titles(found)[m] for m in table.index])
+    tilt, *small = forms.either((90, 7, None), (0, None, 7))
+    axis.set_xticks(
+        np.arange(table.shape[1]) + 0.45, table.columns, rotation=tilt, fontsize=small[0]
+    )
+    axis.set_yticks(np.arange(len(table)) + 0.43, table.index, fontsize=small[1])
     axis.tick_params(length=0)
     for verdict, colour in looks.items():
         if (table == verdict).any(axis=None):
             axis.scatter([], [], marker="s", s=60, color=colour, label=verdict or "no verdict")
     sns.despine(ax=axis, left=True, bottom=True)
-    figure.legend(ncols=3, loc="outside upper center", fontsize=8)
+    figure.legend(ncols=forms.either(3, 1), loc="outside upper center", fontsize=8)
     return closed(figure)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -12,7 +11,7 @@ from matplotlib.patches import Patch
 from seqcirc_utils.chapters.circuit_discovery import RANKED, SWEEP, TWO_SIDED, CircuitDiscovery
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed, in_short, many
 from seqcirc_utils.statistics import short
 
@@ -25,9 +24,10 @@ def circuits(found: CircuitDiscovery) -> dict[str, Circuit]:
     return {SWEEP: found.published, RANKED: found.circuit, TWO_SIDED: found.two_sided}
 
 
+@forms.two_forms
 def search_paths(found: CircuitDiscovery) -> Figure:
     """How the searches shrink a circuit: components left and score kept, trial by trial."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, axes = forms.subplots(1, 2, size=(9, 3.2), phone=5)
     for name, colour in zip(circuits(found), OKABE_ITO, strict=False):
         trials = found.steps[found.steps["search"] == name]
         left = len(found.estimates) - (trials["size"] * trials["removed"]).cumsum()
@@ -102,10 +102,11 @@ def circuit_map(found: CircuitDiscovery) -> Figure:
     return common.circuit_map({found.circuit.task: found.circuit.components}, *shape)
 
 
+@forms.two_forms
 def size_curve(found: CircuitDiscovery) -> Figure:
     """Faithfulness against circuit size, with the circuits found and random ones of one size."""
     curve, threshold = found.curve, found.circuit.threshold
-    figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(7.5, 3.8), phone=4.2)
     axis.plot(curve["size"], curve["faithfulness"], ".-", color=ANSWER, label="by ranking")
     axis.axhline(threshold, color=NEUTRAL, ls="--", lw=0.8, label=f"threshold {threshold:.0%}")
     axis.axhline(1, color=NEUTRAL, lw=0.5)
@@ -117,7 +118,10 @@ def size_curve(found: CircuitDiscovery) -> Figure:
         x = len(found.components) + i * 0.025 * curve["size"].max()
         axis.plot([x] * len(scores), scores, marker, color=colour, ms=4, alpha=0.7, label=label)
     axis.set(xlabel="components kept", ylabel="faithfulness (1 = whole model)")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if forms.for_phone():
+        figure.legend(fontsize=8, loc="outside lower center")
+    else:
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return closed(figure)
 
 
@@ -135,13 +139,16 @@ def chance_told(found: CircuitDiscovery) -> Markdown:
     )
 
 
+@forms.two_forms
 def needed_and_found(found: CircuitDiscovery) -> Figure:
     """What each component of the circuit contributes, and how often it is found again."""
     table = found.components[::-1]
     y = np.arange(len(table))
-    figure, axes = plt.subplots(
-        1, 2, figsize=(7.5, 0.2 * len(table) + 1.3), sharey=True, width_ratios=[3, 1]
-    )
+    height = 0.2 * len(table) + 1.3
+    figure, axes = forms.subplots(
+        1, 2, size=(7.5, height), phone=height, stack=False, layout=None, sharey=True,
+        width_ratios=[3, forms.either(1, 1.8)],
+    )  # fmt: skip
     mlp = table["component"].str.startswith("mlp").to_numpy()
     colours = np.where(mlp, "#E69F00", "#0072B2")
     sure = table["q"].to_numpy() < SIGNIFICANT
@@ -150,7 +157,9 @@ def needed_and_found(found: CircuitDiscovery) -> Figure:
         bar.set_edgecolor(colour)
     axes[0].set_yticks(y, table["component"], fontsize=8)
     axes[0].axvline(0, color="black", lw=0.8)
-    axes[0].set(xlabel="change when removed (points)", ylim=(-0.7, len(table) - 0.3))
+    axes[0].set(
+        xlabel=forms.wrapped("change when removed (points)", 16), ylim=(-0.7, len(table) - 0.3)
+    )
     handles = [Patch(color="#0072B2", label="head"), Patch(color="#E69F00", label="MLP")]
     handles.append(Patch(fc="white", ec=NEUTRAL, label="not significant (q ≥ 0.05)"))
     for kind, label, marker, shift in (
@@ -161,9 +170,12 @@ def needed_and_found(found: CircuitDiscovery) -> Figure:
         style = {"marker": marker, "color": "black", "ms": 3.5, "ls": "", "label": label}
         style |= {"mfc": "white"} if kind == "order" else {}
         handles += axes[1].plot(table[kind], y + shift, **style)
-    axes[1].set(xlabel="found again (share)", xlim=(-0.08, 1.08))
+    axes[1].set(xlabel=forms.wrapped("found again (share)", 12), xlim=(-0.08, 1.08))
     axes[1].grid(axis="y", lw=0.3)
-    figure.legend(handles=handles, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
+    ncols = forms.either(3, 1)
+    figure.legend(
+        handles=handles, ncols=ncols, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8
+    )
     figure.tight_layout()
     return closed(figure)
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from html import escape
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -11,6 +10,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from seqcirc_utils.figures import forms
 from seqcirc_utils.figures.style import ANSWER, LAST, closed, in_short
 from seqcirc_utils.paper.claims import OPEN
 from seqcirc_utils.paper.effects import CONTRADICTED, SUPPORTED, VERDICTS
@@ -32,6 +32,7 @@ LETTER |= {OPEN: ("#ececec", "open"), NOT_TESTED: ("#d5d5d5", "–")}
 """The same as published."""
 
 
+@forms.two_forms
 def scoreboard(found: Claims) -> Figure:
     """Two counts that are not to be confused: as published, and what carries over."""
     table = found.verdicts
@@ -39,7 +40,7 @@ def scoreboard(found: Claims) -> Figure:
         "As published\n(GPT-2, Llama-2)": (table["as_published"], LETTER),
         f"Carries over to\n{found.title}?": (table["verdict"], LOOKS),
     }
-    figure, axis = plt.subplots(figsize=(7, 1.9), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(7, 1.9), phone=2.2)
     for y, (verdicts, looks) in enumerate(lines.values()):
         left = 0
         for verdict, (colour, _) in looks.items():
@@ -49,9 +50,12 @@ def scoreboard(found: Claims) -> Figure:
                 text = f"{n} {verdict.replace(' testable here', ' testable')}"
                 shade = "white" if colour in (ANSWER, LAST) else "black"
                 size = 9 if n > 3 else 7
-                text = text.replace(" ", "\n", 1)
+                text = forms.either(text.replace(" ", "\n", 1), str(n))
                 axis.text(left + n / 2, y, text, ha="center", va="center", color=shade, size=size)
             left += n
+    if forms.for_phone():
+        handles = [Patch(color=c, label=v) for v, (c, _) in (LETTER | LOOKS).items()]
+        figure.legend(handles=handles, ncols=2, loc="outside upper center", fontsize=8)
     axis.set_yticks(range(len(lines)), lines)
     axis.invert_yaxis()
     axis.set(xlim=(0, len(table)), xticks=[])
@@ -60,21 +64,24 @@ def scoreboard(found: Claims) -> Figure:
     return closed(figure)
 
 
+@forms.two_forms
 def verdict_map(found: Claims) -> Figure:
     """Every claim as a square, by topic: whether it carries over, as colour and mark."""
     table = found.verdicts
     topics = list(dict.fromkeys(table["topic"]))
-    figure, axis = plt.subplots(figsize=(7, 0.52 * len(topics) + 0.7), layout="constrained")
+    size = 7, 0.52 * len(topics) + 0.7
+    figure, (axis,) = forms.subplots(size=size, phone=size[1] + 0.4)
     for y, topic in enumerate(topics):
         rows = table[table["topic"] == topic]
         for x, (claim, verdict) in enumerate(zip(rows["claim"], rows["verdict"], strict=True)):
             colour, mark = LOOKS[verdict]
             axis.add_patch(Rectangle((x, y), 0.92, 0.86, facecolor=colour, edgecolor="none"))
             shade = "white" if verdict in (SUPPORTED, CONTRADICTED) else "black"
-            axis.text(x + 0.46, y + 0.43, f"{claim} {mark}", ha="center", va="center", color=shade)
+            text = f"{claim}{forms.either(' ', chr(10))}{mark}"
+            axis.text(x + 0.46, y + 0.43, text, ha="center", va="center", color=shade)
     widest = table.groupby("topic").size().max()
     axis.set(xlim=(0, widest), ylim=(len(topics), 0), xticks=[])
-    axis.set_yticks(np.arange(len(topics)) + 0.43, topics)
+    axis.set_yticks(np.arange(len(topics)) + 0.43, [forms.wrapped(t, 10) for t in topics])
     axis.tick_params(axis="y", length=0)
     sns.despine(ax=axis, left=True, bottom=True)
     counts = table["verdict"].value_counts()
@@ -82,7 +89,7 @@ def verdict_map(found: Claims) -> Figure:
         Patch(color=colour, label=f"{mark} {verdict} ({counts.get(verdict, 0)})")
         for verdict, (colour, mark) in LOOKS.items()
     ]
-    figure.legend(handles=handles, ncols=4, loc="outside upper center", fontsize=9)
+    figure.legend(handles=handles, ncols=forms.either(4, 2), loc="outside upper center", fontsize=9)
     return closed(figure)
 
 

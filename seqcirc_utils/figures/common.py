@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from textwrap import fill, wrap
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -15,9 +15,12 @@ from matplotlib.patches import Patch, Rectangle
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.components import Component
+from seqcirc_utils.figures import forms
 from seqcirc_utils.figures.circuit_map import ink
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, task_colours
 from seqcirc_utils.prompts.sequences import TASKS
+
+_ROW = 14  # letters of a row's name that have room on a phone
 
 
 def absent(found: Any, *sections: str) -> Markdown | None:
@@ -81,6 +84,7 @@ def component_grid(frame: pd.DataFrame, column: str) -> np.ndarray:
     return grid
 
 
+@forms.two_forms
 def component_heatmaps(
     panels: Mapping[str, np.ndarray], label: str, percent: bool = False
 ) -> Figure:
@@ -91,11 +95,9 @@ def component_heatmaps(
         label: Colour bar label, with the unit.
         percent: Show values as percentages.
     """
-    width = 4.3 * len(panels) + 0.8
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(width, 5.6), layout="constrained", squeeze=False
-    )
-    for axis, (title, grid) in zip(axes[0], panels.items(), strict=True):
+    size = 4.3 * len(panels) + 0.8, 5.6
+    figure, axes = forms.subplots(1, len(panels), size=size, phone=4.4 * len(panels))
+    for axis, (title, grid) in zip(axes, panels.items(), strict=True):
         heads = grid.shape[1] - 1
         shown = np.insert(grid * (100 if percent else 1), heads, np.nan, axis=1)
         limit = max(np.nanquantile(np.abs(shown), 0.985), 1e-9)
@@ -112,6 +114,7 @@ def component_heatmaps(
     return closed(figure)
 
 
+@forms.two_forms
 def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = False) -> Figure:
     """The ``n`` components of largest absolute effect, with 95% intervals over prompts.
 
@@ -123,7 +126,8 @@ def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = Fals
     """
     scale = 100 if percent else 1
     top = frame.sort_values("effect", key=abs, ascending=False).head(n)[::-1]
-    figure, axis = plt.subplots(figsize=(7, 0.24 * len(top) + 1), layout="constrained")
+    size = 7, 0.24 * len(top) + 1
+    figure, (axis,) = forms.subplots(size=size, phone=0.18 * len(top) + 1)
     mean, error = scale * top["effect"].to_numpy(), scale * spread(top, "effect")
     mlp = top["component"].str.startswith("mlp").to_numpy()
     axis.barh(top["component"], mean, color=np.where(mlp, "#E69F00", "#0072B2"))
@@ -135,6 +139,7 @@ def component_bars(frame: pd.DataFrame, n: int, label: str, percent: bool = Fals
     return closed(figure)
 
 
+@forms.two_forms
 def agreement(
     x: Sequence[float], y: Sequence[float], names: Sequence[str], labels: tuple
 ) -> Figure:
@@ -149,7 +154,7 @@ def agreement(
         labels: The two axis labels.
     """
     first, second = np.asarray(x), np.asarray(y)
-    figure, axis = plt.subplots(figsize=(5, 4.2), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(5, 4.2), phone=3.2)
     axis.scatter(first, second, s=14, color=ANSWER, alpha=0.6, lw=0)
     ends = [min(first.min(), second.min()), max(first.max(), second.max())]
     axis.plot(ends, ends, color=NEUTRAL, lw=0.8, ls="--", label="equal")
@@ -186,6 +191,8 @@ def heatmap(
         fontsize: Of the texts.
         bar: How the colour bar looks.
     """
+    if forms.for_phone():
+        bar |= {"location": "bottom", "aspect": 30}
     sns.heatmap(
         table,
         annot=np.asarray(texts),
@@ -200,20 +207,31 @@ def heatmap(
     )
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=30)
+    if forms.for_phone():
+        names = [label.get_text().replace("\n", " ") for label in axis.get_xticklabels()]
+        look = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        axis.set_xticks(axis.get_xticks(), names, **look)
+        names = [fill(label.get_text(), _ROW) for label in axis.get_yticklabels()]
+        axis.set_yticks(axis.get_yticks(), names)
 
 
+@forms.two_forms
 def table_heatmap(
     table: pd.DataFrame, label: str, format: str = ".2f", diverging: bool = True, limit: float = 0
 ) -> Figure:
     """A table as one :func:`heatmap` with its numbers; without a limit, up to their largest."""
+    if forms.for_phone() and table.shape[1] > max(8, table.shape[0]):
+        table = table.T  # a phone is long
     limit = limit or max(float(np.nanmax(np.abs(table.to_numpy(float)))), 1e-9)
     size = (1.0 * table.shape[1] + 3, max(0.34 * table.shape[0] + 1.6, 2.6))
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    row = 0.1 + 0.13 * max(len(wrap(str(name), _ROW)) for name in table.index)
+    figure, (axis,) = forms.subplots(size=size, phone=row * table.shape[0] + 2)
     texts = table.map(lambda v: f"{v:z{format}}")
     heatmap(axis, table, texts, limit, diverging, label=label)
     return closed(figure)
 
 
+@forms.two_forms
 def circuit_map(
     circuits: Mapping[str, set[Component]],
     n_layers: int,
@@ -231,9 +249,11 @@ def circuit_map(
     seen: set[str] = set()
     colours = task_colours(list(circuits))
     gap = 0.6  # sets the MLP column apart
-    figure, axis = plt.subplots(
-        figsize=(0.55 * n_heads + 2.5, 0.22 * n_layers + 1.8), layout="constrained"
+    size = 0.55 * n_heads + 2.5, 0.22 * n_layers + 1.8
+    figure, (axis,) = forms.subplots(
+        size=size, phone=0.18 * n_layers + 2, width=max(forms.PHONE, 0.3 * n_heads + 0.8)
     )
+    per_line, large = forms.either((4, 7.5), (2, 6.5))
     shared = set.intersection(*circuits.values()) if len(circuits) > 1 else set()
     width = 0.9 / max(len(circuits), 1)
     for component in (Component(i, h) for i in range(n_layers) for h in [*range(n_heads), None]):
@@ -247,7 +267,7 @@ def circuit_map(
             role = roles.get(task, {}).get(component, "")
             if role in role_letters:
                 seen.add(role)
-                look = {"fontsize": 7.5, "fontweight": "bold", "color": ink(colours[task])}
+                look = {"fontsize": large, "fontweight": "bold", "color": ink(colours[task])}
                 place = left + width / 2, y + 0.47
                 axis.text(*place, role_letters[role], ha="center", va="center", **look)
         if component in shared:
@@ -262,7 +282,7 @@ def circuit_map(
     axis.legend(handles=handles, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.02))
     if seen:
         named = [f"{letter} {role}" for role, letter in role_letters.items() if role in seen]
-        lines = ["   ".join(named[i : i + 4]) for i in range(0, len(named), 4)]
+        lines = ["   ".join(named[i : i + per_line]) for i in range(0, len(named), per_line)]
         where = {"transform": axis.transAxes, "ha": "center", "va": "top"}
-        axis.text(0.5, -0.6 / n_layers - 0.06, "\n".join(lines), fontsize=9, **where)
+        axis.text(0.5, -0.6 / n_layers - 0.06, "\n".join(lines), fontsize=large + 1.5, **where)
     return closed(figure)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -12,7 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES, NONE
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.components import Component
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
 from seqcirc_utils.statistics import Interval
 
@@ -105,11 +104,12 @@ def _scores(
 
 
 @common.needs("ov")
+@forms.two_forms
 def ov_scatter(found: ComponentRoles) -> Figure:
     """OV copy score against next score of every head, on two inputs; the best are named."""
     panels = {"own": "on the head's own input", "after block 0": "on the stream after block 0"}
     threshold, in_circuit = found.thresholds["ov_share"], _heads(found)["in_circuit"]
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.9), layout="constrained")
+    figure, axes = forms.subplots(1, 2, size=(8.5, 3.9), phone=6.6)
     for axis, (read, title) in zip(axes, panels.items(), strict=True):
         scores = _scores(found, read)
         colour = np.where(in_circuit, ANSWER, "#bbbbbb")
@@ -131,7 +131,8 @@ def ov_scatter(found: ComponentRoles) -> Figure:
                 ha="right" if x > 0.7 and y >= threshold else "left",
             )
         axis.set(xlim=(-4, 106), ylim=(-4, 112), title=title, xlabel="copy score (% of members)")
-    axes[0].set_ylabel("next score (% of members)")
+    for axis in axes[: forms.either(1, 2)]:
+        axis.set_ylabel("next score (% of members)")
     handles = [
         Patch(color=ANSWER, label="head in the circuit"),
         Patch(color="#bbbbbb", label="head outside"),
@@ -193,10 +194,11 @@ def direct_told(found: ComponentRoles) -> Markdown:
 
 
 @common.needs("lens")
+@forms.two_forms
 def lens_steps(found: ComponentRoles) -> Figure:
     """Change of the lens probability across each attention layer and each MLP."""
     frame = found.lens[found.lens["part"] != "block"]
-    figure, axes = plt.subplots(2, 1, figsize=(7.5, 4.6), sharex=True, layout="constrained")
+    figure, axes = forms.subplots(2, size=(7.5, 4.6), phone=4.4, sharex=True)
     for axis, (part, rows) in zip(axes, frame.groupby("part", sort=True), strict=True):
         for name, colour, shift in (("next", ANSWER, -0.2), ("last", LAST, 0.2)):
             x, mean = rows["layer"] + shift, 100 * rows[name]
@@ -236,14 +238,14 @@ def lens_told(found: ComponentRoles) -> Markdown:
     )
 
 
+@forms.two_forms
 def role_map(found: ComponentRoles) -> Figure:
     """Role of every component as the colour of its cell; the circuit's components are framed."""
     frame = found.components
     names = list(map(Component.parse, frame["component"]))
     n_layers, n_heads = common.shape(names)
-    figure, axis = plt.subplots(
-        figsize=(min(0.6 * n_heads + 3.4, 9), 0.2 * n_layers + 1.2), layout="constrained"
-    )
+    size = min(0.6 * n_heads + 3.4, 9), 0.2 * n_layers + 1.2
+    figure, (axis,) = forms.subplots(size=size, phone=0.17 * n_layers + 2.4)
     for name, role, kept in zip(names, frame["role"], frame["in_circuit"], strict=True):
         x, y = common.corner(name, n_heads, gap=0.6)
         cell = (x + 0.06, y + 0.1), 0.88, 0.8
@@ -260,7 +262,8 @@ def role_map(found: ComponentRoles) -> Figure:
         if role in taken
     ]
     handles.append(Patch(fc="none", ec="black", label="circuit"))
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    place, ncols = forms.either(("outside right upper", 1), ("outside upper center", 2))
+    figure.legend(handles=handles, loc=place, ncols=ncols, fontsize=8)
     return closed(figure)
 
 
@@ -354,6 +357,7 @@ def shuffled_told(found: ComponentRoles) -> Markdown:
     return Markdown("\n".join(lines) + f"\n\n{said}")
 
 
+@forms.two_forms
 def attention_patterns(found: ComponentRoles) -> Figure:
     """Attention of a few heads on one prompt, from marked tokens (rows, bold) to all (columns)."""
     tokens, rows = found.tokens, found.marked
@@ -364,15 +368,14 @@ def attention_patterns(found: ComponentRoles) -> Figure:
     }
     words = [token.replace(" ", "␣").replace("<|endoftext|>", "<start>") for token in tokens]
     height = (0.19 * len(rows) + 0.35) * len(patterns) + 1.1
-    figure, axes = plt.subplots(
+    figure, axes = forms.subplots(
         len(patterns),
-        1,
-        figsize=(8.2, height),
+        size=(8.2, height),
+        phone=height,
+        width=max(forms.PHONE, 0.13 * len(tokens) + 1.6),
         sharex=True,
-        layout="constrained",
-        squeeze=False,
     )
-    for axis, (title, pattern) in zip(axes[:, 0], patterns.items(), strict=True):
+    for axis, (title, pattern) in zip(axes, patterns.items(), strict=True):
         shown = pattern[rows]
         future = np.arange(len(tokens)) > np.asarray(rows)[:, None]
         image = axis.imshow(
@@ -387,11 +390,11 @@ def attention_patterns(found: ComponentRoles) -> Figure:
                 axis.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
         axis.set_title(title, fontsize=9)
         axis.tick_params(length=0)
-    axes[-1, 0].set_xticks(range(len(tokens)), words, rotation=90, fontsize=7)
-    for position, label in enumerate(axes[-1, 0].get_xticklabels()):
+    axes[-1].set_xticks(range(len(tokens)), words, rotation=90, fontsize=7)
+    for position, label in enumerate(axes[-1].get_xticklabels()):
         label.set_fontweight("bold" if position in rows else "normal")
     figure.supylabel("from", fontsize=9)
-    axes[-1, 0].set_xlabel("to")
+    axes[-1].set_xlabel("to")
     figure.colorbar(image, ax=axes, label="attention (%)", shrink=0.6, aspect=30)
     return closed(figure)
 

@@ -17,7 +17,7 @@ from seqcirc_utils import store
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.components import Component, by_kind
-from seqcirc_utils.figures import circuit_map, common, style
+from seqcirc_utils.figures import circuit_map, common, forms, style
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.profiles import facts
 from seqcirc_utils.figures.style import NEUTRAL, closed, many, task_colours
@@ -160,6 +160,7 @@ def core_map(found: CrossTask) -> Figure:
     return _transfer_heatmaps(found, [name for name in found.sets if not name.endswith(" circuit")])
 
 
+@forms.two_forms
 def _transfer_heatmaps(found: CrossTask, sets: list[str]) -> Figure:
     """Sets of components (rows) on tasks (columns), a panel per mode, with intervals."""
     titles = {
@@ -171,14 +172,18 @@ def _transfer_heatmaps(found: CrossTask, sets: list[str]) -> Figure:
     shares = 100 * found.transfer.set_index(["mode", "set", "task"])
     texts = shares.apply(lambda c: f"{c['mean']:z.0f}\n[{c['low']:z.0f}, {c['high']:z.0f}]", axis=1)
     size = 1.15 * len(tasks) + 2.4, (0.42 * len(sets) + 0.4) * len(titles) + 0.8
-    figure, axes = plt.subplots(len(titles), 1, figsize=size, layout="constrained", sharex=True)
+    phone = (0.4 * len(sets) + 0.9) * len(titles) + 0.8
+    figure, axes = forms.subplots(len(titles), size=size, phone=phone, sharex=True)
     for axis, (mode, title) in zip(axes, titles.items(), strict=True):
         cells, words = (part[mode].unstack().loc[sets, tasks] for part in (shares["mean"], texts))
         cells = cells.rename(label).rename_axis(index=None, columns=None)
-        common.heatmap(axis, cells, words, 150, fontsize=7.5, label="%", extend="both")
+        small = forms.either(7.5, 6.2)
+        common.heatmap(axis, cells, words, 150, fontsize=small, label="%", extend="both")
         axis.set_title(title)
         ticks = np.arange(len(tasks)) + 0.5
-        axis.set_xticks(ticks, [TITLES[t] for t in tasks], rotation=20, ha="right")
+        axis.set_xticks(
+            ticks, [TITLES[t] for t in tasks], rotation=forms.either(20, 40), ha="right"
+        )
         axis.tick_params(length=0)
         if found.tasks["control"].any():  # a line sets the controls apart
             axis.axvline(len(found.circuits), color="black", lw=2)
@@ -186,28 +191,25 @@ def _transfer_heatmaps(found: CrossTask, sets: list[str]) -> Figure:
 
 
 @needs("random")
+@forms.two_forms
 def random_panels(found: CrossTask) -> Figure:
     """Each circuit beside random ones, on each task; kept alone above, heads ablated below."""
     circuits = list(found.circuits)
-    figure, axes = plt.subplots(
-        2,
-        len(circuits),
-        figsize=(2.6 * len(circuits) + 1.2, 5.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    panels = [(mode, circuit) for mode in ("kept", "heads") for circuit in circuits]
+    size, phone = (2.6 * len(circuits) + 1.2, 5.6), 1.6 * len(panels) + 1.4
+    figure, axes = forms.subplots(
+        2, len(circuits), size=size, phone=phone, sharex=True, sharey=True
     )
-    for row, mode in zip(axes, ("kept", "heads"), strict=True):
-        for axis, circuit in zip(row, circuits, strict=True):
-            _random_panel(axis, found, mode, circuit)
-        row[0].set_ylabel("% of the whole model")
+    for axis, (mode, circuit) in zip(axes, panels, strict=True):
+        _random_panel(axis, found, mode, circuit)
+    for axis in axes[:: forms.either(len(circuits), 1)]:
+        axis.set_ylabel("% of the whole model")
     dots = [("D", "the circuit", "black"), *((m, name, NEUTRAL) for name, m in RANDOM.values())]
     handles = [
         plt.Line2D([], [], marker=marker, ls="", color=colour, label=name, markersize=6)
         for marker, name, colour in dots
     ]
-    figure.legend(handles=handles, ncols=3, loc="outside upper center", fontsize=9)
+    figure.legend(handles=handles, ncols=forms.either(3, 1), loc="outside upper center", fontsize=9)
     return closed(figure)
 
 

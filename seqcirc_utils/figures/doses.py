@@ -3,7 +3,6 @@
 A part of the chapter on specificity.
 """
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.ticker import NullLocator
 from seqcirc_utils.chapters.doses import BY_SETS, BY_TASKS, CIRCUIT, RANDOM
 from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, REPEAT, SEQUENCES, TITLES
 from seqcirc_utils.chapters.specificity import Specificity
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
 
 AGAINST = {
@@ -93,11 +92,12 @@ NEAR = (0.25, 0.75)
 
 
 @common.needs("doses")
+@forms.two_forms
 def curves(found: Specificity) -> Figure:
     """What a sequence loses, and own minus others, by the number of heads lost."""
     means, chosen = 100 * levels(found), found.dose
     doses = list(means.index)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.9), layout="constrained")
+    figure, (left, right) = forms.subplots(1, 2, size=(11, 3.9), phone=6.6)
     for whose, (words, colour, marker) in _LINES.items():
         if whose in means:
             left.plot(doses, means[whose], color=colour, marker=marker, ms=5, label=words)
@@ -123,18 +123,21 @@ def curves(found: Specificity) -> Figure:
         axis.set_xticks(doses, doses)
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("heads lost (dotted: the dose that is judged)")
-    figure.legend(*left.get_legend_handles_labels(), ncols=3, loc="outside upper center")
+    figure.legend(
+        *left.get_legend_handles_labels(), ncols=forms.either(3, 1), loc="outside upper center"
+    )
     return closed(figure)
 
 
 @common.needs("doses")
+@forms.two_forms
 def matrix(found: Specificity) -> Figure:
     """Every task's strongest heads on every task, at the chosen dose."""
     rows = found.dosed[(found.dosed["dose"] == found.dose) & (found.dosed["kind"] == CIRCUIT)]
     order = list(found.tasks["task"])
     grid = 100 * rows.pivot(index="set", columns="task", values="mean").loc[order, order]
     grid = grid.rename(index=TITLES, columns=TITLES)
-    figure, axis = plt.subplots(figsize=(6.4, 4.3), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(6.4, 4.3), phone=3.6)
     texts = grid.map(lambda v: f"{v:z.0f}")
     common.heatmap(axis, grid, texts, 150, label="% of the logit difference", extend="both")
     axis.set(title=f"damage without {_heads(found.dose)}", xlabel="task", ylabel="heads of")

@@ -1,6 +1,5 @@
 """How the findings beyond the tasks look."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -8,7 +7,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.generalisation import Generalisation
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
 from seqcirc_utils.statistics import MIN_DRAWS, short
 
@@ -24,12 +23,14 @@ def numbers(found: Generalisation) -> dict[str, str]:
     }
 
 
+@forms.two_forms
 def probe_accuracy(found: Generalisation) -> Figure:
     """The model's own accuracy on each probe with exact 95% intervals, by group of probes."""
     table = found.probes
     # A gap before each new group; the first group stands on top.
     y = -(np.arange(len(table)) + (table["group"] != table["group"].shift()).cumsum()).to_numpy()
-    figure, axis = plt.subplots(figsize=(7, 0.22 * -y[-1] + 1.1), layout="constrained")
+    size = 7, 0.22 * -y[-1] + 1.1
+    figure, (axis,) = forms.subplots(size=size, phone=size[1])
     for used, colour, label in (
         (True, ANSWER, "can do it: ablated below"),
         (False, LAST, "cannot do it"),
@@ -46,7 +47,8 @@ def probe_accuracy(found: Generalisation) -> Figure:
     axis.set_yticks(y, table["title"], fontsize=9)
     axis.set(xlabel="accuracy (the whole answer is right)", xlim=(-0.02, 1.02))
     axis.set_ylim(y[-1] - 0.7, -0.3)
-    axis.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    ncols = forms.either(3, 1)
+    axis.legend(ncols=ncols, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     return closed(figure)
 
 
@@ -71,6 +73,7 @@ def question_table(found: Generalisation) -> Styler:
 
 
 @common.needs("effects")
+@forms.two_forms
 def effect_map(found: Generalisation, kind: str) -> Figure:
     """Accuracy lost by one kind of ablation of each set, beyond what matched random sets lose.
 
@@ -86,7 +89,7 @@ def effect_map(found: Generalisation, kind: str) -> Figure:
         beyond=100 * (table["accuracy_after"] - random),
         text=table["accuracy_after"].map("{:.2f}".format) + star + beside,
         probe=table["probe"].map(found.probes.set_index("probe")["title"]),
-        set=table["set"] + "\n(" + table["n_heads"].astype(str) + ")",
+        set=table["set"] + forms.either("\n(", " (") + table["n_heads"].astype(str) + ")",
     )
     sets, probes = cells["set"].unique(), cells["probe"].unique()
     grid, texts = (
@@ -94,11 +97,12 @@ def effect_map(found: Generalisation, kind: str) -> Figure:
         for values in ("beyond", "text")
     )
     size = 0.62 * len(sets) + 2.2, 0.4 * len(probes) + 1.5
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure, (axis,) = forms.subplots(size=size, phone=size[1] + 0.6)
     lost = table["random_mean"].isna().all()
     label = "change of accuracy" if lost else "accuracy, minus random's"
     common.heatmap(axis, grid, texts, 100, fontsize=7, label=label, format="%+d pts")
-    axis.set_xticks(axis.get_xticks(), sets, fontsize=8, rotation=40, ha="right")
+    tilt = forms.either(40, 60)
+    axis.set_xticks(axis.get_xticks(), sets, fontsize=8, rotation=tilt, ha="right")
     axis.set(xlabel="heads ablated (how many)", ylabel="")
     return closed(figure)
 
@@ -140,22 +144,19 @@ def _set_told(name: str, rows: pd.DataFrame) -> str:
     )
 
 
+@forms.two_forms
 def planned_figure(found: Generalisation) -> Figure | Markdown:
     """What each set costs beyond random sets, by subject of the paper, with 95% intervals."""
     table = found.planned[found.planned["kind"] == "mean"]
     if table.empty:
         return Markdown(f"Not here: {found.missing.get('effects', 'no random set was drawn.')}")
     subjects, sets = table["subject"].unique(), table["set"].unique()
-    figure, axes = plt.subplots(
-        1,
-        len(subjects),
-        figsize=(2 * len(subjects) + 1.6, 0.32 * len(sets) + 1.3),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    size = 2 * len(subjects) + 1.6, 0.32 * len(sets) + 1.3
+    phone = len(subjects) * (0.26 * len(sets) + 0.6) + 0.6
+    figure, axes = forms.subplots(
+        1, len(subjects), size=size, phone=phone, sharex=True, sharey=True
     )
-    for axis, subject in zip(axes[0], subjects, strict=True):
+    for axis, subject in zip(axes, subjects, strict=True):
         rows = table[table["subject"] == subject].set_index("set").reindex(sets)
         low, high = rows["gap"] - rows["gap_low"], rows["gap_high"] - rows["gap"]
         sure = rows["q"] < LEVEL
@@ -169,8 +170,8 @@ def planned_figure(found: Generalisation) -> Figure | Markdown:
             )
         axis.axvline(0, color="black", lw=0.8)
         axis.set_title(f"{subject}\n({rows['n'].max():.0f} questions)", fontsize=8)
-    axes[0, 0].set_yticks(range(len(sets)), sets)
-    axes[0, 0].invert_yaxis()
+    axes[0].set_yticks(range(len(sets)), sets)
+    axes[0].invert_yaxis()
     figure.supxlabel("points lost beyond random sets", fontsize=9)
     return closed(figure)
 

@@ -15,7 +15,7 @@ from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.ground_truth import PUBLISHED, GroundTruth, listed, parsed
 from seqcirc_utils.components import Component
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, in_short
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import Head
@@ -202,6 +202,7 @@ def _bare_axes(axis: Axes, n_layers: int, n_heads: int, head: str = "") -> None:
     sns.despine(ax=axis, left=True, bottom=True)
 
 
+@forms.two_forms
 def planted_map(
     kinds: Mapping[Component, str],
     texts: Mapping[Component, str],
@@ -215,14 +216,16 @@ def planted_map(
         links: Pairs (writer, reader), drawn as arrows.
     """
     n_layers, n_heads = common.shape(kinds)
-    figure, axis = plt.subplots(figsize=(8.6, 1.25 * n_layers + 0.9), layout="constrained")
+    height = 1.25 * n_layers + 0.9
+    figure, (axis,) = forms.subplots(size=(8.6, height), phone=height + 0.6)
+    room, size = forms.either((24, 8), (12, 6.3))  # letters in a line, and their size
     for component, kind in kinds.items():
         x, y = common.corner(component, n_heads, _GAP)
         axis.add_patch(Rectangle((x + 0.05, y + 0.14), 0.9, 0.72, fc=_KINDS[kind], ec="none"))
         dim = NEUTRAL if kind == "idle" else "black"
-        lines = [line for part in texts[component].split("\n") for line in wrap(part, 24)]
+        lines = [line for part in texts[component].split("\n") for line in wrap(part, room)]
         text = "\n".join([f"{component}", *lines])
-        axis.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=8, color=dim)
+        axis.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=size, color=dim)
     for writer, reader in links:
         (x0, y0), (x1, y1) = (common.corner(c, n_heads, _GAP) for c in (writer, reader))
         start, end = (x0 + 0.95, y0 + 0.5), (x1 + 0.05, y1 + 0.5)
@@ -236,10 +239,12 @@ def planted_map(
     axis.set_ylabel("layer")
     shown = [kind for kind in _KINDS if kind in kinds.values()]
     handles = [Patch(color=_KINDS[kind], label=_KIND_LABELS[kind]) for kind in shown]
-    figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", fontsize=9)
+    ncols = forms.either(len(handles), 1)
+    figure.legend(handles=handles, ncols=ncols, loc="outside upper center", fontsize=9)
     return closed(figure)
 
 
+@forms.two_forms
 def search_panels(
     models: Mapping[str, Mapping[Component, str]],
     kept: Mapping[str, Mapping[str, set[Component]]],
@@ -252,16 +257,15 @@ def search_panels(
     """
     columns = 3
     rows = -(-len(models) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(8.6, 2.15 * rows + 0.9), layout="constrained", squeeze=False
-    )
+    size, phone = (8.6, 2.15 * rows + 0.9), 1.7 * rows * columns + 1.4
+    figure, axes = forms.subplots(rows, columns, size=size, phone=phone)
     marks = {
         search: {"marker": marker, "color": colour, "s": 42, "lw": 1.2, "ec": "black"}
         for search, marker, colour in zip(kept, "os", ("black", "white"), strict=False)
     }
-    for axis in axes.flat[len(models) :]:
+    for axis in axes[len(models) :]:
         axis.set_axis_off()
-    for axis, (title, kinds) in zip(axes.flat, models.items(), strict=False):
+    for axis, (title, kinds) in zip(axes, models.items(), strict=False):
         n_layers, n_heads = common.shape(kinds)
         for component, kind in kinds.items():
             x, y = common.corner(component, n_heads, _GAP)
@@ -272,9 +276,10 @@ def search_panels(
             axis.scatter(x, y, zorder=3, **marks[search])
         axis.set_title(title)
         _bare_axes(axis, n_layers, n_heads)
-    for axis in axes[:, 0]:
+    across = forms.either(columns, 1)
+    for axis in axes[::across]:
         axis.set_ylabel("layer")
-    for axis in axes[-1]:
+    for axis in axes[-across:]:
         axis.set_xlabel("head")
     used = {kind for kinds in models.values() for kind in kinds.values()}
     handles = [Patch(color=_KINDS[k], label=_KIND_LABELS[k]) for k in _KINDS if k in used]
@@ -283,10 +288,12 @@ def search_panels(
         plt.Line2D([], [], ls="", marker=m["marker"], mfc=m["color"], mec="black", label=search)
         for search, m in marks.items()
     ]
-    figure.legend(handles=handles, ncols=3, loc="outside upper center", fontsize=9)
+    ncols = forms.either(3, 1)
+    figure.legend(handles=handles, ncols=ncols, loc="outside upper center", fontsize=9)
     return closed(figure)
 
 
+@forms.two_forms
 def joint_ablation(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
     """What is left when two components are ablated together (diagonal: one alone), in percent.
 
@@ -294,10 +301,9 @@ def joint_ablation(panels: Mapping[str, pd.DataFrame], label: str) -> Figure:
         panels: Title to a square table of shares, components as index and columns.
         label: What the numbers are.
     """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(2.9 * len(panels), 3.3), layout="constrained", squeeze=False
-    )
-    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
+    size = 2.9 * len(panels), 3.3
+    figure, axes = forms.subplots(1, len(panels), size=size, phone=3.2 * len(panels))
+    for axis, (title, table) in zip(axes, panels.items(), strict=True):
         values = table.to_numpy() * 100
         axis.imshow(values, cmap=DIVERGING, vmin=-80, vmax=280)  # pale: numbers stay legible
         for (row, column), value in np.ndenumerate(values):

@@ -1,11 +1,11 @@
 """Figures, tables and sentences of the chapter on interchange."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.interchange import Interchange
+from seqcirc_utils.figures import forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
@@ -90,6 +90,7 @@ def _same(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["source"] == rows["base"]]
 
 
+@forms.two_forms
 def layer_curves(found: Interchange) -> Figure:
     """What the model says by the layer of the swap: raw and deviation, across tasks and within."""
     rows = found.layers.groupby(["kind", "layer", "source", "base"], as_index=False)[
@@ -101,9 +102,7 @@ def layer_curves(found: Interchange) -> Figure:
         "deviation, the same task": _same(rows[rows["kind"] == "deviation"]),
         "placebo": rows[rows["kind"] == "placebo"],
     }
-    figure, axes = plt.subplots(
-        1, 4, figsize=(10.5, 2.9), sharey=True, sharex=True, layout="constrained"
-    )
+    figure, axes = forms.subplots(1, 4, size=(10.5, 2.9), phone=6.8, sharey=True, sharex=True)
     for axis, (title, part) in zip(axes, panels.items(), strict=True):
         means = part.groupby("layer")[list(OUTCOMES)].mean()
         axis.stackplot(
@@ -115,12 +114,15 @@ def layer_curves(found: Interchange) -> Figure:
         if found.best is not None:
             axis.axvline(found.best, color="black", lw=0.8, ls=":")
         axis.set(title=title, ylim=(0, 100), xlim=(0, found.n_layers))
-    axes[0].set_ylabel("% of prompts")
+    for axis in axes[: forms.either(1, 4)]:
+        axis.set_ylabel("% of prompts")
     figure.supxlabel("swapped before block", fontsize=10)
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
+    ncols = forms.either(4, 1)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=ncols, loc="outside upper center")
     return closed(figure)
 
 
+@forms.two_forms
 def pair_grid(found: Interchange) -> Figure | Markdown:
     """The interchanged answer by pair of tasks at the chosen layer, on prompts not chosen on."""
     if found.best is None:
@@ -129,18 +131,19 @@ def pair_grid(found: Interchange) -> Figure | Markdown:
     grid = 100 * rows.pivot(index="source", columns="base", values="wanted")
     order = list(dict.fromkeys(rows["source"]))
     grid = grid.loc[order, order]
-    figure, axis = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(4.6, 3.4), phone=3)
     image = axis.imshow(grid, cmap="Blues", vmin=0, vmax=100)
-    cells = rows.set_index(["source", "base"])
+    cells, size = rows.set_index(["source", "base"]), forms.either(9, 7)
     for y, source in enumerate(order):
         for x, base in enumerate(order):
             r = cells.loc[(source, base)]
             text = f"{100 * r['wanted']:.0f}\n[{100 * r['wanted_low']:.0f}, "
             text += f"{100 * r['wanted_high']:.0f}]"
             shade = "white" if r["wanted"] > 0.6 else "black"
-            axis.text(x, y, text, ha="center", va="center", color=shade, fontsize=9)
-    axis.set_xticks(range(len(order)), [_title(t) for t in order])
-    axis.set_yticks(range(len(order)), [_title(t) for t in order])
+            axis.text(x, y, text, ha="center", va="center", color=shade, fontsize=size)
+    titles = [forms.wrapped(_title(task), 8) for task in order]
+    axis.set_xticks(range(len(order)), titles)
+    axis.set_yticks(range(len(order)), titles)
     axis.set(xlabel="prompt that is changed", ylabel="prompt that is put in")
     figure.colorbar(image, ax=axis, label="% interchanged answers", shrink=0.8)
     return closed(figure)
@@ -168,6 +171,7 @@ def layers_told(found: Interchange) -> Markdown:
     )
 
 
+@forms.two_forms
 def head_bars(found: Interchange) -> Figure | Markdown:
     """How far swaps of heads move the answer across tasks, with the same task as a bound."""
     if "heads" in found.missing:
@@ -178,7 +182,8 @@ def head_bars(found: Interchange) -> Figure | Markdown:
         part(rows).groupby("set")[["shift", "shift_low", "shift_high"]].mean().reindex(sets)
         for part in (_across, _same)
     )
-    figure, axis = plt.subplots(figsize=(7, 0.3 * len(sets) + 1.2), layout="constrained")
+    size = 7, 0.3 * len(sets) + 1.2
+    figure, (axis,) = forms.subplots(size=size, phone=size[1])
     for y, (part, colour, label) in enumerate(
         ((across, ANSWER, "from another task"), (same, NEUTRAL, "from the same task"))
     ):
@@ -188,7 +193,7 @@ def head_bars(found: Interchange) -> Figure | Markdown:
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(sets)), sets)
     axis.invert_yaxis()
-    axis.set_xlabel("gain of the interchanged answer on the prompt's own (nats)")
+    axis.set_xlabel(forms.wrapped("gain of the interchanged answer on the prompt's own (nats)", 34))
     axis.legend(loc="lower right", fontsize=8)
     return closed(figure)
 

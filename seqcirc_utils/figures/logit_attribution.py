@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.logit_attribution import LogitAttribution
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
 from seqcirc_utils.statistics import short
 
@@ -120,9 +119,10 @@ def numbers(found: LogitAttribution) -> dict[str, str]:
     return told
 
 
+@forms.two_forms
 def lens_trajectory(curves: Mapping[str, np.ndarray]) -> Figure:
     """Mean lens probability at the end, by layer: one line per label, ``[layer + 1, n]`` each."""
-    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(7, 3.4), phone=2.8)
     colours = {NEXT_MEMBER: ANSWER, LAST_MEMBER: LAST}
     for label, values in curves.items():
         x = np.arange(len(values))
@@ -137,19 +137,20 @@ def lens_trajectory(curves: Mapping[str, np.ndarray]) -> Figure:
     return closed(figure)
 
 
+@forms.two_forms
 def lens_heatmaps(maps: Mapping[str, np.ndarray], columns: Sequence[str]) -> Figure:
     """Mean lens probability by layer and position; a panel per label ``[layer + 1, position]``."""
-    figure, axes = plt.subplots(
-        1, len(maps), figsize=(3.1 * len(maps) + 1, 4.6), sharey=True, layout="constrained"
-    )
-    for axis, (label, values) in zip(np.atleast_1d(axes), maps.items(), strict=True):
+    size = 3.1 * len(maps) + 1, 4.6
+    figure, axes = forms.subplots(1, len(maps), size=size, phone=3.6 * len(maps), sharey=True)
+    for axis, (label, values) in zip(axes, maps.items(), strict=True):
         image = axis.imshow(
             values, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis", rasterized=False
         )
         axis.set_title(label)
         axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
         axis.set_xlabel("position")
-    np.atleast_1d(axes)[0].set_ylabel("after block (0: embedding)")
+    for axis in axes[: forms.either(1, len(axes))]:
+        axis.set_ylabel("after block (0: embedding)")
     figure.colorbar(image, ax=axes, label="probability", shrink=0.8)
     return closed(figure)
 

@@ -1,6 +1,5 @@
 """How the findings on methods look."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -8,6 +7,7 @@ from pandas.io.formats.style import Styler
 from scipy.stats import spearmanr
 
 from seqcirc_utils.chapters.methods import Methods
+from seqcirc_utils.figures import forms
 from seqcirc_utils.figures.style import NEUTRAL, OKABE_ITO, closed
 from seqcirc_utils.methods.registry import METHODS
 
@@ -27,6 +27,7 @@ FEW = 6
 """Resampling fewer prompts than this hardly gives an interval."""
 
 
+@forms.two_forms
 def quality_against_cost(found: Methods) -> Figure:
     """Three measures of quality against forward passes, a mark per method, intervals."""
     rows = found.methods.set_index("method")
@@ -39,7 +40,7 @@ def quality_against_cost(found: Methods) -> Figure:
             f"components that keep {found.threshold:.0%} (% of all; less is better)",
         ),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    figure, axes = forms.subplots(1, 3, size=(13, 4.6), phone=11.5)
     cheapest = rows["passes"][rows["passes"] > 0].min()
     for axis, (key, scale, label) in zip(axes, panels.values(), strict=True):
         for kind, (names, colour, mark) in KINDS.items():
@@ -61,10 +62,10 @@ def quality_against_cost(found: Methods) -> Figure:
                     name, (x, middle), (5, 4), textcoords="offset points", fontsize=7, color=colour
                 )
         axis.set(xscale="log", xlabel="forward passes (one prompt each; random: none)")
-        axis.set_ylabel(label)
+        axis.set_ylabel(forms.wrapped(label, 36))
         axis.set_xlim(right=rows["passes"].max() * 12)  # room for the names
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=6, loc="outside upper center")
+    figure.legend(handles, labels, ncols=forms.either(6, 2), loc="outside upper center")
     return closed(figure)
 
 
@@ -158,13 +159,13 @@ def best(found: Methods) -> str:
     return str(rows["cpr"].idxmax())
 
 
+@forms.two_forms
 def curves(found: Methods) -> Figure:
     """MIB's faithfulness by size on its grid, by ablation, components ranked by score."""
     kinds = found.grid["ablation"].unique()
-    figure, axes = plt.subplots(
-        1, len(kinds), figsize=(11, 4.2), layout="constrained", sharey=True, squeeze=False
-    )
-    for axis, kind in zip(axes[0], kinds, strict=True):
+    phone = 2.7 * len(kinds) + 1.6
+    figure, axes = forms.subplots(1, len(kinds), size=(11, 4.2), phone=phone, sharey=True)
+    for axis, kind in zip(axes, kinds, strict=True):
         some = found.grid[(found.grid["ablation"] == kind) & (found.grid["ranking"] == "score")]
         for names, colour, mark in KINDS.values():
             for i, name in enumerate(names):
@@ -181,8 +182,10 @@ def curves(found: Methods) -> Figure:
         axis.axhline(1, color=NEUTRAL, lw=0.8)
         axis.set(xscale="symlog", xlabel="components kept", title=f"{kind} ablation", ylim=(-1, 2))
         axis.set_xlim(left=-0.5)  # there is no circuit of fewer than none
-    axes[0, 0].set_ylabel("MIB's faithfulness")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=6, loc="outside lower center")
+    for axis in axes[: forms.either(1, len(kinds))]:
+        axis.set_ylabel("MIB's faithfulness")
+    ncols = forms.either(6, 2)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=ncols, loc="outside lower center")
     return closed(figure)
 
 

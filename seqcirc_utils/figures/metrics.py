@@ -1,6 +1,5 @@
 """Figures, tables and sentences of the chapter on the metric."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -17,7 +16,7 @@ from seqcirc_utils.chapters.metrics import (
     Metrics,
 )
 from seqcirc_utils.components import Component
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
@@ -185,16 +184,15 @@ def shared_table(found: Metrics) -> pd.DataFrame:
     ).set_index("metric")
 
 
+@forms.two_forms
 def effects_dots(found: Metrics) -> Figure:
     """What the ablation of single components changes in each metric."""
     tasks = list(dict.fromkeys(found.effects["task"]))
     names = sorted(set(found.effects["component"]), key=Component.parse, reverse=True)
-    height = 0.26 * len(names) + 1.4
-    figure, axes = plt.subplots(
-        1, len(tasks), figsize=(9, height), sharey=True, squeeze=False, layout="constrained"
-    )
+    size, phone = (9, 0.26 * len(names) + 1.4), len(tasks) * (0.17 * len(names) + 0.8) + 1
+    figure, axes = forms.subplots(1, len(tasks), size=size, phone=phone, sharey=True)
     metrics = list(dict.fromkeys(found.effects["metric"]))
-    for axis, task in zip(axes[0], tasks, strict=True):
+    for axis, task in zip(axes, tasks, strict=True):
         part = found.effects[found.effects["task"] == task]
         for i, metric in enumerate(metrics):
             rows = part[part["metric"] == metric]
@@ -211,9 +209,10 @@ def effects_dots(found: Metrics) -> Figure:
         axis.set_xscale("symlog", linthresh=5)
         axis.set_xticks([-100, -10, 0, 10, 100], ["−100", "−10", "0", "10", "100"])
         axis.set(title=TASKS[task].title, xlabel="change (%)")
-    axes[0][0].set_yticks(range(len(names)), names, fontsize=8)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(metrics), fontsize=8)
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    ncols = forms.either(len(metrics), 2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=ncols, fontsize=8)
     return closed(figure)
 
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from seqcirc_utils.chapters.cross_task import TITLES
 from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import (
     ANSWER,
     LAST,
@@ -37,16 +37,16 @@ def tasks_told(found: PredictionAndEditing) -> Markdown:
 
 
 @common.needs("prediction")
+@forms.two_forms
 def prediction_bars(found: PredictionAndEditing) -> Figure:
     """Agreement of circuits with the whole model, a panel per task, beside random circuits."""
     table = found.prediction
     tasks, subsets = list(table["task"].unique()), ["all", "right", "wrong"]
     measures = {"member": "among members", "vocabulary": "among all tokens"}
-    figure, axes = plt.subplots(
-        1, len(tasks), figsize=(9, 3.4), sharey=True, layout="constrained", squeeze=False
-    )
+    phone = 2.1 * len(tasks) + 1.3
+    figure, axes = forms.subplots(1, len(tasks), size=(9, 3.4), phone=phone, sharey=True)
     colours = {"member": ANSWER, "vocabulary": "#56B4E9"}
-    for axis, task in zip(axes[0], tasks, strict=True):
+    for axis, task in zip(axes, tasks, strict=True):
         for i, measure in enumerate(measures):
             rows = table[(table["task"] == task) & (table["measure"] == measure)]
             rows = rows.set_index("subset").loc[subsets]
@@ -62,23 +62,24 @@ def prediction_bars(found: PredictionAndEditing) -> Figure:
         axis.set_xticks(range(len(subsets)), [f"{s}\n(n = {counts[s]})" for s in subsets])
         axis.set_title(TITLES[task])
         axis.set(ylim=(0, 1.02))
-    axes[0][0].set_ylabel("says what the model says (share)")
-    figure.supxlabel("prompts, by whether the whole model's top token is the answer", fontsize=10)
+    axes[len(axes) // 2 if forms.for_phone() else 0].set_ylabel("says what the model says (share)")
+    label = forms.wrapped("prompts, by whether the whole model's top token is the answer")
+    figure.supxlabel(label, fontsize=10)
     handles = [Patch(color=colours[m], label=f"circuit, {label}") for m, label in measures.items()]
     handles.append(plt.Line2D([], [], marker="x", ls="", color=LAST, label="random circuits, mean"))
-    figure.legend(handles=handles, ncols=3, loc="outside upper center", frameon=False)
+    ncols = forms.either(3, 1)
+    figure.legend(handles=handles, ncols=ncols, loc="outside upper center", frameon=False)
     return closed(figure)
 
 
 @common.needs("prediction")
+@forms.two_forms
 def prediction_scatter(found: PredictionAndEditing) -> Figure:
     """Logit differences of the circuit against the whole model's, a panel per task."""
     points = found.points
     tasks = list(points["task"].unique())
-    figure, axes = plt.subplots(
-        1, len(tasks), figsize=(9, 3.4), layout="constrained", squeeze=False
-    )
-    for axis, task in zip(axes[0], tasks, strict=True):
+    figure, axes = forms.subplots(1, len(tasks), size=(9, 3.4), phone=2.8 * len(tasks) + 0.4)
+    for axis, task in zip(axes, tasks, strict=True):
         rows = points[points["task"] == task]
         ends = [rows[["whole", "circuit"]].min().min(), rows[["whole", "circuit"]].max().max()]
         axis.plot(ends, ends, color=NEUTRAL, lw=0.8, ls="--", label="equal")
@@ -91,9 +92,11 @@ def prediction_scatter(found: PredictionAndEditing) -> Figure:
             )  # fmt: skip
         axis.set_title(TITLES[task])
         axis.set_xlabel("whole model (logits)")
-    axes[0][0].set_ylabel("circuit alone (logits)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=3, loc="outside upper center", frameon=False)
+    for axis in axes[: forms.either(1, len(axes))]:
+        axis.set_ylabel("circuit alone (logits)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    ncols = forms.either(3, 2)
+    figure.legend(handles, labels, ncols=ncols, loc="outside upper center", frameon=False)
     return closed(figure)
 
 
@@ -188,6 +191,7 @@ def errors_told(found: PredictionAndEditing) -> Markdown:
 
 
 @common.needs("edits")
+@forms.two_forms
 def edit_responses(found: PredictionAndEditing) -> Figure:
     """What scaling one component does to every task: a row per part, a column per edited task."""
     table = found.edits
@@ -197,11 +201,12 @@ def edit_responses(found: PredictionAndEditing) -> Figure:
     colours = task_colours([t for t in titles if t in TASKS])
     others = iter(((NEUTRAL, "--"), (NEUTRAL, ":"), ("#000000", "-.")))
     looks = {t: (colours[t], "-") if t in colours else next(others) for t in titles}
-    figure, axes = plt.subplots(
-        len(parts), len(tasks), figsize=(9, 2.2 * len(parts) + 0.9), sharex=True, sharey="row",
-        layout="constrained", squeeze=False,
+    size, phone = (9, 2.2 * len(parts) + 0.9), 1.4 * len(parts) * len(tasks) + 1.2
+    figure, axes = forms.subplots(
+        len(parts), len(tasks), size=size, phone=phone, sharex=True,
+        sharey=forms.either("row", "none"),
     )  # fmt: skip
-    for row, part in zip(axes, parts, strict=True):
+    for row, part in zip(axes.reshape(len(parts), -1), parts, strict=True):
         for axis, task in zip(row, tasks, strict=True):
             edits = table[(table["part"] == part) & (table["edited_task"] == task)]
             axis.axhline(100, color="#cccccc", lw=0.8, zorder=0)
@@ -231,12 +236,14 @@ def edit_responses(found: PredictionAndEditing) -> Figure:
             axis.set_xticks([0, *sorted({1.0, *edits["factor"]} - {0})])
             axis.xaxis.set_major_formatter("{x:g}")
         row[0].set_ylabel("% of unedited")
-    figure.supxlabel("factor on what the component writes (0 removes it, 1 leaves it)", fontsize=10)
+    label = forms.wrapped("factor on what the component writes (0 removes it, 1 leaves it)")
+    figure.supxlabel(label, fontsize=10)
     handles = [
         plt.Line2D([], [], color=looks[t][0], ls=looks[t][1], label=title)
         for t, title in titles.items()
     ]
-    figure.legend(handles=handles, ncols=len(titles), loc="outside upper center", frameon=False)
+    ncols = forms.either(len(titles), 2)
+    figure.legend(handles=handles, ncols=ncols, loc="outside upper center", frameon=False)
     return closed(figure)
 
 
@@ -323,6 +330,7 @@ def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
 
 
 @common.needs("selectivity")
+@forms.two_forms
 def selectivity_scatter(found: PredictionAndEditing) -> Figure:
     """Cost of ablating a circuit's head: to its own task, and to the others."""
     table = found.selectivity
@@ -331,7 +339,7 @@ def selectivity_scatter(found: PredictionAndEditing) -> Figure:
         "some": (NEUTRAL, "s", "in some circuits"),
         "own head": (LAST, "^", "in this circuit only"),
     }
-    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(7, 4.4), phone=3.6)
     ends = [0, 100 * max(table["own"].max(), table["others"].max())]
     axis.plot(ends, ends, color=NEUTRAL, lw=0.8, ls="--", label="as much to the others")
     axis.axhline(0, color="#cccccc", lw=0.8)
@@ -351,10 +359,13 @@ def selectivity_scatter(found: PredictionAndEditing) -> Figure:
             fontsize=8,
         )
     axis.set(
-        xlabel="cost to the circuit's task (% of its logit difference)",
+        xlabel=forms.wrapped("cost to the circuit's task (% of its logit difference)"),
         ylabel="mean cost to the other tasks (%)",
     )
-    axis.legend(loc="upper left")
+    if forms.for_phone():
+        figure.legend(ncols=2, loc="outside upper center")
+    else:
+        axis.legend(loc="upper left")
     return closed(figure)
 
 

@@ -1,6 +1,5 @@
 """Figures, tables and sentences of the chapter on specificity."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -10,7 +9,7 @@ from seqcirc_utils.analyses.specificity import PARTS, SURE
 from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, REPEAT, SEQUENCES, TITLES
 from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.components import Component, by_kind
-from seqcirc_utils.figures import common, doses
+from seqcirc_utils.figures import common, doses, forms
 from seqcirc_utils.figures.doses import AGAINST, bounds
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
 
@@ -119,13 +118,14 @@ def left_out_told(found: Specificity) -> Markdown:
     return Markdown("Left out:\n\n" + "\n".join(lines))
 
 
+@forms.two_forms
 def matrices(found: Specificity) -> Figure:
     """Each circuit's loss, and each circuit alone, on each task."""
     panels = {
         f"damage without the {found.n_ablated} strongest": found.damage,
         f"left with only the {found.n_kept} strongest": found.kept,
     }
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.3), layout="constrained", sharey=True)
+    figure, axes = forms.subplots(1, 2, size=(11.5, 4.3), phone=8.6, sharey=True)
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         order = list(found.tasks["task"])
         grid = 100 * rows[rows["kind"] == "circuit"].pivot(
@@ -134,14 +134,16 @@ def matrices(found: Specificity) -> Figure:
         grid = grid.loc[order, order].rename(index=TITLES, columns=TITLES)
         texts = grid.map(lambda v: f"{v:z.0f}")
         common.heatmap(axis, grid, texts, 150, label="% of the logit difference", extend="both")
-        axis.set(title=title, xlabel="task", ylabel="circuit of" if axis is axes[0] else "")
-        axis.tick_params(axis="x", rotation=40)
+        first = axis is axes[0] or forms.for_phone()
+        axis.set(title=title, xlabel="task", ylabel="circuit of" if first else "")
+        axis.tick_params(axis="x", rotation=forms.either(40, 60))
     return closed(figure)
 
 
+@forms.two_forms
 def index_dots(found: Specificity) -> Figure:
     """Own minus others' damage, and the same of what is kept, by circuit and kind of others."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained", sharey=True)
+    figure, axes = forms.subplots(1, 3, size=(11, 3.6), phone=7.6, sharey=True)
     order = [*found.tasks["task"], SEQUENCES]
     looks = {
         ("damage", "circuit"): (ANSWER, "damage", -0.2),
@@ -161,7 +163,8 @@ def index_dots(found: Specificity) -> Figure:
         axis.set(title=f"against {AGAINST[against]}", xlabel="own minus others (points)")
     axes[0].set_yticks(range(len(order)), [*(TITLES[t] for t in order[:-1]), "mean of sequences"])
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
+    ncols = forms.either(3, 1)
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=ncols, loc="outside upper center")
     return closed(figure)
 
 
@@ -205,22 +208,24 @@ def _part_damage(found: Specificity) -> pd.DataFrame:
 
 
 @common.needs("parts")
+@forms.two_forms
 def parts_bars(found: Specificity) -> Figure | Markdown:
     """What each part of the shared components is worth to each kind of task."""
     means = _part_damage(found)
     if means.empty:
         return Markdown("Not here: the circuits share no component.")
-    figure, axis = plt.subplots(figsize=(7.5, 0.45 * len(means) + 1.4), layout="constrained")
+    size = 7.5, 0.45 * len(means) + 1.4
+    figure, (axis,) = forms.subplots(size=size, phone=size[1])
     places = np.arange(len(means))
     colours = {SEQUENCES: ANSWER, REPEAT: LAST, OUTSIDE: NEUTRAL}
     for i, kind in enumerate(KINDS):
         axis.barh(places + 0.25 * (i - 1), means[kind], 0.25, color=colours[kind], label=kind)
     names = {"part": "", "random": ": random heads, its MLPs"}
     labels = [f"{s}{names[k]}" for s, k in (name.split(", ") for name in means.index)]
-    axis.set_yticks(places, labels)
+    axis.set_yticks(places, [forms.wrapped(label, 18) for label in labels])
     axis.invert_yaxis()
     axis.axvline(0, color="black", lw=0.8)
-    axis.set_xlabel("damage without it (% of the logit difference)")
+    axis.set_xlabel(forms.wrapped("damage without it (% of the logit difference)", 30))
     axis.legend(fontsize=8)
     return closed(figure)
 
@@ -258,19 +263,22 @@ def _overlap_means(found: Specificity) -> pd.DataFrame:
     return means.reindex([kind for kind in ALIKE if kind in means.index])
 
 
+@forms.two_forms
 def overlap_dots(found: Specificity) -> Figure:
     """Overlap of circuits by what the two have in common."""
     means = _overlap_means(found)
-    figure, axis = plt.subplots(figsize=(7.5, 0.36 * len(means) + 1), layout="constrained")
+    size = 7.5, 0.36 * len(means) + 1
+    figure, (axis,) = forms.subplots(size=size, phone=size[1])
     places = {kind: place for place, kind in enumerate(means.index)}
     single = [places[kind] for kind in found.overlap["kind"]]
     axis.plot(found.overlap["mean"], single, "o", color=NEUTRAL, ms=3, alpha=0.6)
     spread = common.spread(means, "mean")
     axis.errorbar(means["mean"], list(places.values()), xerr=spread, fmt="D", color=ANSWER, ms=5)
     axis.axvline(found.chance, color="black", lw=0.8, ls=":")
-    axis.set_yticks(list(places.values()), [ALIKE[kind] for kind in means.index])
+    axis.set_yticks(list(places.values()), [forms.wrapped(ALIKE[kind], 24) for kind in means.index])
     axis.invert_yaxis()
-    axis.set(xlabel="Jaccard of two circuits (dotted: chance)", xlim=(0, 1))
+    label = forms.wrapped("Jaccard of two circuits (dotted: chance)", 26)
+    axis.set(xlabel=label, xlim=(0, 1))
     return closed(figure)
 
 
@@ -304,11 +312,12 @@ def stability_told(found: Specificity) -> Markdown:
     )
 
 
+@forms.two_forms
 def inclusion_bars(found: Specificity) -> Figure:
     """How often components are in their sequence task's circuit, most often first."""
     kinds = found.tasks.set_index("task")["kind"]
     tasks = [task for task in found.stability["task"] if kinds[task] == SEQUENCES]
-    figure, axis = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
+    figure, (axis,) = forms.subplots(size=(7.5, 2.8), phone=2.6)
     for task, colour in common.task_colours(tasks).items():
         rows = found.inclusion[found.inclusion["task"] == task].sort_values(
             "share", ascending=False, kind="stable"
@@ -319,7 +328,8 @@ def inclusion_bars(found: Specificity) -> Figure:
     axis.axhspan(SURE, 1, color=NEUTRAL, alpha=0.12, lw=0)
     axis.axhspan(0, 1 - SURE, color=NEUTRAL, alpha=0.12, lw=0)
     axis.axvline(found.n_kept, color="black", lw=0.8, ls=":")
-    axis.set(xlabel="component, by frequency (dotted: size of a circuit)", ylabel="in the circuit")
+    label = forms.wrapped("component, by frequency (dotted: size of a circuit)")
+    axis.set(xlabel=label, ylabel="in the circuit")
     axis.set(ylim=(0, 1.02))
     axis.legend(fontsize=8)
     return closed(figure)

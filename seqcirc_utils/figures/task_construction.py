@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.task_construction import TaskConstruction
-from seqcirc_utils.figures import common
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed, in_short
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import Interval
@@ -110,12 +110,16 @@ def template_table(found: TaskConstruction) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("–").set_index("template")
 
 
+@forms.two_forms
 def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> Figure:
     """One prompt, token by token, coloured by position group."""
     palette = [*sns.color_palette("crest", len(groups) - 3), "#E69F00", "#D55E00", "#dddddd"]
     colours = dict(zip(groups, palette, strict=True))
-    figure, axis = plt.subplots(figsize=(9, 1.9))
+    per_row = forms.either(len(tokens), 16)
+    rows = -(-len(tokens) // per_row)
+    figure, axes = forms.subplots(rows, size=(9, 1.9), phone=1.6 * rows, layout=None)
     for i, token in enumerate(tokens):
+        axis = axes[i // per_row]
         group = next(name for name, mask in groups.items() if mask[i])
         axis.add_patch(Rectangle((i, 0), 1, 1, facecolor=colours[group], edgecolor="white"))
         dark = sum(plt.matplotlib.colors.to_rgb(colours[group])) < 1.5
@@ -130,16 +134,21 @@ def token_strip(tokens: Sequence[str], groups: Mapping[str, Sequence[bool]]) -> 
             color="white" if dark else "black",
             family="DejaVu Sans Mono",
         )
-    axis.set(xlim=(0, len(tokens)), ylim=(0, 1), yticks=[], xlabel="token position")
-    axis.set_xticks(np.arange(len(tokens)) + 0.5, range(len(tokens)), fontsize=7)
-    sns.despine(ax=axis, left=True)
+    for first, axis in zip(range(0, len(tokens), per_row), axes, strict=True):
+        shown = np.arange(first, min(first + per_row, len(tokens)))
+        axis.set(xlim=(first, first + per_row), ylim=(0, 1), yticks=[])
+        axis.set_xticks(shown + 0.5, shown, fontsize=7)
+        sns.despine(ax=axis, left=True)
+    axes[-1].set_xlabel("token position")
     handles = [Patch(color=colours[name], label=name) for name in groups]
-    axis.legend(
-        handles=handles, ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8
-    )
+    axes[0].legend(
+        handles=handles, ncols=forms.either(len(groups), 3), loc="lower center",
+        bbox_to_anchor=(0.5, 1), fontsize=8,
+    )  # fmt: skip
     return closed(figure)
 
 
+@forms.two_forms
 def accuracy_panels(table: pd.DataFrame, by: str, label: str) -> Figure:
     """Accuracy and logit difference, with 95% intervals, against one property of the prompts.
 
@@ -149,7 +158,7 @@ def accuracy_panels(table: pd.DataFrame, by: str, label: str) -> Figure:
         by: Column on the horizontal axis.
         label: Its axis label.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    figure, axes = forms.subplots(1, 2, size=(9, 3), phone=5)
     x = np.arange(len(table))
     for axis, name, title in zip(
         axes,

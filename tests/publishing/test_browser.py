@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urljoin, urlsplit
 
+import letters
 import pytest
 
 from seqcirc_utils import store
@@ -200,7 +201,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.ids |= {attributes[k] for k in ("id", "name") if attributes.get(k)}
-        self.links |= {attributes[k] for k in ("href", "src") if attributes.get(k)}
+        self.links |= {attributes[k] for k in ("href", "src", "srcset") if attributes.get(k)}
 
 
 def test_no_link_or_anchor_is_broken():
@@ -235,6 +236,29 @@ def test_a_phone_opens_the_side_bar(opened):
     page.locator("button.primary-toggle:visible, label.primary-toggle:visible").first.click()
     link.click()
     page.wait_for_url("**/runs/provenance.html")
+
+
+# Each figure as it is shown: the file, its width in pixels, and the file of a page's form.
+SHOWN = """async () => {
+  const found = [...document.querySelectorAll("main figure img")];
+  for (const image of found) { image.loading = "eager"; await image.decode(); }
+  return found.map(image => [image.currentSrc, image.clientWidth, image.src]);
+}"""
+
+
+def test_a_phone_shows_letters_that_can_be_read_and_a_screen_the_wide_form(
+    on_screen, sizes, address
+):
+    page = go(sizes["phone"], address, on_screen.name)
+    narrow = page.evaluate(SHOWN)
+    for source, width, _ in narrow:
+        if source.endswith(".svg"):
+            pixels = letters.least(page.request.get(source).text(), width)
+            assert pixels >= letters.LEAST, f"{source}: letters of {pixels} pixels"
+    page.close()
+    wide = on_screen.evaluate(SHOWN)
+    assert [source for source, *_ in wide] == [source for *_, source in wide]
+    assert len(wide) == len(narrow)
 
 
 def test_a_phone_opens_a_figure_by_itself(opened):
