@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.analyses import specificity
 from seqcirc_utils.chapters.findings import each
-from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, SEQUENCES, TITLES, Tried
+from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, SEQUENCES, TITLES, Tried, lost
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, section
-from seqcirc_utils.statistics import positive_baseline, ratios
+from seqcirc_utils.statistics import positive_baseline
 
 WANTED = 0.5
 """The own damage at which own and others' are compared: far from nothing and from everything."""
@@ -89,11 +88,6 @@ def _order(tried: Tried, task: str) -> list[Component]:
     return [c for c in ranked if c.head is not None]
 
 
-def _lost(evaluator: Evaluator, sets: Sequence[Sequence[Component]]) -> torch.Tensor:
-    """What each set's loss costs of the logit difference ``[set, n]``."""
-    return evaluator.intact.logit_diff - evaluator.differences(sets)
-
-
 def _choice(
     tried: Tried, heads: Mapping[str, Sequence[Component]], doses: Sequence[int]
 ) -> pd.DataFrame:
@@ -104,9 +98,9 @@ def _choice(
         with section(without, TITLES.get(task, task)):
             evaluator = Evaluator(tried.at.model, one.ranking, one.judge.replacement)
             positive_baseline(evaluator.intact.logit_diff, f"the prompts that rank for {task}")
-            lost = _lost(evaluator, [heads[task][:dose] for dose in doses]).mean(1)
-            lost /= evaluator.intact.logit_diff.mean()
-            rows += [[dose, task, x] for dose, x in zip(doses, lost.tolist(), strict=True)]
+            damage = lost(evaluator, [heads[task][:dose] for dose in doses]).mean(1)
+            damage /= evaluator.intact.logit_diff.mean()
+            rows += [[dose, task, x] for dose, x in zip(doses, damage.tolist(), strict=True)]
     tried.left_out.update({f"{name}, choice of the dose": why for name, why in without.items()})
     if not rows:
         raise CannotDo("no sequence task has something to lose on the prompts that rank.")
@@ -142,13 +136,8 @@ def _judged(
     rows, values, places = [], {}, {}
     for task, one in tqdm(tried.tasks.items(), desc="Doses", unit="task"):
         asked = {key: draws for key, draws in sets.items() if _asked(tried, task, key, chosen)}
-        flat = [draw for draws in asked.values() for draw in draws]
-        parts = _lost(one.judge, flat).split([len(draws) for draws in asked.values()])
-        found = torch.stack([part.mean(0) for part in parts])  # [set, n]
-        values[task] = found.double().numpy()
+        values[task], bounds = one.judged(asked.values(), lost, tried.at["seed"])
         places[task] = {key: row for row, key in enumerate(asked)}
-        shares = ratios(found, one.judge.intact.logit_diff, tried.at["seed"])
-        bounds = zip(*(v.tolist() for v in shares), strict=True)
         rows += [[*key, task, *bound] for key, bound in zip(asked, bounds, strict=True)]
     return pd.DataFrame(rows, columns=list(DAMAGE)), values, places
 
@@ -170,6 +159,7 @@ def _index(
 ) -> pd.DataFrame:
     """Own minus others' damage of each task, and of the sequence tasks together."""
     rows: list[list[Any]] = []
+    whole = tried.whole
 
     def add(dose: int, by: str, kind: str, against: str) -> None:
         single = {}
@@ -182,7 +172,7 @@ def _index(
         asked |= {SEQUENCES: together} if together else {}
         for name, some in asked.items():
             terms = [(weight / len(some), on, at) for one in some for weight, on, at in one]
-            told = specificity.combined(values, tried.whole, terms, tried.at["seed"])
+            told = specificity.combined(values, whole, terms, tried.at["seed"])
             rows.append([dose, by, kind, name, against, told.mean, told.low, told.high])
 
     for dose in doses:

@@ -3,22 +3,26 @@
 Every task has prompts that rank components and others that judge them, and means of a third set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses.shuffling import shuffled_weights
 from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, UserError, section, unknown
 from seqcirc_utils.methods.registry import ALONE, by_prompt
 from seqcirc_utils.prompts import drawing, outside
 from seqcirc_utils.prompts.prompts import Prompts, PromptSets
 from seqcirc_utils.prompts.sequences import TASKS, TEMPLATES
-from seqcirc_utils.statistics import positive_baseline
+from seqcirc_utils.statistics import positive_baseline, ratios
+
+Score = Callable[[Evaluator, Sequence[Sequence[Component]]], torch.Tensor]
 
 SEQUENCES, REPEAT, OUTSIDE = "sequences", "repeat", "outside"
 """Kinds of task: those of the book, the same sentences without a sequence, and what shares neither
@@ -69,6 +73,38 @@ class Task:
     ranking: Prompts
     own: np.ndarray
     more: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def judged(
+        self, sets: Iterable[Sequence[Sequence[Component]]], score: Score, seed: int
+    ) -> tuple[np.ndarray, list[tuple[float, float, float]]]:
+        """Score sets on the held-out prompts; several draws of a set count by their mean.
+
+        Args:
+            sets: The draws of each set.
+            score: Gives scores ``[draw, n]`` on the judge, in logits.
+            seed: Resamples the prompts.
+
+        Returns:
+            Scores ``[set, n]``, and each set's share of the whole model's mean logit difference
+            with its 95% interval.
+        """
+        sets = list(sets)
+        flat = [draw for draws in sets for draw in draws]
+        parts = score(self.judge, flat).split([len(draws) for draws in sets])
+        found = torch.stack([part.mean(0) for part in parts])  # [set, n]
+        shares = ratios(found, self.judge.intact.logit_diff, seed)
+        bounds = list(zip(*(v.tolist() for v in shares), strict=True))
+        return found.double().numpy(), bounds
+
+
+def lost(judge: Evaluator, sets: Sequence[Sequence[Component]]) -> torch.Tensor:
+    """What each set's loss costs of the logit difference ``[set, n]``."""
+    return judge.intact.logit_diff - judge.differences(sets)
+
+
+def left(judge: Evaluator, sets: Sequence[Sequence[Component]]) -> torch.Tensor:
+    """What is left of the logit difference with nothing but each set ``[set, n]``."""
+    return judge.differences(judge.outside(sets))
 
 
 @dataclass

@@ -11,10 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
-from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.analyses import specificity
 from seqcirc_utils.chapters import doses
 from seqcirc_utils.chapters.findings import Findings, each, table
@@ -22,15 +20,18 @@ from seqcirc_utils.chapters.ranked_tasks import (
     KINDS,
     OUTSIDE,
     SEQUENCES,
+    Score,
     Tried,
     checked,
     compare,
+    left,
+    lost,
 )
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import section
-from seqcirc_utils.statistics import intervals, rate, ratios
+from seqcirc_utils.statistics import intervals, rate
 
 _INTERVAL = each(float, "mean", "low", "high")
 
@@ -227,9 +228,6 @@ def _damage(
         if draws:
             sets[name, "random"] = draws
 
-    def lost(judge: Evaluator, some: list[list[Component]]) -> torch.Tensor:
-        return judge.intact.logit_diff - judge.differences(some)
-
     return _judged(tried, sets, lost, "Damage")
 
 
@@ -238,29 +236,20 @@ def _kept(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """What each circuit keeps of each task, and the values by prompt."""
     sets = {(task, "circuit"): [_names(tried.at, chosen)] for task, chosen in circuits.items()}
-
-    def left(judge: Evaluator, some: list[list[Component]]) -> torch.Tensor:
-        return judge.differences(judge.outside(some))
-
     return _judged(tried, sets, left, "Kept")
 
 
 def _judged(
-    tried: Tried, sets: Mapping[tuple[str, str], list[list[Component]]], value: Any, what: str
+    tried: Tried, sets: Mapping[tuple[str, str], list[list[Component]]], score: Score, what: str
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Each set's share of each task; several draws of a set count by their mean.
 
     Returns:
         A row per set and task, and task to scores ``[set, n]``, in logits.
     """
-    flat = [draw for draws in sets.values() for draw in draws]
     by_task, rows = {}, []
     for task, one in tqdm(tried.tasks.items(), desc=what, unit="task"):
-        parts = value(one.judge, flat).split([len(draws) for draws in sets.values()])
-        found = torch.stack([part.mean(0) for part in parts])  # [set, n]
-        by_task[task] = found.double().numpy()
-        shares = ratios(found, one.judge.intact.logit_diff, tried.at["seed"])
-        bounds = zip(*(v.tolist() for v in shares), strict=True)
+        by_task[task], bounds = one.judged(sets.values(), score, tried.at["seed"])
         for ((name, kind), draws), bound in zip(sets.items(), bounds, strict=True):
             rows.append([name, kind, len(draws[0]), task, *bound])
     return pd.DataFrame(rows, columns=Specificity.empty("damage").columns), by_task
@@ -272,7 +261,7 @@ def _index(
     """Own minus others' values of each set of a task, and of the sequence tasks' sets together."""
     names = judged[["set", "kind"]].drop_duplicates().itertuples(index=False)
     places = {(name, kind): row for row, (name, kind) in enumerate(names)}
-    rows = []
+    rows, whole = [], tried.whole
     for kind in ("circuit", "random"):
         for against in KINDS:
             triples = {}
@@ -284,7 +273,7 @@ def _index(
             asked = {task: [triple] for task, triple in triples.items()}
             asked |= {SEQUENCES: together} if together else {}
             for name, some in asked.items():
-                found = specificity.contrast(values, tried.whole, some, tried.at["seed"])
+                found = specificity.contrast(values, whole, some, tried.at["seed"])
                 rows.append([measure, kind, name, against, found.mean, found.low, found.high])
     return rows
 

@@ -200,10 +200,10 @@ def _distinct(planned: pd.DataFrame) -> pd.DataFrame:
 def _twins_told(planned: pd.DataFrame) -> str:
     """Which sets are the same heads under two names, so that their tests are one test."""
     losses = planned.pivot(index="set", columns=["kind", "subject"], values="loss")
-    alike = losses.assign(n=planned.groupby("set")["n_heads"].first()).round(12).T.to_dict("list")
+    sizes = planned.groupby("set")["n_heads"].first()
     groups: dict[tuple[float, ...], list[str]] = {}
-    for name, values in alike.items():
-        groups.setdefault(tuple(values), []).append(name)
+    for name, values in losses.round(12).iterrows():
+        groups.setdefault((sizes[name], *values), []).append(str(name))
     return "".join(
         f" The same heads under two names are {' and '.join(names)}: their tests are one test."
         for names in groups.values()
