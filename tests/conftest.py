@@ -1,6 +1,7 @@
 """Tiny random models of three architectures, their tokenizer, and the real default model."""
 
 import os
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,9 @@ from seqcirc_utils.models import (
 )
 from seqcirc_utils.planted.building import word_tokenizer
 from seqcirc_utils.prompts import drawing
+from seqcirc_utils.publishing import pdf
 
+CHROMIUM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
 ARCHITECTURES = ("gpt2", "llama", "gemma2")
 SIZES = {"bos_token_id": 1, "eos_token_id": 2}
 
@@ -127,3 +130,15 @@ def means(tiny, sets):
     return {
         name: replay.record(model, sets.means).activations.mean() for name, model in tiny.items()
     }
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, for all tests of a process: a second one could not be started beside it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Root, as in most containers, cannot have Chromium's sandbox; the pages are our own.
+        yield playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )

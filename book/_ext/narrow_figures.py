@@ -1,9 +1,9 @@
 """A Sphinx extension: a figure's narrow form, which its notebook holds, is what phones show.
 
 A cell's output keeps the narrow form in the metadata of its picture (`seqcirc_utils.figures.forms`
-puts it there). Here both become one `<picture>`: screens up to the width at which `book.css` turns
-to phones get the narrow form, all others and paper the wide one. An output without one stays as it
-is.
+puts it there); beside a file `NAME.svg` of a page of text it is `NAME.narrow.svg`. Here both become
+one `<picture>`: screens up to the width at which `book.css` turns to phones get the narrow form,
+all others and paper the wide one. A picture without one stays as it is.
 """
 
 import hashlib
@@ -35,6 +35,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
 def _pair(app: Sphinx, doctree: nodes.document) -> None:
     path = Path(app.env.doc2path(app.env.docname))
     if path.suffix != ".ipynb":
+        for image in list(doctree.findall(nodes.image)):
+            beside = Path(app.srcdir, image["uri"]).with_suffix(".narrow.svg")
+            if beside.is_file():
+                _join(app, image, beside.read_text(encoding="utf-8"))
         return
     cells = nbformat.read(path, as_version=4).cells
     for shown in list(doctree.findall(nodes.container)):

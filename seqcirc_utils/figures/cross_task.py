@@ -102,11 +102,17 @@ def interactive_map(found: CrossTask) -> HTML:
 
 
 def save_maps(found: CrossTask, directory: Path) -> None:
-    """Write both maps as ``shared_circuit.svg``, ``.png`` and ``.html``, if there is a circuit."""
+    """Write both maps as ``shared_circuit.svg``, ``.narrow.svg``, ``.png`` and ``.html``.
+
+    Nothing where there is no circuit.
+    """
     if found.circuits:
         figure = shared_map(found)
         for suffix in ("svg", "png"):
             style.save(figure, directory / f"shared_circuit.{suffix}")
+        if figure.narrow:
+            narrow = forms.as_svg(figure.narrow)
+            store.write_text(directory / "shared_circuit.narrow.svg", narrow)
         store.write_text(directory / "shared_circuit.html", interactive_map(found).data)
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from seqcirc_utils import store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DATA = Path("benchmarks", "discovery_size.json")
 FIGURE = DATA.with_suffix(".svg")
@@ -18,7 +19,7 @@ def jaccard(first: Sequence[str], second: Sequence[str]) -> float:
     return len({*first} & {*second}) / len(union) if union else 1.0
 
 
-def by_size(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def by_size(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """Searches by task and number of prompts.
 
     Args:
@@ -29,6 +30,8 @@ def by_size(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         prompts, ``trials``, ``cpu_seconds``; ``parts``: the Jaccard index of circuits of two parts,
         which share no prompt; ``largest``: with the same part's circuit on the most prompts.
     """
+    import pandas as pd  # slow, and commands that make no page do without
+
     most = max(row["prompts"] for row in rows)
     circuit = {(row["task"], row["prompts"], row["part"]): row["circuit"] for row in rows}
     found = pd.DataFrame(rows).rename(columns={"mean": "kept"})

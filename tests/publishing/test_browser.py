@@ -7,7 +7,6 @@ in CI, that is a failure.
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,13 +17,13 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import letters
 import pytest
+from conftest import CHROMIUM
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.publishing import pdf
 
 HTML = store.ROOT / "_build" / "html"
-CHROMIUM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PAGES = sorted(str(p.relative_to(HTML)) for p in HTML.rglob("*.html") if "_static" not in p.parts)
 PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to intro.html
@@ -88,17 +87,6 @@ def address():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Root, as in most containers, cannot have Chromium's sandbox; the pages are our own.
-        yield playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
 
 
 def go(context, address, name):
@@ -242,7 +230,8 @@ def test_a_phone_opens_the_side_bar(opened):
 SHOWN = """async () => {
   const found = [...document.querySelectorAll("main figure img")];
   for (const image of found) { image.loading = "eager"; await image.decode(); }
-  return found.map(image => [image.currentSrc, image.clientWidth, image.src]);
+  return found.map(image =>
+    [image.currentSrc, image.getBoundingClientRect().width, image.src]);
 }"""
 
 

@@ -1,6 +1,5 @@
 """A figure of two forms in the built book: the narrow one for phones, the wide one for all else."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,12 +8,11 @@ import sys
 import nbformat
 import pytest
 import yaml
+from conftest import CHROMIUM
 
 from seqcirc_utils import store
-from seqcirc_utils.publishing import pdf
 
 BUILD = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book"]
-CHROMIUM = next(filter(None, map(shutil.which, pdf.BROWSERS)), None)
 SVG = "image/svg+xml"
 
 
@@ -90,32 +88,30 @@ def test_no_figure_is_lost_and_each_is_one_picture(book, page):
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
-def test_phones_get_the_narrow_form_and_screens_and_paper_the_wide_one(book):
-    from playwright.sync_api import sync_playwright
-
+def test_phones_get_the_narrow_form_and_screens_and_paper_the_wide_one(book, browser):
     shown = """async () => {
       const found = [...document.querySelectorAll("main figure img")];
       for (const image of found) { image.loading = "eager"; await image.decode(); }
       return Promise.all(found.map(async i => [
         i.naturalWidth * 3 / 4, i.clientWidth, i.closest("figure").scrollWidth]));
     }"""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.goto((book / "html" / "runs" / "01.html").as_uri())
-        phone = page.evaluate(shown)
-        assert [round(width) for width, *_ in phone] == [600, 250, 500]
-        assert phone[1][1] <= 342 and phone[2][1] == round(500 * 4 / 3)  # in a box that scrolls
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        page.locator("main figure a:has(img)").nth(1).click()  # a tap opens the wide one
-        assert round(page.evaluate("document.documentElement.width.baseVal.value")) == 933
-        page.go_back()
-        page.emulate_media(media="print")
-        page.wait_for_timeout(300)
-        assert [round(width) for width, *_ in page.evaluate(shown)] == [600, 700, 800]
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto((book / "html" / "runs" / "01.html").as_uri())
-        assert [round(width) for width, *_ in page.evaluate(shown)] == [600, 700, 800]
-        browser.close()
+    phone, screen = (
+        browser.new_context(viewport={"width": width, "height": 900}) for width in (390, 1280)
+    )
+    page = phone.new_page()
+    page.goto((book / "html" / "runs" / "01.html").as_uri())
+    narrow = page.evaluate(shown)
+    assert [round(width) for width, *_ in narrow] == [600, 250, 500]
+    assert narrow[1][1] <= 342 and narrow[2][1] == round(500 * 4 / 3)  # in a box that scrolls
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.locator("main figure a:has(img)").nth(1).click()  # a tap opens the wide one
+    assert round(page.evaluate("document.documentElement.width.baseVal.value")) == 933
+    page.go_back()
+    page.emulate_media(media="print")
+    page.wait_for_timeout(300)
+    assert [round(width) for width, *_ in page.evaluate(shown)] == [600, 700, 800]
+    page = screen.new_page()
+    page.goto((book / "html" / "runs" / "01.html").as_uri())
+    assert [round(width) for width, *_ in page.evaluate(shown)] == [600, 700, 800]
+    phone.close()
+    screen.close()
