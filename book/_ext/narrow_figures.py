@@ -59,6 +59,7 @@ def _join(app: Sphinx, image: nodes.image, narrow: str) -> None:
     width = re.search(r'<svg[^>]* width="([\d.]+)pt"', narrow)
     scrolls = ["scrolls"] if width and float(width[1]) > FITS else []
     both = picture("", classes=scrolls)
+    image["classes"].append("no-scaled-link")  # an <a> between the two would hide the narrow form
     image.replace_self(both)
     both += [image, nodes.image(uri=uri)]
 
