@@ -59,12 +59,15 @@ def test_the_page_is_drawn_from_the_table(tmp_path, monkeypatch):
     assert "make proof" in architectures()
     cells = {"loads": {"verdict": "right", "why": {}}}
     cells["edges"] = {"verdict": "refused", "why": {"x": "it `caps`\nits logits"}}
+    parts = {"10_methods: RelP": "no rule", "06_cross_task: edges": "none"}
+    cells["whole run"] = {"verdict": "refused", "why": parts, "runs": 18}
     row = {"configuration": "AConfig", "cells": cells, "seconds": 7.4, "date": "2026-11-26"}
     broken = {"loads": {"verdict": "crashed", "why": {"loads": "KeyError: 1"}}}
     rows = {"a": row | {"versions": {"torch": "2"}, "accuracy": 1.0, "parameters": 12}}
     rows["b"] = row | {"versions": {"torch": "2"}, "cells": broken}
     store.write_json(tmp_path / "benchmarks" / "architectures.json", {"rows": rows})
     page = architectures()
-    assert "| a | right | refused |" in page and "| b | **crashed** | not tried |" in page
+    assert "| a | right | refused | right; 2 refused |" in page
+    assert "| b | **crashed** | not tried | not tried |" in page
     assert "- a, edges, `x`: `it caps its logits`" in page
     assert "| a | `AConfig` | `12` | `100%` | `7` | `2026-11-26` | `torch 2` |" in page

@@ -71,6 +71,8 @@ class Specificity(Findings):
             with ``shuffled`` or with ``outside`` tasks, and two sequences in the model with
             ``shuffled weights`` (``halves, shuffled weights``: one).
         parts: The components in all sequence tasks' circuits, each with its part.
+        part_damage: Mean over the tasks of a kind (``to``) of the damage without a part, or without
+            random heads of the same layers and its MLPs.
         inclusion: How often a component is in its task's circuit when prompts and sentences are
             resampled, of those that ever are, with the class.
         stability: By task, the pairwise Jaccard of those circuits, and counts of the classes.
@@ -112,6 +114,7 @@ class Specificity(Findings):
     dose: int
     overlap: pd.DataFrame = table("overlap.csv", each(str, "kind", "first", "second") | _INTERVAL)
     parts: pd.DataFrame = table("parts.csv", component=str, part=str)
+    part_damage: pd.DataFrame = table("part_damage.csv", each(str, "set", "kind", "to") | _INTERVAL)
     inclusion: pd.DataFrame = table(
         "inclusion.csv",
         each(str, "task", "component") | each(float, "share", "low", "high"),
@@ -169,6 +172,7 @@ class Specificity(Findings):
             dose=dosed.dose,
             overlap=_overlap(tried, sizes[1]),
             parts=shared,
+            part_damage=_part_damage(tried, damage, values),
             inclusion=inclusion,
             stability=stability,
             expected=expected,
@@ -259,9 +263,7 @@ def _index(
     tried: Tried, measure: str, judged: pd.DataFrame, values: Mapping[str, np.ndarray]
 ) -> list[list[Any]]:
     """Own minus others' values of each set of a task, and of the sequence tasks' sets together."""
-    names = judged[["set", "kind"]].drop_duplicates().itertuples(index=False)
-    places = {(name, kind): row for row, (name, kind) in enumerate(names)}
-    rows, whole = [], tried.whole
+    places, rows, whole = _places(judged), [], tried.whole
     for kind in ("circuit", "random"):
         for against in KINDS:
             triples = {}
@@ -276,6 +278,27 @@ def _index(
                 found = specificity.contrast(values, whole, some, tried.at["seed"])
                 rows.append([measure, kind, name, against, found.mean, found.low, found.high])
     return rows
+
+
+def _places(judged: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """The row of each set among its scores."""
+    names = judged[["set", "kind"]].drop_duplicates().itertuples(index=False)
+    return {(name, kind): row for row, (name, kind) in enumerate(names)}
+
+
+def _part_damage(
+    tried: Tried, judged: pd.DataFrame, values: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """What the loss of each part costs each kind of task."""
+    rows = []
+    for (name, kind), row in _places(judged).items():
+        for to in KINDS if name in ("shared", *specificity.PARTS) else ():
+            tasks = tried.of(to)
+            terms = [(1 / len(tasks), task, row) for task in tasks]
+            if terms:
+                found = specificity.combined(values, tried.whole, terms, tried.at["seed"])
+                rows.append([name, kind, to, found.mean, found.low, found.high])
+    return pd.DataFrame(rows, columns=Specificity.empty("part_damage").columns)
 
 
 def _dosed(tried: Tried) -> doses.Doses:

@@ -11,16 +11,11 @@ from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.figures.circuit_discovery import SIGNIFICANT
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.cross_task import size
-from seqcirc_utils.figures.style import in_short, many
+from seqcirc_utils.figures.style import enumerated, in_short, many
 from seqcirc_utils.statistics import short
 
 SPARED = 50
 """A control that keeps this percentage of its score without some heads does not depend on them."""
-
-
-def _listed(values: Iterable[str]) -> str:
-    *first, last = [*values] or ["none"]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _span(values: Iterable[float], none: str = "nothing (there is but one task)") -> str:
@@ -84,7 +79,7 @@ def overlap_told(found: CrossTask) -> Markdown:
 
 @needs("circuits")
 def by_search_told(found: CrossTask) -> Markdown:
-    """Whether the overlap of heads hangs on the search that found the circuits."""
+    """Whether the overlap of heads depends on the search that found the circuits."""
     frame = found.by_search
     if frame.empty:
         return Markdown("With one circuit there is nothing to compare.")
@@ -94,7 +89,8 @@ def by_search_told(found: CrossTask) -> Markdown:
     whose = (
         "for every search"
         if more.all()
-        else f"for {_listed(frame['search'][more])}, but not for {_listed(frame['search'][~more])}"
+        else f"for {enumerated(frame['search'][more])}, "
+        f"but not for {enumerated(frame['search'][~more])}"
         if more.any()
         else "for no search"
     )
@@ -285,17 +281,17 @@ def numbers(found: CrossTask) -> dict[str, str]:
     others = [share["kept", f"{a} circuit", b] for a, b in permutations(held, 2)]
 
     def each(column: str, form: str) -> str:
-        return _listed(
+        return enumerated(
             f"{value:{form}} ({TITLES[task].lower()})" for task, value in tasks[column].items()
         )
 
     return {
         "model-title": found.model["title"],
-        "task-list": _listed(TITLES[task].lower() for task in tasks.index),
+        "task-list": enumerated(TITLES[task].lower() for task in tasks.index),
         "n-prompts": str(found.n_prompts),
         "accuracy-list": each("accuracy", ".2f"),
         "logit-difference-list": each("mean", ".1f"),
-        "circuit-size-list": _listed(
+        "circuit-size-list": enumerated(
             f"{size(found.sets[f'{t} circuit']).replace(', ', ' and ')} ({TITLES[t].lower()})"
             for t in held
         ),

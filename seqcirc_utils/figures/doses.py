@@ -3,6 +3,8 @@
 A part of the chapter on specificity.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -12,7 +14,7 @@ from seqcirc_utils.chapters.doses import BY_SETS, BY_TASKS, CIRCUIT, RANDOM
 from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, REPEAT, SEQUENCES, TITLES
 from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.figures import common, forms
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed, enumerated
 
 AGAINST = {
     SEQUENCES: "the other sequences",
@@ -82,9 +84,12 @@ def verdict(found: Specificity, against: str, difference: pd.Series) -> str:
     """What own minus others says: of the very same heads it can say nothing."""
     if against != RANDOM and in_common(found, against) == found.dose:
         return "the same heads"
-    if difference["low"] > 0:
-        return "own heads matter more"
-    return "own heads matter less" if difference["high"] < 0 else "undecided"
+    return sign(difference, "own heads matter more", "own heads matter less", "undecided")
+
+
+def sign(difference: pd.Series, more: str, less: str, neither: str) -> str:
+    """Which of three the interval says: above zero, below it, or neither."""
+    return more if difference["low"] > 0 else less if difference["high"] < 0 else neither
 
 
 NEAR = (0.25, 0.75)
@@ -207,28 +212,31 @@ def _elsewhere(found: Specificity) -> str:
     )
 
 
-def short(found: Specificity) -> str:
+def short(found: Specificity) -> list[str]:
     """The answer at the chosen dose, for the chapter's head; nothing where there is no dose."""
-    parts = []
-    for against in KINDS:
-        difference = row(found, against)
-        if difference is None:
-            continue
-        single = [
-            f"{TITLES[task]} {100 * one['mean']:z.0f}, {verdict(found, task, one)}"
-            for task in (_single(found) if against == OUTSIDE else [])
-            if (one := row(found, task)) is not None
-        ]
-        said = f"{AGAINST[against]} {bounds(difference)}, {verdict(found, against, difference)}"
-        parts.append(f"{said} ({'; '.join(single)})" if single else said)
-    if not parts:
-        return ""
+    rows = {against: row(found, against) for against in (*KINDS, *_single(found))}
+    said = [
+        (
+            verdict(found, against, difference),
+            f"{AGAINST.get(against) or TITLES[against]} ({bounds(difference)})",
+        )
+        for against, difference in rows.items()
+        if difference is not None
+    ]
+    if not said:
+        return []
     own, known = 100 * levels(found).loc[found.dose, OWN], 100 * expected(found)[found.dose]
-    return (
-        f" The loss of fewer, {_heads(found.dose)} (nearest to half: {known:z.0f}% on prompts that "
-        f"do not judge), costs a sequence {own:z.0f}%; less what as many heads of other tasks cost "
-        f"it: {'; '.join(parts)}."
-    )
+    return [
+        f"*Lost by a sequence without {_heads(found.dose)}* (nearest to half: {known:z.0f}% on "
+        f"prompts that do not judge): {own:z.0f}%. That minus the loss without as many heads of "
+        f"other tasks: {grouped(said)}."
+    ]
+
+
+def grouped(said: Sequence[tuple[str, str]]) -> str:
+    """What is said of each, told once for all of which the same is said."""
+    groups = {what: [name for other, name in said if other == what] for what, _ in said}
+    return "; ".join(f"{what} {enumerated(names)}" for what, names in groups.items())
 
 
 def numbers(found: Specificity) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pandas.io.formats.style import Styler
 from seqcirc_utils.chapters.ground_truth import PUBLISHED, GroundTruth, listed, parsed
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common, forms
-from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, in_short
+from seqcirc_utils.figures.style import ANSWER, DIVERGING, NEUTRAL, closed, in_short, many
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.planted.parts import Head
 
@@ -72,8 +72,9 @@ def search_table(found: GroundTruth) -> Styler:
     cells = here.assign(cell=texts).pivot(index="planted", columns="search", values="cell")
     table = cells.loc[list(PLANTED), here["search"].unique()]
     orders = found.orders.groupby("planted").agg({"components": "nunique", "right": "sum"})
-    table[f"two-sided, {found.orders['order'].nunique()} random orders"] = [
-        f"{different} different, {right} ✓"
+    n = found.orders["order"].nunique()
+    table[f"two-sided, {n} random orders"] = [
+        f"{right} of {n} ✓, {many(different, 'circuit')}"
         for different, right in orders.loc[list(PLANTED)].itertuples(index=False)
     ]
     table.index = [known.title for known in PLANTED.values()]

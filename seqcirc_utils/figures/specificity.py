@@ -1,6 +1,5 @@
 """Figures, tables and sentences of the chapter on specificity."""
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -35,17 +34,6 @@ def _row(found: Specificity, measure: str, against: str, kind: str = "circuit") 
     return None if rows.empty else rows.iloc[0]
 
 
-def _specific(row: pd.Series, against: str) -> str:
-    """What an index says: it may come out either way, or not at all."""
-    if row["low"] > 0:
-        than = "more of its own task than of"
-    elif row["high"] < 0:
-        than = "less of its own task than of"
-    else:
-        than = "no clearly different share of its own task than of"
-    return f"{than} {AGAINST[against]} ({bounds(row)})"
-
-
 def _count(found: Specificity, part: str) -> int:
     return int((found.parts["part"] == part).sum())
 
@@ -60,26 +48,34 @@ def headline(found: Specificity) -> Markdown:
             f"also in the circuits of most outside tasks, {template} of the others in that of "
             f"repeating a word in the same sentences, and {sequence} in neither. "
         )
-    lost = [
-        f"{_specific(row, against)}{_beside(found, against)}"
-        for against in KINDS
-        if (row := _row(found, "damage", against)) is not None
+    lost = f"*Lost without a sequence's {found.n_ablated} strongest components*"
+    points = [
+        f"{lost}: {_compared(found, 'damage')}{_beside(found)}.",
+        *doses.short(found),
+        f"*Kept by a sequence's circuit alone*: {_compared(found, 'kept')}.",
     ]
-    left = [
-        _specific(row, against)
-        for against in KINDS
-        if (row := _row(found, "kept", against)) is not None
-    ]
-    return in_short(
-        f"{parts}The loss of a sequence's {found.n_ablated} strongest components costs "
-        f"{', and '.join(lost)}.{doses.short(found)} Alone, its circuit keeps "
-        f"{', and '.join(left)}."
+    return in_short(f"{parts}Own task minus others, with 95% intervals:", points)
+
+
+def _compared(found: Specificity, measure: str) -> str:
+    """Own minus others of the sequences' circuits, by what it says and of which others."""
+    rows = {against: _row(found, measure, against) for against in KINDS}
+    return doses.grouped(
+        [
+            (doses.sign(row, *CLEARLY), f"{AGAINST[against]} ({bounds(row)})")
+            for against, row in rows.items()
+            if row is not None
+        ]
     )
 
 
-def _beside(found: Specificity, against: str) -> str:
-    random = _row(found, "damage", against, "random") if against == OUTSIDE else None
-    words = "; with random heads of the same layers and the same MLPs"
+CLEARLY = "more than of", "less than of", "no clear difference from"
+"""What own minus others may say."""
+
+
+def _beside(found: Specificity) -> str:
+    random = _row(found, "damage", OUTSIDE, "random")
+    words = "; random heads of the same layers and the same MLPs, against outside tasks:"
     return "" if random is None else f"{words} {bounds(random)}"
 
 
@@ -197,32 +193,27 @@ def index_told(found: Specificity) -> Markdown:
     )
 
 
-def _part_damage(found: Specificity) -> pd.DataFrame:
-    """Mean damage of each part of what is shared, by kind of task ``[set, kind]``, in percent."""
-    kinds = found.tasks.set_index("task")["kind"]
-    rows = found.damage[found.damage["set"].isin(["shared", *PARTS])]
-    rows = rows.assign(to=rows["task"].map(kinds), of=rows["set"] + ", " + rows["kind"])
-    means = 100 * rows.pivot_table(index="of", columns="to", values="mean")
-    order = [f"{s}, {k}" for s in ("shared", *PARTS) for k in ("part", "random")]
-    return means.reindex(index=[o for o in order if o in means.index], columns=list(KINDS))
-
-
 @common.needs("parts")
 @forms.two_forms
 def parts_bars(found: Specificity) -> Figure | Markdown:
     """What each part of the shared components is worth to each kind of task."""
-    means = _part_damage(found)
-    if means.empty:
+    if found.parts.empty:
         return Markdown("Not here: the circuits share no component.")
-    size = 7.5, 0.45 * len(means) + 1.4
+    sets = [(part, kind) for part in ("shared", *PARTS) for kind in ("part", "random")]
+    worth = found.part_damage.set_index(["set", "kind"])
+    sets = [one for one in sets if one in worth.index]
+    size = 7.5, 0.45 * len(sets) + 1.4
     figure, (axis,) = forms.subplots(size=size, phone=size[1])
-    places = np.arange(len(means))
     colours = {SEQUENCES: ANSWER, REPEAT: LAST, OUTSIDE: NEUTRAL}
-    for i, kind in enumerate(KINDS):
-        axis.barh(places + 0.25 * (i - 1), means[kind], 0.25, color=colours[kind], label=kind)
+    for i, to in enumerate(KINDS):
+        rows = 100 * worth.loc[worth["to"] == to, ["mean", "low", "high"]]
+        places = [sets.index(one) + 0.25 * (i - 1) for one in rows.index]
+        axis.barh(places, rows["mean"], 0.25, color=colours[to], label=to)
+        spread = common.spread(rows, "mean")
+        axis.errorbar(rows["mean"], places, xerr=spread, fmt="none", ecolor="black", lw=0.8)
     names = {"part": "", "random": ": random heads, its MLPs"}
-    labels = [f"{s}{names[k]}" for s, k in (name.split(", ") for name in means.index)]
-    axis.set_yticks(places, [forms.wrapped(label, 18) for label in labels])
+    labels = [forms.wrapped(f"{part}{names[kind]}", 18) for part, kind in sets]
+    axis.set_yticks(range(len(sets)), labels)
     axis.invert_yaxis()
     axis.axvline(0, color="black", lw=0.8)
     axis.set_xlabel(forms.wrapped("damage without it (% of the logit difference)", 30))
@@ -240,15 +231,19 @@ def parts_told(found: Specificity) -> Markdown:
         "template": "else in that of repeating",
         "sequence": "in neither",
     }
-    means, lines = _part_damage(found), []
+    worth, lines = found.part_damage[found.part_damage["kind"] == "part"], []
     for part in PARTS:
         names = found.parts.loc[found.parts["part"] == part, "component"]
         held = {k: sorted(v) for k, v in by_kind(map(Component.parse, names)).items()}
         listed = ", ".join(str(c) for some in held.values() for c in some)
         line = f"- {part} ({words[part]}): {len(names)}, by chance {found.expected[part]:.1f}"
         if len(names):
-            worth = means.loc[f"{part}, part"].dropna()
-            damage = ", ".join(f"{kind} {value:z.0f}%" for kind, value in worth.items())
+            rows = worth[worth["set"] == part].to_dict("records")
+            damage = ", ".join(
+                f"{row['to']} {100 * row['mean']:z.0f}% "
+                f"[{100 * row['low']:z.0f}, {100 * row['high']:z.0f}]"
+                for row in rows
+            )
             line += f"; {listed}. Damage without it: {damage}"
         lines.append(line)
     return Markdown(

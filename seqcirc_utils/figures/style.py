@@ -1,6 +1,6 @@
 """Colours, and how a figure is set up, closed and saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -74,6 +74,13 @@ def many(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def in_short(text: str) -> Markdown:
-    """A chapter's finding, as it stands at the chapter's head."""
-    return Markdown(f"> **In short.** {text}")
+def enumerated(names: Iterable[str]) -> str:
+    """Names in a sentence: ``a, b and c``."""
+    *first, last = [*names] or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def in_short(text: str, points: Sequence[str] = ()) -> Markdown:
+    """A chapter's finding, as it stands at the chapter's head, with points under it."""
+    listed = ["", *(f"- {point}" for point in points)] if points else []
+    return Markdown("\n".join(f"> {line}".rstrip() for line in [f"**In short.** {text}", *listed]))

@@ -190,7 +190,7 @@ def _alone(evaluator: Evaluator, metric: Metric) -> torch.Tensor:
     return found[1:] - found[0]
 
 
-@_method("exact ablation", "Wang et al., 2022 (mean ablation); Lan et al., 2023")
+@_method("exact ablation", "Wang et al., 2022 (mean ablation); Lan et al., 2024")
 def _exact_ablation(asked: Question) -> Answer:
     """What the metric loses when the component writes its mean over corrupted prompts.
 
@@ -325,7 +325,7 @@ def _ensemble(asked: Question) -> Answer:
     return torch.as_tensor(mean), sum(p.passes for p in parts) / len(asked.clean)
 
 
-@_method("published sweep", "Lan et al., 2023; Conmy et al., 2023")
+@_method("published sweep", "Lan et al., 2024; Conmy et al., 2023")
 def _sweep(asked: Question) -> Answer:
     """How late the published search lets go of it; what it keeps comes last, by what is left
     without it.

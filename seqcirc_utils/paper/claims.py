@@ -27,7 +27,7 @@ OPEN = "open"
 """As published: nobody has run the model that the claim is about, as far as these results go."""
 COLUMNS = ("claim", "topic", "model", "statement", "rule", "published", "here", "reproduced")
 COLUMNS += ("as_published", "published_reason", "carried", "kind", "null", "effects", "verdict")
-COLUMNS += ("reason", "flips", "read")
+COLUMNS += ("reason", "needed", "flips", "read")
 
 
 def judge(claim: str, evidence: Evidence) -> tuple[str, Figures, str]:
@@ -53,8 +53,9 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
         ``statement``, ``rule``, ``published`` figures, those found ``here``, those of GPT-2
         ``reproduced`` with their difference to the published ones, the verdict ``as_published``
         with its ``published_reason``; what is ``carried`` over, the ``kind`` of evidence, the
-        ``null``, the ``effects``, the ``verdict``, its ``reason``, and the ``flips``: other
-        verdicts with a limit moved by a fifth; and the runs whose results it ``read``.
+        ``null``, the ``effects``, the ``verdict``, its ``reason``, the prompts that are
+        ``needed`` to decide it, and the ``flips``: other verdicts with a limit moved by a fifth;
+        and the runs whose results it ``read``.
     """
     rows = []
     for claim in published()["claims"]:
@@ -80,6 +81,7 @@ def claims_table(evidence: Evidence, gpt2: Evidence | None = None) -> pd.DataFra
                 "effects": "; ".join(map(str, found.effects)),
                 "verdict": found.verdict,
                 "reason": found.reason,
+                "needed": found.needed,
                 "flips": "; ".join(f"{limit}: {v}" for limit, v in found.flips.items()),
                 "read": "; ".join(sorted(evidence.read)),
             }

@@ -26,7 +26,7 @@ REPRESENTATIONAL = "representational"
 """Where heads look and what the streams and weights show; nothing is changed."""
 
 MOVED = (0.8, 1.2)
-"""What each limit is multiplied by, to see whether a verdict hangs on it."""
+"""What each limit is multiplied by, to see whether a verdict depends on it."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,23 @@ class Judged:
         effects: What it rests on; none where it is not testable.
         flips: Moved limit to the verdict that it would have given instead.
         reason: Why it cannot be tested, or which effects decided and how many prompts it takes.
+        needed: Prompts that would decide it; NaN where it is decided, or where no number would.
     """
 
     verdict: str
     effects: Sequence[Effect] = ()
     flips: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
+    needed: float = math.nan
+
+
+def about(n: float) -> str:
+    """A number of prompts that is an estimate, with two digits that count."""
+    return f"about {float(f'{n:.2g}'):,.0f}"
 
 
 def judge(claim: str, evidence: Evidence) -> Judged:
-    """Judge whether a claim carries over, and whether that hangs on a limit."""
+    """Judge whether a claim carries over, and whether that depends on a limit."""
     carried = CARRIED[claim]
     try:
         effects = carried.effects(evidence)
@@ -153,16 +160,17 @@ def judge(claim: str, evidence: Evidence) -> Judged:
             moved = verdict(carried.effects(evidence, **{name: limit * factor}))
             if moved != found:
                 flips[f"{name} = {limit * factor:g}"] = moved
-    return Judged(found, effects, flips, _reason(found, effects))
+    most = max(effect.needed for effect in effects)
+    needed = most if found == UNDECIDED and math.isfinite(most) else math.nan
+    return Judged(found, effects, flips, _reason(found, effects, needed), needed)
 
 
-def _reason(found: str, effects: Sequence[Effect]) -> str:
+def _reason(found: str, effects: Sequence[Effect], needed: float) -> str:
     if found == SUPPORTED:
         return ""
     wanted = -1 if found == CONTRADICTED else 0
     said = "; ".join(effect.label for effect in effects if effect.side == wanted)
     if found == CONTRADICTED:
         return f"short of the limit: {said}"
-    most = max(effect.needed for effect in effects)
-    enough = f"about {most:.0f} prompts or questions" if math.isfinite(most) else "no number"
+    enough = "no number" if math.isnan(needed) else f"{about(needed)} prompts or questions"
     return f"on both sides of the limit: {said}; {enough} would decide"

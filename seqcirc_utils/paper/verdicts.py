@@ -39,7 +39,7 @@ class Claims(Findings):
 
     stage = "09_claims"
 
-    verdicts: pd.DataFrame = table("csv", dict.fromkeys(claims.COLUMNS, str))
+    verdicts: pd.DataFrame = table("csv", dict.fromkeys(claims.COLUMNS, str) | {"needed": float})
     effects: pd.DataFrame = table("faults.csv", dict.fromkeys(faults.COLUMNS, str))
     counts: dict[str, int]
     title: str

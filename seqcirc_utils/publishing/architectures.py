@@ -15,8 +15,8 @@ def architectures() -> str:
     columns = list(dict.fromkeys(c for row in rows.values() for c in row["cells"]))
     lines = [f"| architecture | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        verdicts = [row["cells"].get(c, {}).get("verdict", "not tried") for c in columns]
-        lines.append(f"| {name} | {' | '.join(map(_shown, verdicts))} |")
+        cells = [_shown(row["cells"].get(c, {})) for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "## What does not apply, and why", ""]
     for name, row in rows.items():
         for column, cell in row["cells"].items():
@@ -32,7 +32,10 @@ def architectures() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shown(verdict: str) -> str:
+def _shown(cell: dict[str, Any]) -> str:
+    verdict = cell.get("verdict", "not tried")
+    if verdict == "refused" and "runs" in cell:  # some of many parts, and the rest right
+        return f"right; {len(cell['why'])} refused"
     return f"**{verdict}**" if verdict in ("wrong", "crashed") else verdict
 
 

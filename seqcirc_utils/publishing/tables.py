@@ -149,9 +149,11 @@ def benchmarks() -> str:
         if not rows:
             continue
         # One column per case: there are more measures than cases.
+        first, *measures = rows[0]
+        names = " | ".join(row[first] for row in rows)
         lines += ["", f"## {key.capitalize()}", ""]
-        lines += ["| measure |" + " case |" * len(rows), "|---|" + "---:|" * len(rows)]
-        lines += [markdown_row([name, *(_short(row[name]) for row in rows)]) for name in rows[0]]
+        lines += [f"| {first} | {names} |", "|---|" + "---:|" * len(rows)]
+        lines += [markdown_row([name, *(_short(row[name]) for row in rows)]) for name in measures]
     lines += _table("Machine", found["machine"] | found["versions"])
     return "\n".join(lines) + "\n"
 

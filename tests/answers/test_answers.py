@@ -269,30 +269,20 @@ def test_a_circuit_is_tried_where_the_model_is_sure():
 
 
 def test_verdicts_that_hang_on_a_limit_or_on_prompts():
-    few = "on both sides of the limit: x; about 12 prompts or questions would decide"
-    none = "on both sides of the limit: x; no number would decide"
     rows = [
-        ["C1", "supported", "", ""],
-        ["C2", "supported", "least = 12: undecided", ""],
-        ["C3", "undecided", "", few],
-        ["C4", "undecided", "most = 5: contradicted", none],
-        ["C5", "not testable here", "", "no results"],
+        ["C1", "supported", "", np.nan],
+        ["C2", "supported", "least = 12: undecided", np.nan],
+        ["C3", "undecided", "", 4515.0],
+        ["C4", "undecided", "most = 5: contradicted", np.nan],
+        ["C5", "not testable here", "", np.nan],
+        ["C6", "undecided", "", 12.0],
     ]
-    verdicts = pd.DataFrame(rows, columns=["claim", "verdict", "flips", "reason"])
+    verdicts = pd.DataFrame(rows, columns=["claim", "verdict", "flips", "needed"])
     text, table, _ = read(claims.answer(found(verdicts=verdicts)))
-    assert "2 of 4 verdicts" in text[0] and [row[0] for row in table] == ["claim", "C2", "C4"]
-    assert "decide: C3 with about 12; no number decides: C4." in text[1]
+    assert "2 of 5 verdicts" in text[0] and [row[0] for row in table] == ["claim", "C2", "C4"]
+    assert "decide: C6 with about 12, C3 with about 4,500; no number decides: C4." in text[1]
     text, table, _ = read(claims.answer(found(verdicts=verdicts[:1])))
     assert not table and "decide: none; no number decides: none." in text[1]
-
-
-def test_what_would_decide_is_read_as_it_is_written():
-    from seqcirc_utils.paper.effects import UNDECIDED, Effect, _reason
-    from seqcirc_utils.paper.estimates import Estimate
-
-    open_ = [Effect("x", Estimate(10, 5, 15, 8), 12), Effect("y", Estimate(10, 5, 15, 8), 10)]
-    rows = pd.DataFrame({"claim": ["C1", "C2"], "reason": [_reason(UNDECIDED, [e]) for e in open_]})
-    assert claims.needed(rows) == {"C1": open_[0].needed, "C2": None}
 
 
 def test_the_best_method_for_few_passes():

@@ -92,7 +92,7 @@ def test_figures_draw_and_sentences_tell(found, tmp_path):
     assert len(figures.models_table().data) == len(PLANTED)
     table = figures.search_table(found).data
     assert table.loc["Negative head", "published sweep"] == "✗ 0.2 mlp0 1.2 mlp1 (133%)"
-    assert table.loc["One path"].iloc[-1] == "1 different, 2 ✓"
+    assert table.loc["One path"].iloc[-1] == "2 of 2 ✓, 1 circuit"
 
 
 def test_verdicts_are_those_of_the_published_threshold_only(found):

@@ -15,6 +15,7 @@ from tokenizers_made import tokenizer_of
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.analyses import specificity
 from seqcirc_utils.chapters import doses, ranked_tasks
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.chapters.specificity import Specificity
@@ -126,6 +127,17 @@ def test_the_index_is_own_minus_others(found):
     assert rows["sequences", "repeat"] == pytest.approx(both)
 
 
+def test_a_part_s_damage_is_the_mean_over_tasks_of_a_kind(found):
+    cells = found.damage.set_index(["set", "kind", "task"])["mean"]
+    kinds = found.tasks.set_index("task")["kind"]
+    asked = found.damage[found.damage["set"].isin(["shared", *specificity.PARTS])]
+    assert len(found.part_damage) == 3 * len(asked[["set", "kind"]].drop_duplicates()) > 3
+    for name, kind, to, mean, low, high in found.part_damage.itertuples(index=False):
+        of = cells[name, kind][kinds[cells[name, kind].index] == to]
+        assert mean == pytest.approx(of.mean()) and low <= mean <= high
+    assert (found.part_damage["high"] > found.part_damage["low"]).any()
+
+
 def test_every_dose_is_on_the_sequences_and_the_chosen_one_on_all(found):
     tasks, numbers = found.tasks["task"].tolist(), doses.numbers(0.2, 12)
     assert numbers == [1, 2] and found.dose in numbers
@@ -215,14 +227,14 @@ def test_it_is_told_and_drawn(found):
     assert figures.tasks_table(found).index.tolist()[-1] == "Agreement"
     none = dataclasses.replace(found, parts=found.parts[:0], missing={"parts": "no outside task."})
     assert "no outside task" in figures.parts_told(none).data
-    assert "The loss of fewer" in figures.headline(none).data
+    assert "*Lost by a sequence without" in figures.headline(none).data
     assert isinstance(figures.parts_bars(none), Markdown)
     names = ("dosed", "dose_choice", "dose_index", "dose_heads")
     tables = {name: getattr(found, name)[:0] for name in names}
     none = dataclasses.replace(none, **tables, dose=0, missing={"doses": "nothing to lose."})
     for show in (dose_figures.told, dose_figures.curves, dose_figures.matrix):
         assert "nothing to lose" in show(none).data
-    assert "The loss of fewer" not in figures.headline(none).data
+    assert "*Lost by a sequence without" not in figures.headline(none).data
     assert figures.numbers(none)["specificity-dose-outside"] == "none"
     assert figures.numbers(none)["specificity-shared"] == "0"
 
@@ -234,11 +246,18 @@ def test_the_sentence_follows_from_the_numbers(found):
         rows = found.index.assign(mean=(low + high) / 2, low=low, high=high)
         return figures.headline(dataclasses.replace(found, index=rows)).data
 
-    assert "costs more of its own task than of the other sequences (20 points [10, 30])" in told(
-        0.1, 0.3
-    )
-    assert "keeps less of its own task than of the other sequences (-20" in told(-0.3, -0.1)
-    assert "no clearly different share of its own task than of outside tasks (10" in told(-0.1, 0.3)
+    for low, high, says in (
+        *((0.1, 0.3, "more than of"), (-0.3, -0.1, "less than of")),
+        (-0.1, 0.3, "no clear difference from"),
+    ):
+        between = f"({50 * (low + high):.0f} points [{100 * low:.0f}, {100 * high:.0f}])"
+        of = (
+            f"{says} the other sequences {between}, repeating in the same sentences {between} and "
+            f"outside tasks {between}"
+        )
+        said = told(low, high)
+        assert f"strongest components*: {of}; random heads" in said
+        assert f"circuit alone*: {of}." in said
     for low, high, verdict in (
         *((0.1, 0.3, "matter more"), (-0.3, -0.1, "matter less"), (-0.1, 0.3, "undecided")),
     ):
@@ -249,11 +268,12 @@ def test_the_sentence_follows_from_the_numbers(found):
         made = dataclasses.replace(made, dose_heads=apart)
         told_there = dose_figures.told(made).data.split("The same heads on other tasks")[0]
         assert told_there.count(between) == told_there.count(verdict) == 7  # kinds, tasks, random
-        assert figures.headline(made).data.count(verdict) == 6
+        (said,) = [x for x in figures.headline(made).data.splitlines() if "*Lost by" in x]
+        assert said.count(verdict) == 1 and said.count(between[:-2]) == 6  # all are told together
         assert figures.numbers(made)["specificity-dose-outside"] in told_there
     places = found.dose_heads["place"].map(str)
     alike = dataclasses.replace(made, dose_heads=found.dose_heads.assign(head="0." + places))
-    assert figures.headline(alike).data.count(", the same heads") == 6
+    assert ": the same heads the other sequences (" in figures.headline(alike).data
     assert (
         f"the same heads ({found.dose} of {found.dose} in common)" in dose_figures.told(alike).data
     )

@@ -1,5 +1,7 @@
 """Effects with intervals, and the verdicts that they allow."""
 
+import math
+
 import numpy as np
 import pytest
 from test_claims import ALL, World
@@ -167,14 +169,14 @@ def test_what_is_open_says_how_many_questions_would_decide():
     both = Effect("both", Estimate(12, 8, 20, 10), 10)  # four times as many; see above
     on_it = Effect("on the limit", Estimate(10, 8, 12, 10), 10)
     decided = Effect("decided", Estimate(2, 1, 3, 10), 10, least=False)
-    reason = effects._reason(UNDECIDED, [both, decided])
+    reason = effects._reason(UNDECIDED, [both, decided], both.needed)
     assert reason == (
         "on both sides of the limit: both; about 40 prompts or questions would decide"
     )
-    assert effects._reason(UNDECIDED, [both, on_it]).endswith("; no number would decide")
-    assert effects._reason(CONTRADICTED, [both, Effect("short", Estimate(2, 1, 3, 10), 10)]) == (
-        "short of the limit: short"
-    )
+    assert effects._reason(UNDECIDED, [both, on_it], math.nan).endswith("; no number would decide")
+    short = Effect("short", Estimate(2, 1, 3, 10), 10)
+    assert effects._reason(CONTRADICTED, [both, short], math.nan) == "short of the limit: short"
+    assert [effects.about(n) for n in (7, 12, 4515)] == ["about 7", "about 12", "about 4,500"]
 
 
 def alone(world, claim, changed):
@@ -369,6 +371,7 @@ def test_each_claim_can_be_contradicted_and_left_open(tmp_path, number):
         found = effects.judge(claim, world.evidence)
         assert found.verdict == wanted, (found.effects, found.reason)
         assert found.reason and (wanted == CONTRADICTED or "would decide" in found.reason)
+        assert (found.needed > 0) == ("questions would decide" in found.reason)
 
 
 def test_the_line_of_roles_is_an_interval_over_heads(world):
