@@ -125,7 +125,9 @@ def overlap_table(found: CrossTask) -> pd.DataFrame:
 @needs("circuits")
 def by_search_table(found: CrossTask) -> pd.DataFrame:
     """The heads that all circuits share, for each search, against chance."""
-    return _against_chance(found.by_search, "search")
+    table = _against_chance(found.by_search, "search")
+    tasks = table.index.get_level_values("tasks")
+    return table.droplevel("tasks") if tasks.nunique() == 1 else table
 
 
 def _against_chance(frame: pd.DataFrame, first: str) -> pd.DataFrame:

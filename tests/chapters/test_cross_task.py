@@ -164,7 +164,13 @@ def test_the_overlap_is_told_for_every_search(found):
     sweep = found.overlap.query("kind == 'heads'").iloc[-1]
     assert table.loc["sweep", "layer_p"] == sweep["layer_p"]
     shown = figures.by_search_table(found)
-    assert shown.index.get_level_values("search").tolist() == ["sweep", "random"]
+    assert shown.index.name == "search" and shown.index.tolist() == ["sweep", "random"]
+    frame = found.by_search
+    some = frame.assign(tasks=[frame["tasks"][0], frame["tasks"][0].split(" & ")[0]])
+    assert figures.by_search_table(replace(found, by_search=some)).index.names == [
+        "search",
+        "tasks",
+    ]
     for ps, said in (
         ([0.01, 0.2], "(p < 0.05) for sweep, but not for random."),
         ([0.01, 0.04], "(p < 0.05) for every search."),

@@ -404,6 +404,38 @@ def test_the_first_column_stays_while_a_table_scrolls(opened):
     assert moved is not None and moved[0] == 40 and abs(moved[1]) < 20  # up to its padding
 
 
+# Rows of tables whose last cell is covered at the right end, and names that fill half of the box.
+COVERED = """() => {
+  const found = [];
+  for (const table of document.querySelectorAll("main table")) {
+    if (!table.checkVisibility()) continue;
+    let space = Infinity;
+    for (let box = table; box && box.tagName !== "MAIN"; box = box.parentElement) {
+      box.scrollLeft = box.scrollWidth;
+      if (box.scrollLeft) space = Math.min(space, box.clientWidth);
+    }
+    for (const row of table.rows) {
+      for (const name of row.cells)
+        if (getComputedStyle(name).position === "sticky" && name.offsetWidth > space / 2)
+          found.push("wide: " + name.innerText.slice(0, 80));
+      const cell = row.cells[row.cells.length - 1];
+      cell.scrollIntoView({block: "center", inline: "nearest", behavior: "instant"});
+      const at = cell.getBoundingClientRect();
+      const x = Math.min(at.right, innerWidth) - 12;
+      const top = document.elementFromPoint(x, at.top + at.height / 2);
+      if (!cell.contains(top)) found.push(row.innerText.slice(0, 80));
+    }
+  }
+  return found;
+}"""
+
+
+def test_a_phone_reaches_the_last_column_of_every_table(on_screen, sizes, address):
+    page = go(sizes["phone"], address, on_screen.name)
+    assert page.evaluate(COVERED) == []
+    page.close()
+
+
 def test_the_circuit_map_answers(opened):
     page = opened("runs/06_cross_task.html")
     map_, told = page.locator(".seqcirc-map").first, page.locator(".seqcirc-map .d").first
