@@ -17,7 +17,7 @@ from seqcirc_utils import store
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
 from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
 from seqcirc_utils.components import Component, by_kind
-from seqcirc_utils.figures import circuit_map, common, forms, style
+from seqcirc_utils.figures import circuit_map, common, forms
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.profiles import facts
 from seqcirc_utils.figures.style import NEUTRAL, closed, many, task_colours
@@ -107,12 +107,7 @@ def save_maps(found: CrossTask, directory: Path) -> None:
     Nothing where there is no circuit.
     """
     if found.circuits:
-        figure = shared_map(found)
-        for suffix in ("svg", "png"):
-            style.save(figure, directory / f"shared_circuit.{suffix}")
-        if figure.narrow:
-            narrow = forms.as_svg(figure.narrow)
-            store.write_text(directory / "shared_circuit.narrow.svg", narrow)
+        forms.save(shared_map(found), directory / "shared_circuit")
         store.write_text(directory / "shared_circuit.html", interactive_map(found).data)
 
 

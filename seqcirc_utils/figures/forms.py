@@ -11,6 +11,7 @@ import functools
 import io
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from textwrap import fill
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+
+from seqcirc_utils import store
+from seqcirc_utils.figures import style
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +51,14 @@ def as_svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return file.getvalue()
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write a figure as ``STEM.svg`` and ``STEM.png``, and its form for phones, if it has one."""
+    for suffix in (".svg", ".png"):
+        style.save(figure, stem.with_suffix(suffix))
+    if narrow := getattr(figure, "narrow", None):
+        store.write_text(stem.with_suffix(".narrow.svg"), as_svg(narrow))
 
 
 def for_phone() -> bool:

@@ -1,5 +1,7 @@
 """Figures, tables and sentences of the chapter on interchange."""
 
+from pathlib import Path
+
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -33,6 +35,15 @@ def _mean(rows: pd.DataFrame) -> pd.Series:
     return rows[list(OUTCOMES)].mean()
 
 
+def _share(rows: pd.DataFrame) -> str:
+    """Mean share of interchanged answers over pairs of tasks, with their mean 95% bounds.
+
+    A mean over pairs varies less than one pair does, so the bounds are wider than they need be.
+    """
+    mean, low, high = 100 * rows[["wanted", "wanted_low", "wanted_high"]].mean()
+    return f"{mean:.0f}% [{low:.0f}, {high:.0f}]"
+
+
 def _at_best(found: Interchange, kind: str) -> pd.DataFrame:
     """Rows of the chosen layer, on the prompts that it was not chosen on."""
     rows = found.layers[found.layers["half"] == "judging"]
@@ -47,30 +58,29 @@ def headline(found: Interchange) -> Markdown:
             "another task: nothing shows that the tasks share a code for it."
         )
     across, same = (part(_at_best(found, "deviation")) for part in (_across, _same))
-    placebo = _at_best(found, "placebo")["wanted"].mean()
     return in_short(
         f"Before block {found.best} of {found.n_layers}, a prompt is given what a prompt of "
         "another task holds beyond that task's mean. The model then answers with the other "
-        f"prompt's place in the sequence in {across['wanted'].mean():.0%} of cases, in "
-        f"{same['wanted'].mean():.0%} if both are of one task, and in {placebo:.0%} after a move "
-        "as long in a random direction."
+        f"prompt's place in the sequence in {_share(across)} of cases, in {_share(same)} if both "
+        f"are of one task, and in {_share(_at_best(found, 'placebo'))} after a move as long in a "
+        "random direction."
         f"{_heads_in_short(found)}"
     )
 
 
 def numbers(found: Interchange) -> dict[str, str]:
-    """What the book's first page quotes: shares of interchanged answers, in percent."""
+    """What the book's first page quotes: shares of interchanged answers, with intervals."""
     told = dict.fromkeys(("layer", "across", "same", "placebo"), "none")
     if found.best is not None:
         rows = _at_best(found, "deviation")
         parts = {"across": _across(rows), "same": _same(rows)}
         parts["placebo"] = _at_best(found, "placebo")
-        told = {name: f"{100 * part['wanted'].mean():.0f}" for name, part in parts.items()}
+        told = {name: _share(part) for name, part in parts.items()}
         told["layer"] = str(found.best)
     heads = _across(found.heads[found.heads["kind"] == "deviation"])
-    shares = heads.groupby("set")["wanted"].mean()
     for name in ("shared heads", "random heads"):
-        told[name.replace(" ", "-")] = f"{100 * shares[name]:.0f}" if name in shares else "none"
+        part = heads[heads["set"] == name]
+        told[name.replace(" ", "-")] = _share(part) if len(part) else "none"
     return {f"interchange-{name}": value for name, value in told.items()}
 
 
@@ -78,11 +88,14 @@ def _heads_in_short(found: Interchange) -> str:
     if found.heads.empty:
         return ""
     rows = _across(found.heads)
-    shares = rows[rows["kind"] == "deviation"].groupby("set")["wanted"].mean()
+    sets = dict(list(rows[rows["kind"] == "deviation"].groupby("set")))
+    random = sets.get("random heads")
+    beside = (
+        "" if random is None else f", with as many random heads of like layers in {_share(random)}"
+    )
     return (
         f" With what the {len(found.shared)} shared heads alone hold it does so in "
-        f"{shares['shared heads']:.0%}, with as many random heads of like layers in "
-        f"{shares.get('random heads', float('nan')):.0%}."
+        f"{_share(sets['shared heads'])}{beside}."
     )
 
 
@@ -120,6 +133,11 @@ def layer_curves(found: Interchange) -> Figure:
     ncols = forms.either(4, 1)
     figure.legend(*axes[0].get_legend_handles_labels(), ncols=ncols, loc="outside upper center")
     return closed(figure)
+
+
+def save_curves(found: Interchange, directory: Path) -> None:
+    """Write the curves for the book's first page, as :func:`.forms.save` does."""
+    forms.save(layer_curves(found), directory / "interchange")
 
 
 @forms.two_forms
@@ -215,6 +233,9 @@ def heads_told(found: Interchange) -> Markdown:
         for name, words in named.items()
         if name in means.index
     ]
+    single = means.loc[[name for name in means.index if name.startswith("head ")], "shift"]
+    if len(single) > 1:
+        lines.insert(1, f"- of these alone, {single.idxmax()} most: gain {single.max():+.2f} nats")
     tests, text = found.tests, ""
     if len(tests):
         sure = tests[tests["q"] < LEVEL]

@@ -1,6 +1,7 @@
 """The chapter on interchange, on a random model of two tasks: kept, told and drawn."""
 
 import dataclasses
+import re
 
 import kept
 import numpy as np
@@ -118,9 +119,35 @@ def test_it_is_told_and_drawn_with_and_without_a_layer(found):
         assert all(isinstance(draw(shown), Figure | Markdown) for draw in DRAWN)
         told = figures.numbers(shown)
         assert told["interchange-layer"] == ("none" if best is None else "1")
-        assert all(v == "none" or v.lstrip("-").isdigit() for v in told.values())
+        shares = [told[f"interchange-{name}"] for name in ("across", "same", "placebo")]
+        shares += [told["interchange-shared-heads"]] if best else []
+        assert all((v == "none") == (best is None) for v in shares)
+        for share in shares if best else ():
+            mean, low, high = map(int, re.fullmatch(r"(\d+)% \[(\d+), (\d+)\]", share).groups())
+            assert 0 <= low <= mean <= high <= 100 and low < high
     assert "Before block 1 of" in figures.headline(dataclasses.replace(found, best=1)).data
+    rows = found.layers.query("layer == 1 and half == 'judging' and kind == 'deviation'")
+    rows = (
+        100 * rows[rows["source"] != rows["base"]][["wanted", "wanted_low", "wanted_high"]].mean()
+    )
+    told = figures.numbers(dataclasses.replace(found, best=1))["interchange-across"]
+    assert told == "{:.0f}% [{:.0f}, {:.0f}]".format(*rows)
     assert "At no layer" in figures.headline(dataclasses.replace(found, best=None)).data
+
+
+def test_the_head_that_moves_the_answer_most_is_named(found):
+    rows = found.heads.assign(shift=0.0)
+    names = [name for name in rows["set"].unique() if name.startswith("head ")]
+    assert len(names) > 1
+    rows.loc[rows["set"] == names[-1], "shift"] = 2.5
+    told = figures.heads_told(dataclasses.replace(found, heads=rows)).data
+    assert f"- of these alone, {names[-1]} most: gain +2.50 nats" in told
+
+
+def test_the_first_page_s_picture_is_written_in_both_forms(found, tmp_path):
+    figures.save_curves(found, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"interchange.svg", "interchange.narrow.svg", "interchange.png"}
 
 
 def test_tasks_without_a_common_head_or_a_circuit(tiny):
