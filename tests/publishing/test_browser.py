@@ -430,6 +430,28 @@ COVERED = """() => {
 }"""
 
 
+# Icons that were asked for and are not drawn, and how many are.
+ICONS = """() => [
+  [...document.querySelectorAll("i[class*=fa-], svg.svg-inline--fa")]
+    .filter(e => e.tagName === "I" || !e.querySelector("path[d]") || e.matches(".fa-missing"))
+    .map(e => e.outerHTML),
+  document.querySelectorAll("svg.svg-inline--fa").length,
+]"""
+
+
+def test_every_icon_is_drawn_and_a_page_is_light(browser, address, on_screen):
+    context = context_of(browser, DESKTOP)  # which has nothing in its cache
+    weights = []
+    page = context.new_page()
+    page.on("response", lambda r: weights.append(len(r.body())))
+    page.goto(address + on_screen.name, wait_until="load")
+    page.wait_for_selector("svg.svg-inline--fa", state="attached")
+    missing, drawn = page.evaluate(ICONS)
+    assert not missing and drawn >= 5
+    assert sum(weights) < 2_000_000, f"{sum(weights) / 1e6:.1f} MB"
+    context.close()
+
+
 def test_a_phone_reaches_the_last_column_of_every_table(on_screen, sizes, address):
     page = go(sizes["phone"], address, on_screen.name)
     assert page.evaluate(COVERED) == []
