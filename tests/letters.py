@@ -3,7 +3,7 @@
 import re
 
 LEAST = 8
-"""Pixels that a letter's font has on a phone at the least."""
+"""Pixels that a letter's font has at the least."""
 ROOM = 342
 """Pixels that a phone 390 px wide leaves for a figure."""
 

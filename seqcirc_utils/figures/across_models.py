@@ -243,7 +243,7 @@ def claims_map(found: AcrossModels) -> Figure | Markdown:
         for x, verdict in enumerate(row):
             axis.add_patch(Rectangle((x, y), 0.9, 0.85, facecolor=looks[verdict]))
     axis.set(xlim=(0, table.shape[1]), ylim=(len(table), 0))
-    tilt, *small = forms.either((90, 7, None), (0, None, 7))
+    tilt, *small = forms.either((90, 8, None), (0, None, 7))
     axis.set_xticks(
         np.arange(table.shape[1]) + 0.45, table.columns, rotation=tilt, fontsize=small[0]
     )

@@ -215,6 +215,10 @@ def heatmap(
         axis.set_yticks(axis.get_yticks(), names)
 
 
+_PAGE = 8.2
+"""Inches up to which a figure's smallest letters can be read on a page."""
+
+
 @forms.two_forms
 def table_heatmap(
     table: pd.DataFrame, label: str, format: str = ".2f", diverging: bool = True, limit: float = 0
@@ -223,11 +227,14 @@ def table_heatmap(
     if forms.for_phone() and table.shape[1] > max(8, table.shape[0]):
         table = table.T  # a phone is long
     limit = limit or max(float(np.nanmax(np.abs(table.to_numpy(float)))), 1e-9)
-    size = (1.0 * table.shape[1] + 3, max(0.34 * table.shape[0] + 1.6, 2.6))
+    width = min(1.0 * table.shape[1] + 3, _PAGE)
+    size = (width, max(0.34 * table.shape[0] + 1.6, 2.6))
     row = 0.1 + 0.13 * max(len(wrap(str(name), _ROW)) for name in table.index)
     figure, (axis,) = forms.subplots(size=size, phone=row * table.shape[0] + 2)
     texts = table.map(lambda v: f"{v:z{format}}")
     heatmap(axis, table, texts, limit, diverging, label=label)
+    if not forms.for_phone() and width - 3 < 0.6 * table.shape[1]:  # too close to lean
+        axis.tick_params(axis="x", rotation=90)
     return closed(figure)
 
 

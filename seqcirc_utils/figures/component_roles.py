@@ -367,10 +367,10 @@ def attention_patterns(found: ComponentRoles) -> Figure:
         for name, pattern in zip(found.examples, found.patterns, strict=True)
     }
     words = [token.replace(" ", "␣").replace("<|endoftext|>", "<start>") for token in tokens]
-    height = (0.19 * len(rows) + 0.35) * len(patterns) + 1.1
+    height, small = (0.19 * len(rows) + 0.35) * len(patterns) + 1.1, forms.either(7, 6)
     figure, axes = forms.subplots(
         len(patterns),
-        size=(8.2, height),
+        size=(7, height),
         phone=height,
         width=max(forms.PHONE, 0.13 * len(tokens) + 1.6),
         sharex=True,
@@ -387,7 +387,7 @@ def attention_patterns(found: ComponentRoles) -> Figure:
             if value >= 0.2 and not future[y, x]:
                 colour = "white" if value > 0.6 else "black"
                 text = f"{100 * value:.0f}"
-                axis.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
+                axis.text(x, y, text, ha="center", va="center", fontsize=small, color=colour)
         axis.set_title(title, fontsize=9)
         axis.tick_params(length=0)
     axes[-1].set_xticks(range(len(tokens)), words, rotation=90, fontsize=7)

@@ -1,7 +1,11 @@
 """How the findings on methods look."""
 
+from collections.abc import Iterable
+from textwrap import fill
+
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from scipy.stats import spearmanr
@@ -40,7 +44,8 @@ def quality_against_cost(found: Methods) -> Figure:
             f"components that keep {found.threshold:.0%} (% of all; less is better)",
         ),
     }
-    figure, axes = forms.subplots(1, 3, size=(13, 4.6), phone=11.5)
+    figure, axes = forms.subplots(3, size=(7.5, 10), phone=11.5)
+    named: dict[Axes, list[tuple[float, float, str, str]]] = {axis: [] for axis in axes}
     cheapest = rows["passes"][rows["passes"] > 0].min()
     for axis, (key, scale, label) in zip(axes, panels.values(), strict=True):
         for kind, (names, colour, mark) in KINDS.items():
@@ -58,15 +63,36 @@ def quality_against_cost(found: Methods) -> Figure:
                     capsize=2,
                     label=kind if name == names[0] else None,
                 )
-                axis.annotate(
-                    name, (x, middle), (5, 4), textcoords="offset points", fontsize=7, color=colour
-                )
+                named[axis].append((x, middle, name, colour))
         axis.set(xscale="log", xlabel="forward passes (one prompt each; random: none)")
-        axis.set_ylabel(forms.wrapped(label, 36))
+        axis.set_ylabel(fill(label, 30))
         axis.set_xlim(right=rows["passes"].max() * 12)  # room for the names
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=forms.either(6, 2), loc="outside upper center")
+    figure.draw_without_rendering()  # before that, no point has a place
+    for axis, points in named.items():
+        _write_names(axis, points)
     return closed(figure)
+
+
+def _write_names(axis: Axes, points: Iterable[tuple[float, float, str, str]]) -> None:
+    """Name each point beside it, or a line or more above or below where another name stands."""
+    line, taken = 8, list[tuple[float, float, float]]()  # points: a line's height; x, y, width
+    for x, y, name, colour in sorted(points):
+        at = axis.transData.transform((x, y)) * 72 / axis.figure.dpi
+        width = 4.2 * len(name)
+        steps = [4] + [4 + sign * line * i for i in range(1, 9) for sign in (1, -1)]
+        free = (
+            up
+            for up in steps
+            if all(
+                abs(at[1] + up - b) >= line or at[0] > a + w or a > at[0] + width
+                for a, b, w in taken
+            )
+        )
+        up = next(free, 4)
+        taken.append((at[0], at[1] + up, width))
+        axis.annotate(name, (x, y), (6, up), textcoords="offset points", fontsize=7, color=colour)
 
 
 def _ranged(rows: pd.DataFrame, key: str, form: str) -> pd.Series:

@@ -121,7 +121,7 @@ def matrices(found: Specificity) -> Figure:
         f"damage without the {found.n_ablated} strongest": found.damage,
         f"left with only the {found.n_kept} strongest": found.kept,
     }
-    figure, axes = forms.subplots(1, 2, size=(11.5, 4.3), phone=8.6, sharey=True)
+    figure, axes = forms.subplots(1, 2, size=(9, 4.3), phone=8.6, sharey=True)
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
         order = list(found.tasks["task"])
         grid = 100 * rows[rows["kind"] == "circuit"].pivot(

@@ -72,8 +72,10 @@ def discovery_size() -> str:
     if (store.ROOT / FIGURE).is_file():
         lines += [
             "",
-            f":::{{image}} runs/{FIGURE.name}",
-            ":alt: The table's two questions, task by task, by the number of discovery prompts.",
+            f":::{{figure}} runs/{FIGURE.name}",
+            ":alt: Curves by the number of discovery prompts in two panels, by task.",
+            "What circuits keep on prompts that no search has seen, and how far two circuits of "
+            "one task agree, by the number of discovery prompts.",
             ":::",
         ]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from seqcirc_utils.components import Component
 from seqcirc_utils.figures import (
     common,
     logit_attribution,
+    methods,
     style,
     task_construction,
 )
@@ -120,3 +122,16 @@ def test_what_a_figure_says_has_minus_signs():
     said = [t.get_text() for t in figure.findobj(lambda part: hasattr(part, "get_text"))]
     wanted = {"numbers, −1", "at −2", "SmolLM2-135M (−3)", "months, −1", "5-10", "−4%"}
     assert wanted <= set(said)
+
+
+def test_names_of_points_at_one_place_do_not_lie_on_each_other():
+    figure, axis = plt.subplots()
+    axis.set(xlim=(0, 10), ylim=(0, 10))
+    figure.draw_without_rendering()
+    methods._write_names(axis, [(5, 5, name, "black") for name in ("first", "second", "third")])
+    methods._write_names(axis, [(1, 9, "apart", "black")])
+    ups = {text.get_text(): text.xyann[1] for text in axis.texts}
+    assert ups["apart"] == 4 and sorted(ups.values())[-3:] == [4, 4, 12]
+    near = sorted(ups[name] for name in ("first", "second", "third"))
+    assert all(b - a >= 8 for a, b in zip(near, near[1:], strict=False))
+    plt.close(figure)

@@ -235,17 +235,17 @@ SHOWN = """async () => {
 }"""
 
 
-def test_a_phone_shows_letters_that_can_be_read_and_a_screen_the_wide_form(
+def test_letters_can_be_read_on_a_phone_and_on_a_screen_which_shows_the_wide_form(
     on_screen, sizes, address
 ):
     page = go(sizes["phone"], address, on_screen.name)
     narrow = page.evaluate(SHOWN)
-    for source, width, _ in narrow:
+    wide = on_screen.evaluate(SHOWN)
+    for source, width, _ in narrow + wide:
         if source.endswith(".svg"):
             pixels = letters.least(page.request.get(source).text(), width)
             assert pixels >= letters.LEAST, f"{source}: letters of {pixels} pixels"
     page.close()
-    wide = on_screen.evaluate(SHOWN)
     assert [source for source, *_ in wide] == [source for *_, source in wide]
     assert len(wide) == len(narrow)
 
