@@ -217,7 +217,7 @@ def short(found: Specificity) -> list[str]:
     rows = {against: row(found, against) for against in (*KINDS, *_single(found))}
     said = [
         (
-            verdict(found, against, difference),
+            f"{verdict(found, against, difference)}:",
             f"{AGAINST.get(against) or TITLES[against]} ({bounds(difference)})",
         )
         for against, difference in rows.items()

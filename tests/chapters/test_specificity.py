@@ -273,7 +273,7 @@ def test_the_sentence_follows_from_the_numbers(found):
         assert figures.numbers(made)["specificity-dose-outside"] in told_there
     places = found.dose_heads["place"].map(str)
     alike = dataclasses.replace(made, dose_heads=found.dose_heads.assign(head="0." + places))
-    assert ": the same heads the other sequences (" in figures.headline(alike).data
+    assert ": the same heads: the other sequences (" in figures.headline(alike).data
     assert (
         f"the same heads ({found.dose} of {found.dose} in common)" in dose_figures.told(alike).data
     )
