@@ -273,7 +273,10 @@ def test_the_sentence_follows_from_the_numbers(found):
         assert figures.numbers(made)["specificity-dose-outside"] in told_there
     places = found.dose_heads["place"].map(str)
     alike = dataclasses.replace(made, dose_heads=found.dose_heads.assign(head="0." + places))
-    assert ": the same heads: the other sequences (" in figures.headline(alike).data
+    (said,) = [x for x in figures.headline(alike).data.splitlines() if "*Lost by" in x]
+    assert ": the same heads: the other sequences (" in said  # all six of them, told together
+    assert said.count("the same heads:") == 1 and said.count(between[:-2]) == 6
+    assert "undecided" not in said and "matter" not in said
     assert (
         f"the same heads ({found.dose} of {found.dose} in common)" in dose_figures.told(alike).data
     )
