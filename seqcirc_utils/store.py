@@ -57,7 +57,8 @@ def plain(name: str) -> str:
 
 def stamp(*paths: Path) -> tuple:
     """What tells a changed file: a sweep asks the same of the same files thousands of times."""
-    return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in paths)
+    found = ((p, p.stat()) for p in paths)
+    return tuple((str(p), stat.st_mtime_ns, stat.st_size) for p, stat in found)
 
 
 def write_text(path: Path | str, text: str) -> Path:

@@ -53,14 +53,23 @@ def drawing_sources(stage: str) -> list[Path]:
 
 
 def _followed(todo: set[Path]) -> list[Path]:
-    seen: set[Path] = set()
+    seen, package = set(), _package()
     while todo:
         found = todo.pop()
         if found not in seen:
             seen.add(found)
-            if found.suffix == ".py":
-                todo |= _used(found.read_text(encoding="utf-8"), found.parent, found)
+            todo |= _uses(found, package) if found.suffix == ".py" else set()
     return sorted(seen)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uses(module: Path, package: tuple) -> set[Path]:
+    """What a module uses itself, in a package of this stamp: most stages have most modules."""
+    return _used(module.read_text(encoding="utf-8"), module.parent, module)
+
+
+def _package() -> tuple:
+    return store.stamp(*sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in (".py", *_DATA)))
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
@@ -68,6 +77,7 @@ def _cells(path: Path) -> list[dict[str, Any]]:
 
 
 def _used(code: str, here: Path, origin: Path) -> set[Path]:
+    """The files of the package that code in a directory ``here`` imports or names."""
     try:
         imports, data = _named(code)
     except SyntaxError as error:
@@ -84,12 +94,8 @@ def _used(code: str, here: Path, origin: Path) -> set[Path]:
     return {path for path in found if path is not None}
 
 
-@functools.lru_cache(maxsize=1024)
 def _named(code: str) -> tuple[set[tuple[str, int, tuple[str, ...]]], set[str]]:
-    """What code imports (module, how many levels up, names of it), and the data files it names.
-
-    Most modules decide most stages, and to parse them takes long.
-    """
+    """What code imports (module, how many levels up, names of it), and the data files it names."""
     imports: set[tuple[str, int, tuple[str, ...]]] = set()
     data: set[str] = set()
     for node in ast.walk(ast.parse(code)):
@@ -155,8 +161,7 @@ def drawing(stage: str) -> str:
 
 
 def _stamp(stage: str) -> tuple:
-    package = sorted(p for p in _PACKAGE.rglob("*.*") if p.suffix in (".py", *_DATA))
-    return store.stamp(notebook(stage), *package)
+    return store.stamp(notebook(stage)) + _package()
 
 
 @functools.lru_cache

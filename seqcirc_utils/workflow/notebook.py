@@ -87,6 +87,7 @@ class Run:
             import torch
 
             self.record = {}
+            records.set_aside(self.path("run.json"))  # until finish(), its results are half made
             torch.manual_seed(self.parameters.get("seed", 0))
             own = self.directory / self.stage
             setting = Setting(self.parameters, own, self._read, made=self._made)
@@ -208,7 +209,8 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
         if records.is_current(stage, kept, parameters) and not records.skipped(kept):
             run.record = store.read_json(kept)
             break
-    records.set_aside(record)  # until finish(), its results are half made
+    if not run.record:  # what is only drawn anew stays: others may be reading it
+        records.set_aside(record)
     return run
 
 

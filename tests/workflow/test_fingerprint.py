@@ -92,6 +92,17 @@ def test_a_figure_outdates_no_stage_that_reads(project, runs):
     assert runs() == (1, True) and not reader.is_current()
 
 
+def test_results_hold_while_their_page_is_drawn_and_not_while_they_are_measured(project, runs):
+    """Another process may be reading them: it must not compute them once more."""
+    plan = planning.read_plan(project / "params" / "mine.yml")
+    job = planning.Job(plan, STAGE, "months")
+    notebook.begin(STAGE, plan.parameters(STAGE, "months"))
+    assert job.is_current()
+    notebook.begin(STAGE, plan.parameters(STAGE, "months")).findings(Patching, anew=True)
+    assert not job.is_current()
+    assert runs() == (0, True)  # what was measured is whole, only not told
+
+
 @pytest.mark.parametrize("stage", MEASURED)
 def test_no_results_depend_on_figures_or_machinery(stage):
     own = {path.relative_to(PACKAGE).parts[0] for path in fingerprint.sources(stage)}
