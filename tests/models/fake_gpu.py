@@ -122,8 +122,8 @@ def everything(model):
         path = Component(0, 1), [Component(1, 2), Component(2, 3)]
         for source in "qkv":
             yield f"path {source}", paths.path_effects(evaluator, *path, source)
-        circuit = edges.EdgeEvaluator(evaluator, components.components(model)[3:])
-        yield "edges", circuit.without([[e] for e in circuit.edges[::7]])
+        circuit = edges.EdgeEvaluator(evaluator, components.components(model)[6:])
+        yield "edges", circuit.without([[e] for e in circuit.edges[::9]])
         yield "edge estimates", [*circuit.estimate(rows=2).values()]
     observed = observation.observe(model, prompts, batch=3)
     yield "observed", [x for x in astuple_of(observed) if torch.is_tensor(x)]
