@@ -1,6 +1,5 @@
 """Figures, tables and sentences of the chapter on the claims."""
 
-from collections.abc import Iterable
 from html import escape
 
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.figures import forms
+from seqcirc_utils.figures.common import page_table
 from seqcirc_utils.figures.style import ANSWER, LAST, closed, in_short
 from seqcirc_utils.paper.claims import OPEN
 from seqcirc_utils.paper.effects import CONTRADICTED, SUPPORTED, VERDICTS
@@ -150,7 +150,7 @@ def verdict_table(found: Claims) -> HTML:
     shown["effects here, with 95% intervals"] = effects.map(_titled)
     shown["would change with"] = lines["flips"]
     shown["decided on"] = table["read"].map(_pages)
-    return _page_table(shown.replace("", "–"))
+    return page_table(shown.replace("", "–"))
 
 
 def _pages(read: str) -> HTML:
@@ -174,9 +174,11 @@ def rules_told(found: Claims) -> Markdown:
     """Both rules of every claim, and what decided."""
     return Markdown(
         "\n".join(
-            f"- **{r.claim}, as published: {r.as_published}** ({r.model}). *Rule.* {r.rule} *Here, "
-            f"for comparison.* {r.here or 'nothing to compare'}. **Carries over: {r.verdict}.** "
-            f"*Null.* {_sentence(r.null)} {_sentence(_titled(r.reason))}"
+            f"- **{r.claim}**\n"
+            f"  - **As published: {r.as_published}** ({r.model}). {r.rule} *Here, for comparison:* "
+            f"{r.here or 'nothing to compare'}.\n"
+            f"  - **Carries over: {r.verdict}.** *Null:* {_sentence(r.null)} "
+            f"{_sentence(_titled(r.reason))}"
             for r in found.verdicts.itertuples()
         )
     )
@@ -198,7 +200,7 @@ def fault_table(found: Claims) -> HTML:
     shown = found.effects.replace({"where": {"": "–"}})
     shown["fault"] += ". " + shown["what"]
     names = {"effect": "measured effect", "where": "file"}
-    return _page_table(shown[["fault", "effect", "where"]].rename(columns=names))
+    return page_table(shown[["fault", "effect", "where"]].rename(columns=names))
 
 
 def faults_told(found: Claims) -> Markdown:
@@ -208,24 +210,6 @@ def faults_told(found: Claims) -> Markdown:
         f"{measured.sum()} of {len(measured)} faults have a measured effect. Files are in "
         "`results/<parameters>/<model>/`, those of one task in its directory."
     )
-
-
-def _page_table(frame: pd.DataFrame) -> HTML:
-    """A table whose text wraps, and which scrolls where the page is too narrow."""
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in frame.to_numpy())
-    return HTML(
-        '<div style="overflow-x:auto">'
-        '<table class="dataframe" style="min-width:40em;font-size:85%">'
-        f"<thead><tr>{_cells(frame.columns, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cells(values: Iterable[str | HTML], kind: str = "td") -> str:
-    def text(value: str | HTML) -> str:
-        return str(value.data) if isinstance(value, HTML) else escape(value)
-
-    style = "text-align:left;vertical-align:top;padding:.3em .6em;white-space:pre-line"
-    return "".join(f'<{kind} style="{style}">{text(value)}</{kind}>' for value in values)
 
 
 def headline(found: Claims) -> Markdown:

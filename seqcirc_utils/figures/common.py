@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from textwrap import fill, wrap
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -46,6 +47,27 @@ def styled(table: pd.DataFrame, name: str, **look: str) -> Styler:
     """A table of texts, with a name that keeps its HTML the same from run to run."""
     style = table.style.set_uuid(name).set_table_attributes('class="dataframe"')
     return style.set_properties(**{"text-align": "left"} | look)
+
+
+def page_table(frame: pd.DataFrame) -> HTML:
+    """A table of sentences, or of HTML: they wrap, and on a phone each row is a card."""
+    body = "".join(f"<tr>{_cells(row, frame.columns)}</tr>" for row in frame.to_numpy())
+    return HTML(
+        '<div style="overflow-x:auto">'
+        '<table class="dataframe cards" style="min-width:40em;font-size:85%">'
+        f"<thead><tr>{_cells(frame.columns)}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(values: Iterable[str | HTML], columns: Iterable[str] = ()) -> str:
+    """A row: the head without ``columns``; else each cell but the first tells what it is of."""
+    style = "text-align:left;vertical-align:top;padding:.3em .6em;white-space:pre-line"
+    texts = [str(v.data) if isinstance(v, HTML) else escape(v) for v in values]
+    if not (names := list(columns)):
+        return "".join(f'<th style="{style}">{text}</th>' for text in texts)
+    labels = ["", *(f' data-of="{escape(name)}"' for name in names[1:])]
+    pairs = zip(labels, texts, strict=True)
+    return "".join(f'<td style="{style}"{label}>{text}</td>' for label, text in pairs)
 
 
 def spread(frame: pd.DataFrame, mean: str, low: str = "low", high: str = "high") -> np.ndarray:

@@ -181,14 +181,17 @@ def planned_told(found: Generalisation) -> Markdown:
     table = found.planned
     if table["p"].isna().all():
         return Markdown(f"No planned test was made: each needs at least {MIN_DRAWS} random sets.")
-    sure = table[table["q"] < LEVEL]
-    named = "; ".join(f"{r.set} on {r.subject} (q = {short(r.q)})" for r in sure.itertuples())
+    found_it = table["q"] < LEVEL
+    said = f"{found_it.sum()} of {many(len(table), 'planned test')} found more harm than random "
+    said += f"sets do (q < {LEVEL:g})."
+    for title, rows in (("Found it", table[found_it]), ("Did not", table[~found_it])):
+        named = [f"{r.set} on {r.subject} (q = {short(r.q)})" for r in rows.itertuples()]
+        said += f"\n- **{title}:** {'; '.join(named)}." if named else ""
     return Markdown(
-        f"Planned tests that find more harm than random sets do: {len(sure)} of {len(table)}"
-        f"{': ' + named if named else ''}. Half of the tests could have found a loss of "
-        f"{table['needed'].median():.2f} nats per answer or less. Random sets cost "
-        f"{table['random_loss'].median():.2f}, the circuits' heads {table['loss'].median():.2f} "
-        f"(medians).{_twins_told(table)}"
+        f"{said}\n\nHalf of the tests could have found a loss of "
+        f"{table['needed'].median():.2f} nats per answer or less. In the median, random sets cost "
+        f"{table['random_loss'].median():.2f} and the circuits' heads "
+        f"{table['loss'].median():.2f}.{_twins_told(table)}"
     )
 
 

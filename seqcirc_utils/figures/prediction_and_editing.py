@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -23,6 +24,8 @@ from seqcirc_utils.prompts import controls
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
 
+NOTHING = "–"
+"""In place of a number that there is not."""
 LEVEL = 0.05
 """A p-value up to this is remarkable."""
 
@@ -101,20 +104,26 @@ def prediction_scatter(found: PredictionAndEditing) -> Figure:
 
 
 @common.needs("prediction")
+def prediction_table(found: PredictionAndEditing) -> HTML:
+    """How often each circuit says what the model says, and how alike they are otherwise."""
+    rows = []
+    for task, part in found.prediction.groupby("task", sort=False):
+        by = {(r.measure, r.subset): r for r in part.itertuples()}
+        row = {
+            "same token as the model": _share(by["vocabulary", "all"]),
+            "where it is right": _share(by["vocabulary", "right"]),
+            "where it is wrong": _share(by["vocabulary", "wrong"]),
+            "correlation of logit differences": _correlation(by["logit_diff", "all"]),
+            "which prompts go wrong (phi)": _correlation(by["errors", "all"]),
+        }
+        rows.append({"task": TITLES[task]} | row)
+    return common.page_table(pd.DataFrame(rows))
+
+
+@common.needs("prediction")
 def prediction_told(found: PredictionAndEditing) -> Markdown:
-    """How often each circuit says what the model says, and whether any foretells its errors."""
-    lines = []
-    for task, rows in found.prediction.groupby("task", sort=False):
-        by = {(r.measure, r.subset): r for r in rows.itertuples()}
-        lines.append(
-            f"- **{TITLES[task]}**, {by['vocabulary', 'all'].n} prompts. Same token as the model: "
-            f"{_share(by['vocabulary', 'all'])}. Where the model is right: "
-            f"{_share(by['vocabulary', 'right'])}; where it is wrong: "
-            f"{_share(by['vocabulary', 'wrong'])}. Logit differences correlate at "
-            f"{_correlation(by['logit_diff', 'all'])}. Which prompts go wrong (phi): "
-            f"{_correlation(by['errors', 'all'])}."
-        )
-    lines += [f"- Left out: {name}: {reason}" for name, reason in found.left_out.items()]
+    """Whether any circuit foretells the model's errors."""
+    lines = [f"- Left out: {name}: {reason}" for name, reason in found.left_out.items()]
     wrong = found.prediction[found.prediction["subset"] == "wrong"]
     wrong = wrong[(wrong["measure"] == "vocabulary") & (wrong["n"] > 0)]
     better = wrong[(wrong["p"] <= LEVEL) & (wrong["agreement"] > wrong["random_mean"])]
@@ -138,8 +147,8 @@ def _share(row) -> str:
     if not row.n:
         return "no such prompt"
     return (
-        f"{row.agreement:.0%} ({row.low:.0%} to {row.high:.0%}; random {row.random_mean:.0%}, "
-        f"p = {short(row.p)}; n = {row.n})"
+        f"{row.agreement:.0%} ({row.low:.0%} to {row.high:.0%}; n = {row.n})\n"
+        f"random {row.random_mean:.0%}, p = {short(row.p)}"
     )
 
 
@@ -148,8 +157,8 @@ def _correlation(row) -> str:
     if np.isnan(row.agreement):
         return "undefined (no variation)"
     return (
-        f"{row.agreement:.2f} ({row.low:.2f} to {row.high:.2f}; random {row.random_mean:.2f}, "
-        f"p = {short(row.p)})"
+        f"{row.agreement:.2f} ({row.low:.2f} to {row.high:.2f})\n"
+        f"random {row.random_mean:.2f}, p = {short(row.p)}"
     )
 
 
@@ -201,41 +210,25 @@ def edit_responses(found: PredictionAndEditing) -> Figure:
     colours = task_colours([t for t in titles if t in TASKS])
     others = iter(((NEUTRAL, "--"), (NEUTRAL, ":"), ("#000000", "-.")))
     looks = {t: (colours[t], "-") if t in colours else next(others) for t in titles}
-    size, phone = (9, 2.2 * len(parts) + 0.9), 1.4 * len(parts) * len(tasks) + 1.2
+    there = set(zip(table["part"], table["edited_task"], strict=True))
+    shown = [(p, t) for p in parts for t in tasks if (p, t) in there or not forms.for_phone()]
+    size, phone = (9, 2.2 * len(parts) + 0.9), 1.4 * len(shown) + 1.2
     figure, axes = forms.subplots(
-        len(parts), len(tasks), size=size, phone=phone, sharex=True,
-        sharey=forms.either("row", "none"),
+        *forms.either((len(parts), len(tasks)), (len(shown), 1)),
+        size=size, phone=phone, sharex=True, sharey=forms.either("row", "none"),
     )  # fmt: skip
-    for row, part in zip(axes.reshape(len(parts), -1), parts, strict=True):
-        for axis, task in zip(row, tasks, strict=True):
+    for axis, (part, task) in zip(axes, shown, strict=True):
+        axis.axhline(100, color="#cccccc", lw=0.8, zorder=0)
+        axis.axhline(0, color="#cccccc", lw=0.8, zorder=0)
+        if (part, task) in there:
             edits = table[(table["part"] == part) & (table["edited_task"] == task)]
-            axis.axhline(100, color="#cccccc", lw=0.8, zorder=0)
-            axis.axhline(0, color="#cccccc", lw=0.8, zorder=0)
-            if edits.empty:
-                axis.set_title("none")
-                continue
-            for target, title in titles.items():
-                one = edits[edits["target"] == target].sort_values("factor")
-                if one.empty:
-                    continue
-                share = one[["change", "low", "high"]].div(one["score_before"], axis=0) * 100 + 100
-                share["factor"] = one["factor"]
-                share.loc[-1] = {"change": 100, "low": 100, "high": 100, "factor": 1}
-                share = share.sort_values("factor")
-                colour, style = looks[target]
-                wide = 2.4 if target == task else 1.2
-                axis.fill_between(
-                    share["factor"], share["low"], share["high"], color=colour, alpha=0.12, lw=0
-                )
-                axis.plot(
-                    share["factor"], share["change"], style, marker="o", ms=3, lw=wide,
-                    color=colour, label=title,
-                )  # fmt: skip
-            name = edits["component"].iloc[0]
-            axis.set_title(f"{titles[task]}: {part} {name.removeprefix('mlp')}", fontsize=9)
-            axis.set_xticks([0, *sorted({1.0, *edits["factor"]} - {0})])
-            axis.xaxis.set_major_formatter("{x:g}")
-        row[0].set_ylabel("% of unedited")
+            _responses(axis, edits, titles, looks)
+            name = edits["component"].iloc[0].removeprefix("mlp")
+            axis.set_title(f"{titles[task]}: {part} {name}", fontsize=9)
+        else:
+            axis.set_title(f"{titles[task]}: no {part}", fontsize=9)
+    for axis in axes[:: forms.either(len(tasks), 3)]:
+        axis.set_ylabel("% of unedited")
     label = forms.wrapped("factor on what the component writes (0 removes it, 1 leaves it)")
     figure.supxlabel(label, fontsize=10)
     handles = [
@@ -245,6 +238,31 @@ def edit_responses(found: PredictionAndEditing) -> Figure:
     ncols = forms.either(len(titles), 2)
     figure.legend(handles=handles, ncols=ncols, loc="outside upper center", frameon=False)
     return closed(figure)
+
+
+def _responses(
+    axis: Axes, edits: pd.DataFrame, titles: dict[str, str], looks: dict[str, tuple[str, str]]
+) -> None:
+    """What scaling one component does: a line per target, bold the one that is meant."""
+    for target, title in titles.items():
+        one = edits[edits["target"] == target].sort_values("factor")
+        if one.empty:
+            continue
+        share = one[["change", "low", "high"]].div(one["score_before"], axis=0) * 100 + 100
+        share["factor"] = one["factor"]
+        share.loc[-1] = {"change": 100, "low": 100, "high": 100, "factor": 1}
+        share = share.sort_values("factor")
+        colour, style = looks[target]
+        wide = 2.4 if target == edits["edited_task"].iloc[0] else 1.2
+        axis.fill_between(
+            share["factor"], share["low"], share["high"], color=colour, alpha=0.12, lw=0
+        )
+        axis.plot(
+            share["factor"], share["change"], style, marker="o", ms=3, lw=wide,
+            color=colour, label=title,
+        )  # fmt: skip
+    axis.set_xticks([0, *sorted({1.0, *edits["factor"]} - {0})])
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def _relative(edits: pd.DataFrame) -> pd.Series:
@@ -272,14 +290,20 @@ def damage_map(found: PredictionAndEditing) -> Figure:
 
 
 @common.needs("edits")
-def edits_told(found: PredictionAndEditing) -> Markdown:
+def edit_table(found: PredictionAndEditing) -> HTML:
     """What the strongest edits do to the task they are meant for and to everything else."""
-    edits, factors = found.edits, found.edits["factor"]
-    strongest = edits[factors == factors.min()]
-    lines = [
-        f"- **{part}, factor {factors.min():g}.** {_damage_told(found, rows)}"
-        for part, rows in strongest.groupby("part", sort=False)
+    strongest = found.edits[found.edits["factor"] == found.edits["factor"].min()]
+    rows = [
+        {"edited": str(part)} | _damage(found, of_part)
+        for part, of_part in strongest.groupby("part", sort=False)
     ]
+    return common.page_table(pd.DataFrame(rows))
+
+
+@common.needs("edits")
+def edits_told(found: PredictionAndEditing) -> Markdown:
+    """What boosting does, and what no edit can be held against."""
+    edits, factors, lines = found.edits, found.edits["factor"], []
     boosts = edits[(factors == factors.max()) & (edits["target"] == edits["edited_task"])]
     if factors.max() > 1 and len(boosts):
         helped = (boosts["low"] > 0).sum()
@@ -302,31 +326,28 @@ def _accuracy_told(boosts: pd.DataFrame) -> str:
     return f"Accuracy rises in {rose} of the {len(room)} where it is below 100% before."
 
 
-def _damage_told(found: PredictionAndEditing, rows: pd.DataFrame) -> str:
-    """What one edit of one part does, as intended and besides."""
+def _damage(found: PredictionAndEditing, rows: pd.DataFrame) -> dict[str, str]:
+    """What one edit of one part does, as intended and besides (means over the edited tasks)."""
     rows = rows.assign(value=_relative(rows))
     target, intended = rows["target"], rows["target"] == rows["edited_task"]
-    aimed = "; ".join(
+    aimed = "\n".join(
         f"{TITLES[r.edited_task].lower()} {r.component}: {r.value:+.0f}% (p = {short(r.p)})"
         for r in rows[intended].itertuples()
     )
-    besides = []
-    for name, part in (
-        ("other", rows[target.isin(found.circuit_sizes) & ~intended]),
-        ("control", rows[target.isin(controls.TITLES)]),
-    ):
-        if len(part):
-            besides.append(f"{part['value'].mean():+.0f}% on the {name} tasks")
-    text = rows[target == "text"]
+    others = rows[target.isin(found.circuit_sizes) & ~intended]["value"]
+    control = rows[target.isin(controls.TITLES)]["value"]
+    text, told = rows[target == "text"], NOTHING
     if len(text):
-        besides.append(
-            f"{text['change'].mean():+.2f} nats per token on {text['n'].max()} pieces of text "
-            f"(matched random edits {text['random_mean'].mean():+.2f})"
+        told = (
+            f"{text['change'].mean():+.2f} nats per token ({many(text['n'].max(), 'piece')})\n"
+            f"matched random edits {text['random_mean'].mean():+.2f}"
         )
-    told = (
-        f"{', '.join(besides)} (means over the edited tasks)" if besides else "nothing to measure"
-    )
-    return f"Intended: {aimed}. Collateral: {told}."
+    return {
+        "the task meant": aimed,
+        "other tasks (mean)": f"{others.mean():+.0f}%" if len(others) else NOTHING,
+        "control tasks (mean)": f"{control.mean():+.0f}%" if len(control) else NOTHING,
+        "text": told,
+    }
 
 
 @common.needs("selectivity")

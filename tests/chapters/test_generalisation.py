@@ -172,7 +172,9 @@ def test_planned_tests_are_told_and_drawn(found, tiny, own, monkeypatch):
     shown = dataclasses.replace(found[1], planned=sure)
     assert isinstance(figures.planned_figure(shown), Figure)
     told = figures.planned_told(shown).data
-    assert "random sets do: 1 of 2: months circuit on other steps (q = 0.01)" in told
+    assert told.startswith("1 of 2 planned tests found more harm than random sets do (q < 0.05).\n")
+    assert "\n- **Found it:** months circuit on other steps (q = 0.01).\n" in told
+    assert "\n- **Did not:** key heads on other steps (q = 0.2).\n\n" in told
     first = figures.headline(shown).data
     assert f"{100 * planned['gap'].mean():.0f} points more" in first
     assert "over 2 planned tests. In 1 of these tests chance can be ruled out (q < 0.05)." in first

@@ -1,6 +1,7 @@
 """The chapter on prediction and editing, on a tiny model and on a planted one."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pandas as pd
@@ -171,10 +172,12 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
         figures.selectivity_scatter,
     )
     assert all(isinstance(figure(found), Figure) for figure in draw)
-    told = figures.prediction_told(found).data
+    months, digits = figures.prediction_table(found).data.split("<tr><td")[1:]
+    assert ">Months</td>" in months and ">Digits</td>" in digits
     rows = found.prediction.set_index(["task", "measure", "subset"])["agreement"]
     share = rows["months", "vocabulary", "all"]
-    assert f"- **Months**, 8 prompts. Same token as the model: {share:.0%} (" in told
+    assert re.search(rf'data-of="same token as the model">{share:.0%} \(.*; n = 8\)\n', months)
+    told = figures.prediction_told(found).data
     rows = found.prediction[found.prediction["measure"] == "vocabulary"]
     rows = rows[rows["n"] > 0]  # the model gets none right: that stood as nan%
     means = rows.groupby("subset")[["agreement", "random_mean"]].mean()
@@ -196,13 +199,15 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
         "- **Months**: errors looked into: 2. The circuit makes the same one in "
     )
     assert told[0].endswith(f" of 2 ({expected:.1f} expected of any component).")
-    told = figures.edits_told(found).data
+    (upper,) = (r for r in figures.edit_table(found).data.split("<tr>") if ">upper MLP<" in r)
     edits = found.edits.set_index(["part", "factor", "edited_task", "target"])
     row = edits.loc[("upper MLP", 0, "months", "months")]
     lost, text = 100 * row["change"] / row["score_before"], ("upper MLP", 0, "months", "text")
-    assert f"- **upper MLP, factor 0.** Intended: months mlp2: {lost:+.0f}% (p = " in told
-    assert f"{edits.loc[text, 'change']:+.2f} nats per token on 4 pieces of text" in told
-    assert "control tasks" not in told.split("- Not a target")[0]
+    assert f'data-of="the task meant">months mlp2: {lost:+.0f}% (p = ' in upper
+    change = edits.loc[text, "change"]
+    assert f'data-of="text">{change:+.2f} nats per token (4 pieces)\n' in upper
+    assert f'data-of="control tasks (mean)">{figures.NOTHING}<' in upper
+    told = figures.edits_told(found).data
     assert told.count("- Not a target: ") == 2
     told = figures.selectivity_told(found).data
     assert "for what every circuit holds (1 head)" in told
@@ -280,7 +285,7 @@ def test_a_planted_circuit_says_all_and_what_is_not_there_is_told(tmp_path):
     assert same["vocabulary", "all"] == 1 and found.points["right"].all()
     assert figures.error_table(found).data == "The model makes no error on the pool."
     assert figures.errors_told(found).data == "No errors."
-    assert "where it is wrong: no such prompt" in figures.prediction_told(found).data
+    assert 'where it is wrong">no such prompt</td>' in figures.prediction_table(found).data
     # Removing a part of the only path to the answer leaves nothing of the preference.
     removed = found.edits[(found.edits["factor"] == 0) & (found.edits["part"] == "own head")]
     assert removed["score_after"].tolist() == pytest.approx([0.0], abs=1e-3)
@@ -303,6 +308,7 @@ def test_without_a_task_everything_is_missing_and_nothing_fails(gpt2, tmp_path):
     draw = [figures.prediction_bars, figures.prediction_scatter, figures.prediction_told]
     draw += [figures.error_table, figures.errors_told, figures.edit_responses]
     draw += [figures.damage_map, figures.edits_told, figures.selectivity_scatter]
+    draw += [figures.prediction_table, figures.edit_table]
     assert {figure(found).data for figure in draw} == {"Not here: no task can be examined."}
     assert "cannot be compared" in figures.selectivity_told(found).data
     assert "No circuit could be held against" in figures.headline(found).data

@@ -793,7 +793,8 @@ def test_what_was_found_comes_back_from_the_files(world, gpt2):
     assert "reproduced</th>" in figures.verdict_table(found).data
     alone = figures.verdict_table(dataclasses.replace(found, gpt2={})).data
     assert "reproduced" not in alone and "<b>" not in alone
-    assert figures.rules_told(found).data.count("\n") == len(ALL) - 1
+    told = figures.rules_told(found).data.splitlines()
+    assert [line.count("  ") for line in told[:3]] == [0, 1, 1] and len(told) == 3 * len(ALL)
     rows = figures.fault_table(found).data
     assert rows.count("<tr>") == 1 + len(effects) and "B35. " in rows
     measured_here = len(faults.EFFECTS)
