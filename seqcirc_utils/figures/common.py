@@ -50,11 +50,12 @@ def styled(table: pd.DataFrame, name: str, **look: str) -> Styler:
 
 
 def page_table(frame: pd.DataFrame) -> HTML:
-    """A table of sentences, or of HTML: they wrap, and on a phone each row is a card."""
+    """A table of sentences, or of HTML: they wrap, and in the book each row is a card."""
+    cell = "10rem" if frame.shape[1] < 6 else "15rem"  # the least width of a card's cells
     body = "".join(f"<tr>{_cells(row, frame.columns)}</tr>" for row in frame.to_numpy())
     return HTML(
         '<div style="overflow-x:auto">'
-        '<table class="dataframe cards" style="min-width:40em;font-size:85%">'
+        f'<table class="dataframe cards" style="min-width:40em;font-size:85%;--cell:{cell}">'
         f"<thead><tr>{_cells(frame.columns)}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -106,18 +106,17 @@ def prediction_scatter(found: PredictionAndEditing) -> Figure:
 @common.needs("prediction")
 def prediction_table(found: PredictionAndEditing) -> HTML:
     """How often each circuit says what the model says, and how alike they are otherwise."""
-    rows = []
+    columns = {}
     for task, part in found.prediction.groupby("task", sort=False):
         by = {(r.measure, r.subset): r for r in part.itertuples()}
-        row = {
-            "same token as the model": _share(by["vocabulary", "all"]),
-            "where it is right": _share(by["vocabulary", "right"]),
-            "where it is wrong": _share(by["vocabulary", "wrong"]),
-            "correlation of logit differences": _correlation(by["logit_diff", "all"]),
-            "which prompts go wrong (phi)": _correlation(by["errors", "all"]),
+        columns[TITLES[task]] = {
+            "The same token as the model": _share(by["vocabulary", "all"]),
+            "The same token where the model is right": _share(by["vocabulary", "right"]),
+            "The same token where it is wrong": _share(by["vocabulary", "wrong"]),
+            "Correlation of logit differences": _correlation(by["logit_diff", "all"]),
+            "Correlation (phi) of which prompts go wrong": _correlation(by["errors", "all"]),
         }
-        rows.append({"task": TITLES[task]} | row)
-    return common.page_table(pd.DataFrame(rows))
+    return common.page_table(pd.DataFrame(columns).rename_axis("measure").reset_index())
 
 
 @common.needs("prediction")

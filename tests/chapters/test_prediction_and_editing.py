@@ -172,11 +172,11 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
         figures.selectivity_scatter,
     )
     assert all(isinstance(figure(found), Figure) for figure in draw)
-    months, digits = figures.prediction_table(found).data.split("<tr><td")[1:]
-    assert ">Months</td>" in months and ">Digits</td>" in digits
+    _, _, all_prompts, *others = figures.prediction_table(found).data.split("<tr><")
+    assert len(others) == 4 and 'data-of="Digits"' in all_prompts
     rows = found.prediction.set_index(["task", "measure", "subset"])["agreement"]
     share = rows["months", "vocabulary", "all"]
-    assert re.search(rf'data-of="same token as the model">{share:.0%} \(.*; n = 8\)\n', months)
+    assert re.search(rf'data-of="Months">{share:.0%} \(.*; n = 8\)\n', all_prompts)
     told = figures.prediction_told(found).data
     rows = found.prediction[found.prediction["measure"] == "vocabulary"]
     rows = rows[rows["n"] > 0]  # the model gets none right: that stood as nan%
@@ -285,7 +285,8 @@ def test_a_planted_circuit_says_all_and_what_is_not_there_is_told(tmp_path):
     assert same["vocabulary", "all"] == 1 and found.points["right"].all()
     assert figures.error_table(found).data == "The model makes no error on the pool."
     assert figures.errors_told(found).data == "No errors."
-    assert 'where it is wrong">no such prompt</td>' in figures.prediction_table(found).data
+    wrong = figures.prediction_table(found).data.split("where it is wrong<")[1]
+    assert wrong.split("<tr>")[0].count(">no such prompt</td>") == 1
     # Removing a part of the only path to the answer leaves nothing of the preference.
     removed = found.edits[(found.edits["factor"] == 0) & (found.edits["part"] == "own head")]
     assert removed["score_after"].tolist() == pytest.approx([0.0], abs=1e-3)
