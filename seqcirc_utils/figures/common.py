@@ -51,7 +51,7 @@ def styled(table: pd.DataFrame, name: str, **look: str) -> Styler:
 
 def page_table(frame: pd.DataFrame) -> HTML:
     """A table of sentences, or of HTML: they wrap, and in the book each row is a card."""
-    cell = "10rem" if frame.shape[1] < 6 else "15rem"  # the least width of a card's cells
+    cell = "10rem" if frame.shape[1] < 5 else "15rem"  # the least width of a card's cells
     body = "".join(f"<tr>{_cells(row, frame.columns)}</tr>" for row in frame.to_numpy())
     return HTML(
         '<div style="overflow-x:auto">'
