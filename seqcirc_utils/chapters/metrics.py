@@ -78,8 +78,11 @@ class Metrics(Findings):
             jackknife's, by Student's t).
         shared: By metric, how many components all tasks' circuits share, the number expected of
             random circuits, its ``p``, the same of random circuits with as many components in each
-            layer (``layer_expected``, ``layer_p``), and how many of those shared by the logit
-            difference are among them.
+            layer (``layer_expected``, ``layer_p``, and the middle 95% of what chance gives,
+            ``layer_low`` to ``layer_high``), and how many of those shared by the logit difference
+            are among them.
+        transfer: What the circuit of another task, ``circuit``, keeps of a task, both by one
+            metric.
         effects: What mean-ablating a component alone changes in each metric, as a share of whole -
             empty, for the components that matter most by the logit difference or are shared.
         roles: By metric and task the number of the circuit's components with each role.
@@ -105,7 +108,11 @@ class Metrics(Findings):
     shared: pd.DataFrame = table(
         "shared.csv",
         {"metric": str, "shared": int, "expected": float, "p": float}
-        | {"layer_expected": float, "layer_p": float, "kept": int},
+        | {"layer_expected": float, "layer_p": float, "layer_low": int, "layer_high": int}
+        | {"kept": int},
+    )
+    transfer: pd.DataFrame = table(
+        "transfer.csv", each(str, "task", "circuit", "metric") | _INTERVAL
     )
     effects: pd.DataFrame = table(
         "effects.csv", each(str, "task", "component", "metric") | _INTERVAL
@@ -145,12 +152,14 @@ class Metrics(Findings):
             roles = _roles(at, found)
         tables = [_judged(at, task, one, found) for task, one in tasks.items()]
         effects = [_effects(at, task, one, found, stay) for task, one in tasks.items()]
+        transfer = [row for task, one in tasks.items() for row in _transfer(at, task, one, found)]
         return cls(
             judged=pd.concat(tables, ignore_index=True),
             sizes=pd.DataFrame([row for t, one in tasks.items() for row in _sizes(at, t, one)]),
             overlap=_overlaps(at, tasks, size),
             agreement=_agreement(at, tasks, size),
             shared=shared,
+            transfer=pd.DataFrame(transfer, columns=list(cls.empty("transfer"))),
             effects=pd.concat(effects, ignore_index=True),
             roles=roles,
             stay=stay,
@@ -346,13 +355,27 @@ def _shared(
             law = overlap.overlap(circuits, n_layers * (n_heads + 1))
             layered = overlap.layer_overlap(circuits, n_layers, n_heads + 1)  # the MLP is one more
             by_metric[metric] = set(law.shared)
-            told = law.expected, law.p, layered.expected, layered.p
+            told = law.expected, law.p, layered.expected, layered.p, *layered.range
             rows.append([metric, len(law.shared), *told])
     stay = set.intersection(*by_metric.values()) if by_metric else set()
     first = by_metric.get(DIFFERENCE, set())
     rows = [[*row, len(by_metric[row[0]] & first)] for row in rows]
     frame = pd.DataFrame(rows, columns=list(Metrics.empty("shared")))
     return frame, [str(c) for c in sorted(stay)]
+
+
+def _transfer(
+    at: Setting, task: str, one: _Task, found: Mapping[tuple[str, str], set[Component]]
+) -> list[list[Any]]:
+    """What the other tasks' circuits keep of a task, each by the metric that ranked it."""
+    others = {(t, m): c for (t, m), c in found.items() if t != task and m in one.metrics}
+    values = one.values(one.judge.outside(others.values()), f"Transfer, {TASKS[task].title}")
+    rows = []
+    for i, (other, metric) in enumerate(others):
+        change = (values[metric][i] - one.empty[metric])[None]  # [1, n]
+        (bounds,) = _rows(ratios(change, one.span[metric], at["seed"]))
+        rows.append([task, other, metric, *bounds])
+    return rows
 
 
 def _effects(

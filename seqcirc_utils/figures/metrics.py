@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.metrics import (
@@ -10,6 +10,7 @@ from seqcirc_utils.chapters.metrics import (
     KL,
     LEAD,
     LOG_PROB,
+    METRICS,
     NEGLIGIBLE,
     OTHER,
     SAME,
@@ -18,6 +19,7 @@ from seqcirc_utils.chapters.metrics import (
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short
+from seqcirc_utils.paper.by_metric import by_metric
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
 
@@ -238,3 +240,31 @@ def roles_table(found: Metrics) -> pd.DataFrame:
         index="role", columns="metric", values="n", aggfunc="sum", fill_value=0, sort=False
     )
     return table.astype(int).rename_axis(columns=None)
+
+
+def verdict_table(found: Metrics) -> HTML:
+    """Claims on circuits, judged by each metric."""
+    rows = {}
+    for r in by_metric(found).itertuples():
+        row = rows.setdefault(r.claim, {"claim": f"{r.claim}. {r.statement}"})
+        row[r.metric] = f"{r.verdict}\n" + _named(r.effects).replace("; ", "\n")
+    return common.page_table(pd.DataFrame(rows.values()))
+
+
+def _named(text: str) -> str:
+    for name, task in TASKS.items():
+        text = text.replace(name, task.title.lower())
+    return text
+
+
+def verdicts_told(found: Metrics) -> Markdown:
+    """Which verdicts depend on the metric."""
+    table = by_metric(found).pivot(index="claim", columns="metric", values="verdict")
+    same = table.nunique(axis=1) == 1
+    lines = [
+        f"- {claim}: " + "; ".join(f"{row[metric]} by {metric}" for metric in METRICS) + "."
+        for claim, row in table[~same].iterrows()
+    ]
+    said = f"Of {len(table)} verdicts, {same.sum()} are the same by every metric"
+    said += f" ({', '.join(table.index[same])})." if same.any() else "."
+    return Markdown("\n".join([said, "", *lines]))

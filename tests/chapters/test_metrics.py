@@ -192,6 +192,28 @@ def test_what_a_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
     assert [told["low"], told["high"]] == pytest.approx([exact.low, exact.high], abs=1e-6)
 
 
+def test_what_another_tasks_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
+    tasks = chapter._compared(setting(), {})
+    scores, judge = tasks["number_words"].scores[LOG_PROB].mean(1), tasks["months"].judge
+    chosen = set(np.argsort(-scores, kind="stable")[: found.n_kept])
+    outside = [c for i, c in enumerate(components(model)) if i not in chosen]
+    ids = judge.prompts.answer_ids[:, None]
+    value, least, whole = (
+        plain_logits(model, judge.prompts, names, judge.replacement)
+        .log_softmax(-1)
+        .gather(-1, ids)
+        .mean()
+        .item()
+        for names in (outside, components(model), [])
+    )
+    rows = found.transfer.set_index(["task", "circuit", "metric"])
+    share = (value - least) / (whole - least)
+    told = rows.loc[("months", "number_words", LOG_PROB)]
+    assert told["mean"] == pytest.approx(share, abs=1e-3)
+    assert told["low"] < told["mean"] < told["high"]
+    assert len(rows) == len(TASKS) * len(METRICS)
+
+
 def test_a_metric_by_which_the_whole_is_not_ahead_is_left_out(setting, monkeypatch):
     monkeypatch.setattr(chapter, "minus_kl", lambda e, s: -slopes.minus_kl(e, s))
     found = Metrics.measure(setting())
@@ -244,6 +266,7 @@ def test_everything_is_drawn_and_told(found):
         figures.roles_table,
     ):
         assert not show(found).empty
+    assert "C8. The circuit of number words" in figures.verdict_table(found).data
     assert figures.roles_table(found).to_numpy().sum() == len(TASKS) * len(METRICS) * found.n_kept
 
 
@@ -307,6 +330,7 @@ def test_a_metric_that_one_task_lacks_is_no_metric_of_all_tasks():
     # Of four in a layer each circuit has one at random: all agree in 4 of 64 draws.
     assert frame["layer_expected"].tolist() == pytest.approx([1 / 16]) == frame["layer_p"].tolist()
     assert frame["expected"].tolist() == pytest.approx([1 / 64])
+    assert frame[["layer_low", "layer_high"]].to_numpy().tolist() == [[0, 1]]
     assert frame["metric"].tolist() == [DIFFERENCE] and stay == ["0.0"]
 
 
