@@ -18,8 +18,10 @@ from seqcirc_utils.chapters.metrics import (
 )
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common, forms
-from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short
+from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short, many
 from seqcirc_utils.paper.by_metric import by_metric
+from seqcirc_utils.paper.effects import VERDICTS
+from seqcirc_utils.paper.evidence import NOT_TESTED
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
 
@@ -112,7 +114,10 @@ def numbers(found: Metrics) -> dict[str, str]:
     def span(values: list[float]) -> str:
         return f"{min(values):.0%} to {max(values):.0%}" if values else "none"
 
+    verdicts, same = _verdicts(found)
     told = {
+        "verdicts": str(len(verdicts)),
+        "verdicts-same": str(same.sum()),
         "alike": span(list(pairs["share"])),
         "alike-interval": _interval(pairs["low"].min(), pairs["high"].max()),
         "kept": f"{kept[DIFFERENCE]:.0%}" if DIFFERENCE in kept else "none",
@@ -257,14 +262,23 @@ def _named(text: str) -> str:
     return text
 
 
+def _verdicts(found: Metrics) -> tuple[pd.DataFrame, pd.Series]:
+    """Claim and metric to verdict, where every metric gives one; which claims get the same."""
+    table = by_metric(found).pivot(index="claim", columns="metric", values="verdict")
+    table = table[(table != NOT_TESTED).all(axis=1)]
+    return table, table.nunique(axis=1) == 1
+
+
 def verdicts_told(found: Metrics) -> Markdown:
     """Which verdicts depend on the metric."""
-    table = by_metric(found).pivot(index="claim", columns="metric", values="verdict")
-    same = table.nunique(axis=1) == 1
-    lines = [
-        f"- {claim}: " + "; ".join(f"{row[metric]} by {metric}" for metric in METRICS) + "."
-        for claim, row in table[~same].iterrows()
-    ]
-    said = f"Of {len(table)} verdicts, {same.sum()} are the same by every metric"
+    table, same = _verdicts(found)
+    if table.empty:
+        return Markdown("No claim can be judged by every metric here.")
+    lines = []
+    for claim, row in table[~same].iterrows():
+        by = {v: ", ".join(m for m in METRICS if row[m] == v) for v in VERDICTS}
+        told = "; ".join(f"**{v}** by {metrics}" for v, metrics in by.items() if metrics)
+        lines.append(f"- {claim}: {told}.")
+    said = f"Of {many(len(table), 'verdict')}, {same.sum()} are the same by every metric"
     said += f" ({', '.join(table.index[same])})." if same.any() else "."
     return Markdown("\n".join([said, "", *lines]))

@@ -89,8 +89,8 @@ def test_each_claim_can_come_out_each_way(found, table, wanted, column, claim):
     assert set(verdicts(found, LOG_PROB).values()) == {SUPPORTED}
     told = figures.verdicts_told(found).data
     assert told.startswith("Of 4 verdicts, 3 are the same by every metric (")
-    assert f"- {claim}: supported by {DIFFERENCE}; " in told
-    assert told.endswith(f"contradicted by {KL}.")
+    assert f"- {claim}: **supported** by {DIFFERENCE}, " in told
+    assert told.endswith(f"; **contradicted** by {KL}.")
 
 
 def test_what_was_not_measured_is_not_judged(found):
@@ -101,5 +101,7 @@ def test_what_was_not_measured_is_not_judged(found):
     assert table.loc[("C2", KL), "effects"] == f"nothing was measured of {KL}."
     page = figures.verdict_table(found).data
     assert page.count("<tr>") == 5 and "number words on digits less" in page
-    found.transfer = found.transfer[:0]
-    assert verdicts(found)["C8"] == NOT_TESTED
+    assert figures.verdicts_told(found).data.startswith("Of 2 verdicts, 2 are the same")
+    found.transfer, found.judged = found.transfer[:0], found.judged[found.judged["judge"] != KL]
+    assert set(verdicts(found).values()) == {NOT_TESTED}
+    assert figures.verdicts_told(found).data == "No claim can be judged by every metric here."
