@@ -343,7 +343,8 @@ def methods_table(found: GroundTruth) -> Styler:
     told = told.where(found.methods["auroc"].notna(), "–")
     shown = found.methods.assign(told=told).pivot(index="method", columns="planted", values="told")
     shown = shown.loc[found.methods["method"].unique(), list(PLANTED)]
-    return shown.rename(columns={name: known.title for name, known in PLANTED.items()}).style
+    titles = {name: known.title for name, known in PLANTED.items()}
+    return common.styled(shown.rename(columns=titles), "methods")
 
 
 def methods_told(found: GroundTruth) -> Markdown:

@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 from scipy.stats import spearmanr
 
 from seqcirc_utils.chapters.methods import Methods
-from seqcirc_utils.figures import forms
+from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import NEUTRAL, OKABE_ITO, closed
 from seqcirc_utils.methods.registry import METHODS
 
@@ -27,6 +27,8 @@ KINDS = {
     "random": (("random",), NEUTRAL, "x"),
 }
 """Kind of method to its methods, colour and mark."""
+NUMBERS = {"text-align": "right"}
+"""How numbers stand below one another."""
 FEW = 6
 """Resampling fewer prompts than this hardly gives an interval."""
 
@@ -127,7 +129,7 @@ def quality_table(found: Methods) -> Styler:
     for name, reason in found.missing.items():
         if name in METHODS:
             shown.loc[name] = ["", "", f"not here: {reason}", *[""] * (shown.shape[1] - 3)]
-    return shown.style
+    return common.styled(shown, "quality")
 
 
 def agreement_table(found: Methods) -> Styler:
@@ -141,7 +143,7 @@ def agreement_table(found: Methods) -> Styler:
         "first_mlp": "first MLP: score over exact",
     }
     shown = rows[list(names)].rename(columns=names)
-    return shown.style.format("{:z.2f}", na_rep="–")
+    return common.styled(shown, "agreement", **NUMBERS).format("{:z.2f}", na_rep="–")
 
 
 def methods_table() -> Styler:
@@ -150,7 +152,7 @@ def methods_table() -> Styler:
         "what its score is": {name: method.summary for name, method in METHODS.items()},
         "source": {name: method.source for name, method in METHODS.items()},
     }
-    return pd.DataFrame(rows).rename_axis("method").style
+    return common.styled(pd.DataFrame(rows).rename_axis("method"), "methods")
 
 
 def told(found: Methods) -> Markdown:
@@ -222,7 +224,7 @@ def edge_table(found: Methods) -> Styler | Markdown:
     order = found.edges["exact"].abs().sort_values(ascending=False).index
     names = {"patching": "attribution patching", "ig": "EAP-IG inputs"}
     shown = found.edges.loc[order].rename(columns=names).set_index("edge")
-    return shown.style.format("{:z.2f}")
+    return common.styled(shown, "edges", **NUMBERS).format("{:z.2f}")
 
 
 def edges_told(found: Methods) -> Markdown:

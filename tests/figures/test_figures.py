@@ -1,5 +1,6 @@
 """Figures are drawn from results, without warnings, and say what they should."""
 
+import re
 import warnings
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from seqcirc_utils.figures import (
     style,
     task_construction,
 )
+from seqcirc_utils.workflow import stages
 
 RNG = np.random.default_rng(0)
 
@@ -135,3 +137,10 @@ def test_names_of_points_at_one_place_do_not_lie_on_each_other():
     near = sorted(ups[name] for name in ("first", "second", "third"))
     assert all(b - a >= 8 for a, b in zip(near, near[1:], strict=False))
     plt.close(figure)
+
+
+def test_tables_of_the_committed_notebooks_have_names():
+    """A styled table without one gets other ids in every run, and a page differs for nothing."""
+    drawn = [stages.notebook(name).read_text() for name in stages.STAGES]
+    named = {name for text in drawn for name in re.findall(r'id=\\"T_(\w+?)\\"', text)}
+    assert "methods" in named and not [n for n in named if re.fullmatch("[0-9a-f]{5}", n)]
