@@ -46,6 +46,7 @@ def needs(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def styled(table: pd.DataFrame, name: str, **look: str) -> Styler:
     """A table of texts, with a name that keeps its HTML the same from run to run."""
     style = table.style.set_uuid(name).set_table_attributes('class="dataframe"')
+    style = style.format(escape="html").format_index(escape="html")  # an edge ends in <q>
     return style.set_properties(**{"text-align": "left"} | look)
 
 

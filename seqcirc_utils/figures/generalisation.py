@@ -69,7 +69,7 @@ def question_table(found: Generalisation) -> Styler:
     names = {"title": "probe", "n": "questions", "logit_diff": "log p(answer) - log p(wrong)"}
     table = table.rename(columns=names)
     look = common.styled(table, "questions", **{"font-size": "85%"})
-    return look.hide(axis="index").format(precision=2, na_rep="")
+    return look.hide(axis="index").format(precision=2, na_rep="", escape="html")
 
 
 @common.needs("effects")

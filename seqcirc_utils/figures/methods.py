@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from textwrap import fill
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
@@ -146,13 +146,13 @@ def agreement_table(found: Methods) -> Styler:
     return common.styled(shown, "agreement", **NUMBERS).format("{:z.2f}", na_rep="–")
 
 
-def methods_table() -> Styler:
+def methods_table() -> HTML:
     """What each method is, and where it is from."""
     rows = {
         "what its score is": {name: method.summary for name, method in METHODS.items()},
         "source": {name: method.source for name, method in METHODS.items()},
     }
-    return common.styled(pd.DataFrame(rows).rename_axis("method"), "methods")
+    return common.page_table(pd.DataFrame(rows).rename_axis("method").reset_index())
 
 
 def told(found: Methods) -> Markdown:

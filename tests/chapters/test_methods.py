@@ -130,7 +130,11 @@ def test_findings_come_back_and_are_shown(random, tmp_path):
         "Cost" not in figures.told(again).data and figures.best(again) in figures.told(again).data
     )
     assert "edges, those of the embedding included" in figures.edges_told(again).data
-    assert "Hanna" in figures.methods_table().to_html()
+    assert "Hanna" in figures.methods_table().data
+    edges = figures.edge_table(found)
+    inputs = edges.data.index.str.extract("(<[qkv]>)$")[0].dropna()
+    assert len(inputs) and edges.to_html().count("&lt;") == len(inputs)
+    assert "<q>" not in edges.to_html() and "<v>" not in edges.to_html()
 
 
 def test_scores_are_handed_to_the_benchmark(random, tiny, tmp_path):
