@@ -415,6 +415,7 @@ COVERED = """() => {
       if (box.scrollLeft) space = Math.min(space, box.clientWidth);
     }
     for (const row of table.rows) {
+      if (!row.checkVisibility()) continue;
       for (const name of row.cells)
         if (getComputedStyle(name).position === "sticky" && name.offsetWidth > space / 2)
           found.push("wide: " + name.innerText.slice(0, 80));
@@ -449,6 +450,25 @@ def test_every_icon_is_drawn_and_a_page_is_light(browser, address, on_screen):
     missing, drawn = page.evaluate(ICONS)
     assert not missing and drawn >= 5
     assert sum(weights) < 2_000_000, f"{sum(weights) / 1e6:.1f} MB"
+    context.close()
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_each_cell_of_a_card_says_what_it_is_of(browser, address, size):
+    context = browser.new_context(viewport=size)
+    page = go(context, address, "runs/09_claims.html")
+    heads, labelled, wide = page.evaluate(
+        """() => {
+          const [head, ...rows] = document.querySelector("table.cards").rows;
+          const said = (cell) => getComputedStyle(cell, "::before").content;
+          const names = [...head.cells].slice(1).map((cell) => cell.textContent);
+          const labelled = (row, name, i) => said(row.cells[i + 1]).startsWith(`"${name}`);
+          const right = rows.map((row) => names.every((name, i) => labelled(row, name, i)));
+          return [head.checkVisibility() ? null : names, right, rows.map((r) => r.offsetWidth)];
+        }"""
+    )
+    assert labelled == [True] * 27 and heads[1] == "carries over?"
+    assert max(wide) <= size["width"]
     context.close()
 
 
