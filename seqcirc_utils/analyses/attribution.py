@@ -76,14 +76,14 @@ def processed(model: Model) -> Model:
 
 @torch.no_grad()
 def direct_attribution(
-    model: Model, prompts: Prompts, batch: int = 16
+    model: Model, prompts: Prompts, batch: int = 4
 ) -> tuple[list[str], torch.Tensor]:
     """Direct contributions to the logit difference at the end of each prompt.
 
     Args:
         model: A model that went through :func:`processed`.
         prompts: Clean prompts.
-        batch: Prompts of one pass.
+        batch: Prompts of one pass, all of whose activations are kept.
 
     Returns:
         Names (``embed``, heads as ``L.H``, MLPs as ``mlpL``, ``bias`` for what no component

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
@@ -104,11 +105,8 @@ def interactive(
             )
             for t in tasks
         ]
-        details[str(component)] = [
-            [int(inside), role or "", None if e is None else round(100 * e, 1)]
-            + ([more] if (more := list(facts.get(t, {}).get(component, ()))) else [])
-            for t, (inside, role, e) in zip(tasks, found, strict=True)
-        ]
+        known = [facts.get(t, {}).get(component, ()) for t in tasks]
+        details[str(component)] = [_detail(*f, k) for f, k in zip(found, known, strict=True)]
         place = _place(component, n_layers, n_heads)
         shown = [(title, colours[t], *f) for title, t, f in zip(named, tasks, found, strict=True)]
         cells.append(_cell(component, place, shown, role_letters, focus=not cells))
@@ -143,6 +141,14 @@ def interactive(
             f"#seqcirc-{escape(name)}.off{i} .t{i}{{display:none}}" for i in range(len(tasks))
         ),
     )
+
+
+def _detail(
+    inside: bool, role: str | None, effect: float | None, facts: Sequence[str]
+) -> list[Any]:
+    """What the page's script is told of a component in one task."""
+    told = [int(inside), role or "", None if effect is None else round(100 * effect, 1)]
+    return [*told, list(facts)] if facts else told
 
 
 def _reading_order(n_layers: int, n_heads: int) -> list[Component]:

@@ -14,7 +14,15 @@ from seqcirc_utils.chapters.doses import BY_SETS, BY_TASKS, CIRCUIT, RANDOM
 from seqcirc_utils.chapters.ranked_tasks import KINDS, OUTSIDE, REPEAT, SEQUENCES, TITLES
 from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.figures import common, forms
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, OKABE_ITO, closed, enumerated
+from seqcirc_utils.figures.style import (
+    ANSWER,
+    LAST,
+    NEUTRAL,
+    OKABE_ITO,
+    bounded,
+    closed,
+    enumerated,
+)
 
 AGAINST = {
     SEQUENCES: "the other sequences",
@@ -34,8 +42,7 @@ _LINES = {
 
 def bounds(row: pd.Series) -> str:
     """A difference of shares with its interval, in points."""
-    values = [f"{100 * row[name]:z.0f}" for name in ("mean", "low", "high")]
-    return f"{values[0]} points [{values[1]}, {values[2]}]"
+    return bounded(row[["mean", "low", "high"]], " points")
 
 
 def levels(found: Specificity) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from seqcirc_utils.chapters.interchange import Interchange
 from seqcirc_utils.figures import forms
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short, many
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, bounded, closed, in_short, many
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import short
 
@@ -40,8 +40,7 @@ def _share(rows: pd.DataFrame) -> str:
 
     A mean over pairs varies less than one pair does, so the bounds are wider than they need be.
     """
-    mean, low, high = 100 * rows[["wanted", "wanted_low", "wanted_high"]].mean()
-    return f"{mean:.0f}% [{low:.0f}, {high:.0f}]"
+    return bounded(rows[["wanted", "wanted_low", "wanted_high"]].mean())
 
 
 def _at_best(found: Interchange, kind: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from seqcirc_utils.chapters.specificity import Specificity
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures import common, doses, forms
 from seqcirc_utils.figures.doses import AGAINST, bounds
-from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, in_short
+from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, bounded, closed, in_short
 
 ALIKE = {
     "halves": "one task, other prompts",
@@ -238,12 +238,8 @@ def parts_told(found: Specificity) -> Markdown:
         listed = ", ".join(str(c) for some in held.values() for c in some)
         line = f"- {part} ({words[part]}): {len(names)}, by chance {found.expected[part]:.1f}"
         if len(names):
-            rows = worth[worth["set"] == part].to_dict("records")
-            damage = ", ".join(
-                f"{row['to']} {100 * row['mean']:z.0f}% "
-                f"[{100 * row['low']:z.0f}, {100 * row['high']:z.0f}]"
-                for row in rows
-            )
+            rows = worth[worth["set"] == part].set_index("to")[["mean", "low", "high"]]
+            damage = ", ".join(f"{to} {bounded(row)}" for to, row in rows.iterrows())
             line += f"; {listed}. Damage without it: {damage}"
         lines.append(line)
     return Markdown(

@@ -74,6 +74,12 @@ def many(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+def bounded(values: Iterable[float], unit: str = "%") -> str:
+    """A share with its interval, in percent or another word for it: ``58% [12, 94]``."""
+    mean, low, high = (f"{100 * value:z.0f}" for value in values)
+    return f"{mean}{unit} [{low}, {high}]"
+
+
 def enumerated(names: Iterable[str]) -> str:
     """Names in a sentence: ``a, b and c``."""
     *first, last = [*names] or ["none"]
