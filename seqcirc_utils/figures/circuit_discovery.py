@@ -259,7 +259,7 @@ def strongest_edges(found: CircuitDiscovery, n: int = 12) -> pd.DataFrame:
     exact = found.edge_effects[found.edge_effects["exact"]]
     table = exact.assign(change=exact["score"] - found.all_edges).sort_values("change").head(n)
     table["change"] = table["change"].map("{:+.0%}".format)
-    return table[["edge", "change"]].reset_index(drop=True)
+    return table[["edge", "change"]].set_index("edge")
 
 
 def numbers(found: CircuitDiscovery) -> dict[str, str]:

@@ -344,7 +344,7 @@ def methods_table(found: GroundTruth) -> Styler:
     shown = found.methods.assign(told=told).pivot(index="method", columns="planted", values="told")
     shown = shown.loc[found.methods["method"].unique(), list(PLANTED)]
     titles = {name: known.title for name, known in PLANTED.items()}
-    return common.styled(shown.rename(columns=titles), "methods")
+    return common.styled(shown.rename(columns=titles).rename_axis(columns=None), "methods")
 
 
 def methods_told(found: GroundTruth) -> Markdown:

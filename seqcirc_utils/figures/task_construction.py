@@ -6,10 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from pandas.io.formats.style import Styler
 
 from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.figures import common, forms
@@ -18,11 +17,11 @@ from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import Interval
 
 
-def prompt_table(found: TaskConstruction, n: int = 4) -> Styler:
+def prompt_table(found: TaskConstruction, n: int = 4) -> HTML:
     """The first prompts beside their corrupted ones."""
     pairs = found.prompts[["prompt", "answer", "last member"]].head(n)
     pairs.insert(1, "corrupted prompt", found.corrupted[: len(pairs)])
-    return common.styled(pairs, "prompts", **{"white-space": "normal"}).hide()
+    return common.page_table(pairs)
 
 
 def first_prompt(found: TaskConstruction) -> Figure:

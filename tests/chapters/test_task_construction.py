@@ -55,7 +55,10 @@ def test_figures_draw_and_tables_tell(found):
     draws = (figures.first_prompt, figures.start_panels, figures.length_panels)
     assert all(isinstance(draw(found), Figure) for draw in draws)
     table = figures.prompt_table(found).data
-    assert len(table) == 4 and (table["prompt"] != table["corrupted prompt"]).all()
+    assert table.count("<tr>") == 1 + 4
+    for clean, corrupted in zip(found.prompts["prompt"][:4], found.corrupted[:4], strict=True):
+        assert f">{clean}</td>" in table and clean != corrupted
+        assert f'data-of="corrupted prompt">{corrupted}</td>' in table
     table, first = figures.template_table(found), found.by_template[0]
     assert table.shape == (3, 3) and list(table["prompts"]) == ["8"] * 3
     low, high = first["accuracy_low"], first["accuracy_high"]
