@@ -60,8 +60,8 @@ document.addEventListener("DOMContentLoaded", () => {
   title.after(line);
 });
 
-// What a term means, where it is used: on hover and on focus, gone with Escape. The build puts the
-// glossary's definition into the link, so nothing is asked of anybody.
+// What a link leads to, where it is: a term's definition, a chapter's finding with its first figure. On
+// hover and on focus, gone with Escape. The build puts it into the link; a figure is the page's own file.
 document.addEventListener("DOMContentLoaded", () => {
   const links = document.querySelectorAll("a[data-definition]");
   if (!links.length) return;
@@ -78,12 +78,17 @@ document.addEventListener("DOMContentLoaded", () => {
     hide();
     at = link;
     tip.textContent = link.dataset.definition;
+    if (link.dataset.figure) {
+      const figure = new Image(); // of a set height, so that the tip has its size before it comes
+      Object.assign(figure, { src: link.dataset.figure, alt: "" });
+      tip.append(figure);
+    }
     tip.hidden = false;
     link.setAttribute("aria-describedby", tip.id);
     const place = link.getBoundingClientRect();
     const right = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${scrollX + Math.max(8, Math.min(place.left, right))}px`;
-    const above = place.bottom + tip.offsetHeight > innerHeight;
+    const above = place.bottom + tip.offsetHeight > innerHeight && place.top > tip.offsetHeight;
     tip.style.top = `${scrollY + (above ? place.top - tip.offsetHeight : place.bottom)}px`;
   };
   for (const link of links) {

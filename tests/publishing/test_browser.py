@@ -367,6 +367,22 @@ def test_a_term_is_explained_on_hover_and_focus(opened, size):
     assert page.faults == []
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_a_link_to_a_chapter_shows_its_finding_and_its_first_figure(opened, size):
+    page = opened("intro.html", size)
+    link = page.locator('main a[href="runs/11_interchange.html"]').first
+    link.focus()
+    tip = page.locator("#definition")
+    finding = opened("runs/11_interchange.html").locator("main blockquote").first.inner_text()
+    assert f"In short. {tip.inner_text()}".split() == finding.split()
+    image = tip.locator("img")
+    image.evaluate("image => image.decode()")
+    assert image.evaluate("image => image.naturalWidth") > 100
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= size["width"]
+    assert box["y"] >= 0 and page.evaluate(OVERFLOW) == [] and page.faults == []
+
+
 def test_claims_are_filtered_by_verdict(opened):
     page = opened("runs/09_claims.html")
     choice, told = page.locator(".claims-filter select"), page.locator(".claims-filter output")
