@@ -1,7 +1,6 @@
 """A Sphinx extension: a link carries what it leads to, for `book.js` to show.
 
-A link to the glossary has the definition; one to a chapter has its finding and its first figure, in
-the form for phones, which is small.
+A link to the glossary has the definition; one to a chapter has its finding and its first figure.
 """
 
 import functools
@@ -48,8 +47,8 @@ def _chapters(app: Sphinx) -> dict[str, tuple[str, str]]:
         finding = next((text for text in quotes if text.startswith(FINDING)), "")
         if finding:
             figure = next(chapter.findall(nodes.figure), None)
-            images = list(figure.findall(nodes.image)) if figure else []  # wide, then narrow
-            shown = app.env.images.get(images[-1]["uri"]) if images else None
+            image = next(figure.findall(nodes.image), None) if figure else None  # the wide form
+            shown = app.env.images.get(image["uri"]) if image else None
             file = posixpath.join(app.builder.imagedir, shown[1]) if shown else ""
             found[page] = finding.removeprefix(FINDING).strip(), file
     return found
