@@ -209,8 +209,10 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
         if records.is_current(stage, kept, parameters) and not records.skipped(kept):
             run.record = store.read_json(kept)
             break
-    if not run.record:  # what is only drawn anew stays: others may be reading it
+    if not run.record:
         records.set_aside(record)
+    elif record.is_file():  # what is only drawn anew stays: others may be reading it
+        records.keep(record)
     return run
 
 

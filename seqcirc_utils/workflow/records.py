@@ -5,6 +5,7 @@ It tells which parameters and which sources made them; results made otherwise ar
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,11 @@ def set_aside(record: Path) -> None:
     """Make a record count no longer, but keep it: the next run may take as long as this one."""
     with contextlib.suppress(FileNotFoundError):
         record.replace(last(record))
+
+
+def keep(record: Path) -> None:
+    """Keep a copy of a record: Snakemake removes it before it runs the stage again."""
+    shutil.copyfile(record, last(record))  # no result: not by way of the store, which lists these
 
 
 def skipped(record: Path) -> str:
