@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from seqcirc_utils.figures import forms
-from seqcirc_utils.figures.common import page_table
+from seqcirc_utils.figures.common import page_table, titled
 from seqcirc_utils.figures.style import ANSWER, LAST, closed, in_short
 from seqcirc_utils.paper.claims import OPEN
 from seqcirc_utils.paper.effects import CONTRADICTED, SUPPORTED, VERDICTS
@@ -147,7 +147,7 @@ def verdict_table(found: Claims) -> HTML:
         shown["reproduced"] = lines["reproduced"].str.replace(" (", "\u202f(")
     shown["carries over?"] = table["verdict"] + "\n" + table["carried"] + " (" + table["kind"] + ")"
     effects = lines["effects"].mask(table["effects"] == "", table["reason"])
-    shown["effects here, with 95% intervals"] = effects.map(_titled)
+    shown["effects here, with 95% intervals"] = effects.map(titled)
     shown["would change with"] = lines["flips"]
     shown["decided on"] = table["read"].map(_pages)
     return page_table(shown.replace("", "–"))
@@ -178,17 +178,10 @@ def rules_told(found: Claims) -> Markdown:
             f"  - **As published: {r.as_published}** ({r.model}). {r.rule} *Here, for comparison:* "
             f"{r.here or 'nothing to compare'}.\n"
             f"  - **Carries over: {r.verdict}.** *Null:* {_sentence(r.null)} "
-            f"{_sentence(_titled(r.reason))}"
+            f"{_sentence(titled(r.reason))}"
             for r in found.verdicts.itertuples()
         )
     )
-
-
-def _titled(text: str) -> str:
-    """Text whose tasks have their names in the book instead of those of the parameters."""
-    for name, task in TASKS.items():
-        text = text.replace(name, task.title.lower()) if "_" in name else text
-    return text
 
 
 def _sentence(text: str) -> str:

@@ -50,6 +50,13 @@ def styled(table: pd.DataFrame, name: str, **look: str) -> Styler:
     return style.set_properties(**{"text-align": "left"} | look)
 
 
+def titled(text: str) -> str:
+    """Text whose tasks have their names in the book instead of those of the parameters."""
+    for name, task in TASKS.items():
+        text = text.replace(name, task.title.lower()) if "_" in name else text
+    return text
+
+
 def page_table(frame: pd.DataFrame) -> HTML:
     """A table of sentences, or of HTML: they wrap, and in the book each row is a card."""
     cell = "10rem" if frame.shape[1] < 5 else "15rem"  # the least width of a card's cells

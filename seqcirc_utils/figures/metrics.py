@@ -252,14 +252,8 @@ def verdict_table(found: Metrics) -> HTML:
     rows = {}
     for r in by_metric(found).itertuples():
         row = rows.setdefault(r.claim, {"claim": f"{r.claim}. {r.statement}"})
-        row[r.metric] = f"{r.verdict}\n" + _named(r.effects).replace("; ", "\n")
+        row[r.metric] = f"{r.verdict}\n" + common.titled(r.effects).replace("; ", "\n")
     return common.page_table(pd.DataFrame(rows.values()))
-
-
-def _named(text: str) -> str:
-    for name, task in TASKS.items():
-        text = text.replace(name, task.title.lower())
-    return text
 
 
 def _verdicts(found: Metrics) -> tuple[pd.DataFrame, pd.Series]:
