@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -31,6 +31,8 @@ SIZES = (0.02, 0.04, 0.08, 0.12, 0.2, 0.35, 0.6)
 """Shares of all components at which the curve is measured."""
 SCREEN = 0.005
 """Edges whose estimated effect is a smaller share of the model's score are not run."""
+RANDOM_PROMPTS = 8
+"""Random circuits are scored on so many prompts at most: they are far below a found one."""
 RELEASED_PROMPTS = 2
 """Prompts on which edges are cut as the released code cuts them, which is slow."""
 
@@ -67,7 +69,9 @@ class CircuitDiscovery(Findings):
         n_searched: Discovery prompts of the searches; the two-sided one has half of them.
         scores: Search to the score on the prompts it was found with.
         accuracy: The share of evaluation prompts that the whole model answers correctly.
-        random: Kind of random circuit to scores.
+        random: Kind of random circuit to scores, on the first ``n_random`` evaluation prompts.
+        n_random: How many of them that is.
+        beside_random: The score of ``circuit`` on the same prompts.
         p: Kind of random circuit to the share of them that are as good as ``circuit``.
         cpr: Area below ``curve``.
         cmd: Area between ``curve`` and 1.
@@ -119,6 +123,8 @@ class CircuitDiscovery(Findings):
     scores: dict[str, float]
     accuracy: float
     random: dict[str, list[float]]
+    n_random: int
+    beside_random: float
     p: dict[str, float]
     cpr: float
     cmd: float
@@ -162,7 +168,7 @@ class CircuitDiscovery(Findings):
         estimated = _estimated(judging, exact, whole, max(1, len(ours) // 2))
         with _timed(seconds, "judging"):
             needed = quality.minimality(judging, ours, seed=at["seed"], progress="Minimality")
-            compared = _compared(at, judging, needed, searches[RANKED], judged[RANKED])
+            compared = _compared(at, judging, needed, searches[RANKED])
         with _timed(seconds, "stability"):
             found_again = _found_again(at, needed)
         resampled = record(lm, sets.corrupted).activations
@@ -263,31 +269,40 @@ def _estimated(judging: Evaluator, exact: pd.DataFrame, whole: float, n: int) ->
 
 
 def _compared(
-    at: Setting,
-    judging: Evaluator,
-    needed: pd.DataFrame,
-    found: Discovery,
-    judged: dict[str, dict[str, float]],
+    at: Setting, judging: Evaluator, needed: pd.DataFrame, found: Discovery
 ) -> dict[str, Any]:
     """The circuit beside what its ranking keeps at other sizes, and beside random circuits."""
-    everything, base = components(at.model), judging.intact.logit_diff.mean().item()
+    everything = components(at.model)
     # The circuit's components, the most needed first; then what the search let go of last.
     gone = [name for step in found.steps if step["removed"] for name in step["component"].split()]
     ranking = [Component.parse(name) for name in [*needed["component"], *gone[::-1]]]
     sizes = [*(round(len(everything) * share) for share in SIZES), len(needed)]
     curve, cpr, cmd = quality.curve(judging, ranking, sizes)
-    random = {}
+    few = judging.first(RANDOM_PROMPTS)
+    if not few.intact.logit_diff.mean() > 0:  # shares of these would mean nothing
+        few = judging
+    base = few.intact.logit_diff.mean().item()
+
+    def share(circuits: Sequence[Iterable[Component]], progress: str | None = None) -> list[float]:
+        scores = few.differences(few.outside(circuits), progress=progress)  # [circuit, n]
+        return (scores.mean(1) / base).tolist()
+
+    own, random = share([found.components])[0], {}
     for kind, by_layer, n in (
         ("random, same size", False, max(1, at["n_null"] // 5)),
         ("random heads, same layers", True, at["n_null"]),
     ):
         drawn = chance.random_like(found.components, everything, n, at["seed"], by_layer=by_layer)
-        outside = judging.outside(drawn)
-        scores = judging.differences(outside, progress=kind.capitalize()).mean(1)  # [draw]
-        random[kind] = (scores / base).tolist()
-    own = judged["faithfulness"]["mean"]
-    p = {kind: percentile_p(own, scores) for kind, scores in random.items()}
-    return {"curve": curve, "cpr": cpr, "cmd": cmd, "random": random, "p": p}
+        random[kind] = share(drawn, kind.capitalize())
+    return {
+        "curve": curve,
+        "cpr": cpr,
+        "cmd": cmd,
+        "random": random,
+        "n_random": len(few.prompts),
+        "beside_random": own,
+        "p": {kind: percentile_p(own, scores) for kind, scores in random.items()},
+    }
 
 
 def _found_again(at: Setting, needed: pd.DataFrame) -> dict[str, Any]:

@@ -127,9 +127,15 @@ def size_curve(found: CircuitDiscovery) -> Figure:
 
 def chance_told(found: CircuitDiscovery) -> Markdown:
     """The areas of the curve, and what the best random circuits keep."""
+    few, every = found.n_random, found.circuit.n_prompts
+    some = (
+        f"Random circuits are scored on the first {few} of {every} prompts, where the ranked "
+        f"circuit keeps {found.beside_random:.0%}. "
+    )
     return Markdown(
         f"The area below the curve is **{found.cpr:.2f}**; the area between the curve and 1 is "
         f"**{found.cmd:.2f}**. "
+        + (some if few < every else "")
         + " ".join(
             f"The best of {many(len(scores), 'circuit')} of the kind "
             f"*{kind}* keeps {max(scores):.0%} (p = {short(found.p[kind])}; with this many draws "

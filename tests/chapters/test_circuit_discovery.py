@@ -124,6 +124,44 @@ def test_the_curve_follows_the_search_and_random_circuits_are_shares(found, gpt2
     assert found.edge_scores["ranked search"]["evaluation"] == pytest.approx(unseen, abs=1e-5)
 
 
+def test_random_circuits_are_scored_on_the_first_prompts(found, gpt2_asked, monkeypatch):
+    at, ours = gpt2_asked, found.circuit.components
+    judging = Evaluator(at.model, at.sets().evaluation, at.means())
+    search = SimpleNamespace(components=ours, steps=[])
+    drawn = chance.random_like(ours, components(at.model), 5, 0, by_layer=True)
+
+    def compared(judging):
+        return circuit_discovery._compared(at, judging, found.components, search)
+
+    def shares(judging):
+        whole = judging.intact.logit_diff.mean().item()
+        scores = judging.kept([ours, *drawn]).logit_diff.mean(1) / whole
+        return pytest.approx(scores.tolist(), abs=1e-5)
+
+    assert found.n_random == 4  # all there are
+    monkeypatch.setattr(circuit_discovery, "RANDOM_PROMPTS", 2)
+    few = compared(judging)
+    layered = few["random"]["random heads, same layers"]
+    assert [few["beside_random"], *layered] == shares(judging.with_(rows=[0, 1]))
+    assert few["n_random"] == 2
+    as_good = sum(score >= few["beside_random"] for score in layered)
+    assert few["p"]["random heads, same layers"] == (1 + as_good) / 6
+    told = figures.chance_told(dataclasses.replace(found, **few)).data
+    assert "on the first 2 of 4 prompts" in told
+    assert "of 4 prompts" not in figures.chance_told(found).data
+
+    # The first prompt's answer is below its last member: a share of that means nothing.
+    own = judging.answers
+    ids = {"answer_ids": own.answer_ids.clone(), "last_ids": own.last_ids.clone()}
+    ids["answer_ids"][:1], ids["last_ids"][:1] = own.last_ids[:1], own.answer_ids[:1]
+    wrong = judging.with_(answers=dataclasses.replace(own, **ids))
+    monkeypatch.setattr(circuit_discovery, "RANDOM_PROMPTS", 1)
+    assert wrong.intact.logit_diff.mean() > 0 > wrong.intact.logit_diff[0], "choose other prompts"
+    every = compared(wrong)
+    layered = every["random"]["random heads, same layers"]
+    assert every["n_random"] == 4 and [every["beside_random"], *layered] == shares(wrong)
+
+
 def test_each_search_gives_its_circuit_the_first_of_the_repeated_ones_too(planted):
     known = set(PLANTED["path"].smallest[0])
     assert planted.repeats["kind"].tolist() == ["prompts", "seed", "order"]
