@@ -9,6 +9,7 @@ from stage_project import make, parameters, pretend
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.components import components
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.prompts import drawing
 from seqcirc_utils.publishing import discovery_size, tables
@@ -101,6 +102,30 @@ def test_circuits_are_searched_on_more_and_more_prompts(tmp_path, monkeypatch):
     module.main(asked)
     assert store.read_json(file) == first and file.with_suffix(".svg").read_text() == drawn
     for wrong in (["--tasks", "weeks"], ["--sizes", "1"], ["--judged", "1"]):
+        with pytest.raises(SystemExit):
+            module.main([*asked, *wrong])
+
+
+def test_screened_effects_are_compared_with_exact_ones(tmp_path, monkeypatch):
+    module = loaded("screening")
+    plant = PLANTED["path"]
+    model = plant.build("months")
+    monkeypatch.setattr(module.loading, "load", lambda *_: model)
+    file = tmp_path / "benchmarks" / "screening.json"
+    asked = ["--tasks", "months", "--prompts", "5", "--exact", "3", "--output", str(file)]
+    module.main(asked)
+    found = store.read_json(file)
+    (row,) = found["rows"]
+    everything = components(model)
+    assert found["components"] == len(everything) > row["on_all"] >= len(plant.smallest[0])
+    # What has no part in the answer is known to have none; the first prompts alone tell it too.
+    assert row["largest"] < 1e-4 and row["rms"] <= row["largest"]
+    assert row["cpu_seconds"] > 0 < row["cpu_seconds_exact"]
+    monkeypatch.setattr(module, "MATTERS", 1)  # what was measured otherwise is measured anew
+    monkeypatch.setattr(module, "compared", lambda *_: {"task": "months", "rms": 7})
+    module.main([*asked, "--exact", "2"])
+    assert store.read_json(file)["rows"] == [{"task": "months", "rms": 7}]
+    for wrong in (["--tasks", "weeks"], ["--exact", "1"], ["--exact", "5"]):
         with pytest.raises(SystemExit):
             module.main([*asked, *wrong])
 

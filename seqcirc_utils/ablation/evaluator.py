@@ -171,20 +171,24 @@ class Evaluator(Replay):
             removed: Components replaced already.
             rows: How many prompts to use; all when 0.
         """
-        masks, part = self.masks(removed), self.first(rows)
-        n = len(part.prompts)
+        effects = self.first(rows).slopes(removed).mean(1).tolist()
+        gone = set(removed)
+        every = zip(components(self.model), effects, strict=True)
+        return {c: effect for c, effect in every if c not in gone}
+
+    def slopes(self, removed: Iterable[Component] = ()) -> torch.Tensor:
+        """The effects of :meth:`estimate` on each prompt: ``[component, n]``, in the model's order.
+
+        What is removed already has none.
+        """
+        masks = self.masks(removed)
         # The gradient's graph holds every activation of its prompts, so that few go at a time.
-        batches = torch.arange(n).split(max(1, self.max_rows // 4))
-        parts = (part.with_(rows=b.tolist()) if len(b) < n else part for b in batches)
-        effects = torch.stack([one._slopes(masks) for one in parts]).sum(0) / n
-        kept = ~torch.cat([masks[0], masks[1][:, None]], 1)  # [layer, head + 1]
-        return {
-            Component(layer, None if i == self.model.n_heads else i): float(effects[layer, i])
-            for layer, i in kept.nonzero().tolist()
-        }
+        batches = torch.arange(len(self.prompts)).split(max(1, self.max_rows // 4))
+        parts = [self.with_(rows=b.tolist()) for b in batches] if len(batches) > 1 else [self]
+        return torch.cat([part._slopes(masks) for part in parts], -1).flatten(0, 1)
 
     def _slopes(self, masks: Masks) -> torch.Tensor:
-        """Effects of :meth:`estimate`, summed over prompts ``[layer, head + 1]``: the MLP last."""
+        """Effects of :meth:`slopes` ``[layer, head + 1, n]``: the MLP last."""
         trace: Trace = {}
         with torch.enable_grad():
             stream = self.run.residual[0].detach().requires_grad_()
@@ -193,17 +197,16 @@ class Evaluator(Replay):
             names = [name for name in trace if not name.endswith("hook_in")]
             slopes = torch.autograd.grad(total, [trace[n] for n in names], allow_unused=True)
         slope = dict(zip(names, slopes, strict=True))
-        effects = torch.zeros(self.model.n_layers, self.model.n_heads + 1)
+        effects = torch.zeros(self.model.n_layers, self.model.n_heads + 1, len(self.prompts))
         for layer in range(self.model.n_layers):
             for kind, place in (("z", slice(0, -1)), ("mlp", -1)):
                 name = hook_name(layer, kind)
                 if slope.get(name) is not None:
                     own, to = trace[name].detach(), getattr(self.replacement, kind)[layer]
                     change = slope[name] * (to[:, -own.shape[1] :] - own)
-                    # z: [n, pos, head, d_head]; MLP: [n, pos, d_model]
-                    effects[layer, place] = change.sum(
-                        (0, 1, 3) if kind == "z" else (0, 1, 2)
-                    ).cpu()
+                    # z: [n, pos, head, d_head] to [head, n]; MLP: [n, pos, d_model] to [n]
+                    change = change.sum((1, 3)).T if kind == "z" else change.sum((1, 2))
+                    effects[layer, place] = change.cpu()
         return effects
 
     def first(self, rows: int) -> "Evaluator":

@@ -91,6 +91,12 @@ class Methods(Findings):
                 "judge on: take fewer."
             )
         patching = at.read(Patching)
+        known_on = int((~np.isnan(patching.ablation)).all(0).sum())
+        if known_on < rest.stop:
+            raise UserError(
+                f"n_scored and n_judged need every component's exact effect on {rest.stop} prompts;"
+                f" chapter 03 has that on {known_on} (n_exact): take fewer here, or more there."
+            )
         clean, corrupted = sets.evaluation[range(n)], sets.corrupted[range(n)]
         whole = positive_baseline(
             Evaluator(lm, sets.evaluation[rest], at.means()).intact.logit_diff,

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.paths import path_effects
 from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.screening import single_effects
 from seqcirc_utils.analyses.attribution import position_attribution
 from seqcirc_utils.chapters.findings import Findings, array, each, table
 from seqcirc_utils.chapters.setting import Setting
@@ -32,12 +33,14 @@ class Patching(Findings):
 
     Attributes:
         effects: A row per component: the ``ablation`` and ``patching`` effect, means over prompts
-            with 95% intervals.
+            with 95% intervals, and ``n_ablated``, the prompts on which it was ablated. Where these
+            are not all, the rest is estimated:
+            :func:`~seqcirc_utils.ablation.screening.single_effects`.
         positions: A row per component: the estimated recovery at each group of positions
             (attribution patching).
         exact: The same by exact restoring, for the strongest components.
         paths: The recovery by one path, from a head into the q, k or v of a later one.
-        ablation: Effects ``[component, n]``.
+        ablation: Effects ``[component, n]``; NaN on prompts where a component was not ablated.
         patching: Recoveries ``[component, pair]``.
         position_spearman: Rank correlation of ``exact`` with its estimates.
         templates: How many prompts each template got.
@@ -50,7 +53,8 @@ class Patching(Findings):
         "csv",
         {"component": str, "layer": int, "head": "Int64"}
         | each(float, "ablation", "ablation_low", "ablation_high")
-        | each(float, "patching", "patching_low", "patching_high"),
+        | each(float, "patching", "patching_low", "patching_high")
+        | {"n_ablated": int},
     )
     positions: pd.DataFrame = table("positions.csv", component=str, more=float)
     exact: pd.DataFrame = table("exact_positions.csv", component=str, more=float)
@@ -68,8 +72,9 @@ class Patching(Findings):
         evaluator = Evaluator(lm, sets.evaluation, at.means())
         whole = evaluator.intact.logit_diff
         positive_baseline(whole, f"{lm.facts.title} on {at['task']}")
-        ablated = evaluator.differences([[c] for c in everything], progress="Mean ablation")
-        changed = ablated - whole  # [component, n]
+        ablated, values = single_effects(
+            evaluator, everything, at["n_exact"], progress="Mean ablation"
+        )  # [component, n]
 
         rows = range(min(at["n_pairs"], at["n_prompts"]))
         clean, corrupted = sets.evaluation[rows], sets.corrupted[rows]
@@ -79,8 +84,9 @@ class Patching(Findings):
         restored = restoring.differences([[c] for c in everything], progress="Activation patching")
         recovered = restored - restoring.intact.logit_diff
 
-        shares = {"ablation": (changed, whole), "patching": (recovered, between)}
+        shares = {"ablation": (values, whole), "patching": (recovered, between)}
         effects = _effects(everything, shares, at["seed"])
+        effects["n_ablated"] = (~ablated.isnan()).sum(1).numpy()
         strength = effects["ablation"].abs() + effects["patching"].abs()
         top = [everything[i] for i in strength.nlargest(at["n_top"]).index]
         exact = _exact_positions(restoring, top, clean.groups(), gap)
@@ -111,7 +117,7 @@ class Patching(Findings):
             positions=positions,
             exact=exact,
             paths=paths,
-            ablation=(changed / whole.mean()).numpy(),
+            ablation=(ablated / whole.mean()).numpy(),
             patching=(recovered / gap).numpy(),
             position_spearman=float(rho),
             templates=at.tally(),
@@ -173,6 +179,6 @@ def _check_alone(
     """The strongest effect on the first prompt must not depend on what shared its batch."""
     strongest = everything[int(effects["ablation"].argmin())]
     alone = Evaluator(evaluator.model, evaluator.prompts[[0]], evaluator.replacement)
-    slow = alone.differences([[strongest]])[0, 0]
+    slow = alone.differences([[strongest]])[0, 0] - evaluator.intact.logit_diff[0]
     fast = ablated[everything.index(strongest), 0]
     assert torch.isclose(slow, fast, atol=1e-3), f"{slow} alone, {fast} beside others"

@@ -5,6 +5,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from seqcirc_utils.ablation.screening import MATTERS
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.figures import common
 from seqcirc_utils.figures.style import in_short
@@ -44,13 +45,20 @@ def effects_told(found: Patching) -> Markdown:
         ", ".join(f"{name} ({effect:+.0%})" for name, effect in part.nsmallest(3).items())
         for part in (heads, mlps)
     )
+    ablated, every = found.effects["n_ablated"], found.ablation.shape[1]
+    fewer = ablated < every
+    estimated = (
+        f" {fewer.sum()} of the {len(fewer)} components were ablated on {ablated.min()} of "
+        f"{every} prompts: by the gradient on all prompts, corrected on these, none of them moves "
+        f"the score by more than {MATTERS:.0%}. The others were ablated on all."
+    )
     agree = spearmanr(-found.effects["ablation"], found.effects["patching"]).statistic
     return Markdown(
         f"The heads that matter most are {listed}; the MLPs, {listed_mlps}. The average head "
         f"matters little: {heads.clip(upper=0).mean():+.1%} (gains counted as zero). The logit "
         f"difference *rises* by more than {HARM:.0%} when any one of {(heads > HARM).sum()} heads "
         "is ablated. Over all components, the rank correlation (Spearman) of the cost of ablation "
-        f"and the recovery by patching is {agree:.2f}."
+        f"and the recovery by patching is {agree:.2f}." + (estimated if fewer.any() else "")
     )
 
 

@@ -20,6 +20,7 @@ from seqcirc_utils.publishing.tables import (
     one_header_row,
     paper_size,
     provenance,
+    screening,
 )
 from seqcirc_utils.workflow.execution import clean
 from seqcirc_utils.workflow.parameters import declared
@@ -57,6 +58,7 @@ def publish(plan: Plan) -> list[Path]:
     texts[target / "architectures.md"] = architectures().encode()
     texts[target / "costs.md"] = costs(plan).encode()
     texts[target / "paper_size.md"] = paper_size().encode()
+    texts[target / "screening.md"] = screening().encode()
     texts[target / "discovery_size.md"] = discovery_size.discovery_size().encode()
     if (drawn := store.ROOT / discovery_size.FIGURE).is_file():
         texts[target / drawn.name] = drawn.read_bytes()

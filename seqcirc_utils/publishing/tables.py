@@ -137,6 +137,29 @@ def paper_size() -> str:
     return "\n".join(lines) + "\n"
 
 
+def screening() -> str:
+    """Return how far screened effects are off, as `benchmarks/screening.py` measured it."""
+    file = store.ROOT / "benchmarks" / "screening.json"
+    if not file.is_file():
+        return "Nothing was measured: `benchmarks/screening.py` does.\n"
+    found = store.read_json(file)
+    lines = [
+        f"{found['components']} components, {found['prompts']} prompts, {found['exact']} of them "
+        "for all components. Errors are those of mean effects, in shares of the model's score; "
+        "three are root mean squares over the components that were not ablated on all prompts.",
+        "",
+        "| task | ablated on all prompts | largest error | error | of the first prompts alone "
+        "| of the gradient alone | CPU s | CPU s, all exact |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        errors = [row[name] for name in ("largest", "rms", "rms_first", "rms_gradient")]
+        cells = [row["task"], row["on_all"], *(f"{error:.2%}" for error in errors)]
+        seconds = (row["cpu_seconds"], row["cpu_seconds_exact"])
+        lines.append(markdown_row([*cells, *(f"{value:.0f}" for value in seconds)]))
+    return "\n".join(lines) + "\n"
+
+
 def benchmarks() -> str:
     """Return the tables of the benchmarks, from what `make bench` wrote last."""
     file = store.ROOT / "benchmarks" / "results.json"

@@ -27,7 +27,7 @@ NUMBERS = {"n_prompts": 4, "n_means": 16, "n_scored": 2, "n_judged": 2, "n_steps
 ALL = "cpr cmd size share".split()
 
 
-def setting(model, more=(), wrong=1.0):
+def setting(model, more=(), wrong=1.0, known_on=4):
     """A run in which chapters 03 and 04 found what their engines say."""
 
     def patching():
@@ -40,6 +40,7 @@ def setting(model, more=(), wrong=1.0):
             change = evaluator.replaced(everything).logit_diff - evaluator.intact.logit_diff
             found[name] = (change / ablating.intact.logit_diff.mean()).numpy()
         found["ablation"][3] *= wrong
+        found["ablation"][5, known_on:] = np.nan
         return SimpleNamespace(**found)
 
     def discovery():
@@ -177,6 +178,8 @@ def sets_with_a_lead(model, at):
 def test_too_few_prompts_to_judge_on_are_refused():
     with pytest.raises(UserError, match="n_scored is 4 of 4 prompts"):
         Methods.measure(setting(PLANTED["path"].build("months"), {"n_scored": 4}))
+    with pytest.raises(UserError, match=r"on 4 prompts; chapter 03 has that on 3 \(n_exact\)"):
+        Methods.measure(setting(PLANTED["path"].build("months"), known_on=3))
 
 
 def test_effects_of_other_prompts_are_found_out():

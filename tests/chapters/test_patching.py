@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 from oracles import plain_logits
 
+from seqcirc_utils.ablation import screening
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.chapters import patching
 from seqcirc_utils.chapters.setting import Setting
@@ -14,6 +16,7 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.figures import patching as figures
 
 PARAMETERS = {"task": "months", "templates": ["born"], "n_prompts": 4, "n_means": 4, "seed": 0}
+PARAMETERS |= {"n_exact": 64}
 
 
 @pytest.mark.parametrize("n_top", [1, 12])
@@ -90,6 +93,26 @@ def difference(model, prompts, asked, *replaced):
     """Logit differences ``[n]`` of plain passes, by the answers of ``asked``."""
     logits, rows = plain_logits(model, prompts, *(replaced or ([], None))), range(len(prompts))
     return logits[rows, asked.answer_ids] - logits[rows, asked.last_ids]
+
+
+def test_what_matters_little_is_ablated_on_the_first_prompts(measured, gpt2, monkeypatch):
+    every, at = measured
+    assert every.effects["n_ablated"].eq(4).all()
+    assert "were ablated on" not in figures.effects_told(every).data
+    monkeypatch.setattr(patching, "positive_baseline", lambda values, what: values.mean().item())
+    monkeypatch.setattr(screening, "MATTERS", every.effects["ablation"].abs().quantile(0.7))
+    few = Setting(at.parameters | {"n_exact": 2}, model=gpt2)
+    few._sets = at._sets
+    found = patching.Patching.measure(few)
+    n = found.effects["n_ablated"].to_numpy()
+    assert set(n) == {2, 4}
+    assert (np.isnan(found.ablation).sum(1) == 4 - n).all()
+    assert found.ablation[n == 4] == pytest.approx(every.ablation[n == 4], abs=1e-5)
+    columns = ["ablation", "ablation_low", "ablation_high"]
+    same = every.effects.loc[n == 4, columns]
+    assert found.effects.loc[n == 4, columns].to_numpy() == pytest.approx(same.to_numpy(), abs=1e-4)
+    told = figures.effects_told(found).data
+    assert f"{(n == 2).sum()} of the 15 components were ablated on 2 of 4 prompts" in told
 
 
 def test_everything_is_drawn_and_told(measured):

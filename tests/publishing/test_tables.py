@@ -50,3 +50,15 @@ def test_the_paper_size_is_told_as_it_was_measured(tmp_path, monkeypatch):
     store.write_json(tmp_path / "benchmarks" / "paper_size.json", about | {"rows": [row]})
     assert "A GPU, 1,536 prompts, 2026-11-27, torch 2:" in tables.paper_size()
     assert "| 03_patching | all | 8 |  |" in tables.paper_size().replace("`", "")
+
+
+def test_errors_of_screening_are_told_as_they_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert "screening.py" in tables.screening()
+    row = {"task": "months", "on_all": 93, "largest": 0.0067, "rms": 0.00075, "rms_first": 0.0026}
+    row |= {"rms_gradient": 0.01, "cpu_seconds": 240.4, "cpu_seconds_exact": 450.6}
+    about = {"components": 300, "prompts": 32, "exact": 12}
+    store.write_json(tmp_path / "benchmarks" / "screening.json", about | {"rows": [row]})
+    told = tables.screening().replace("`", "")
+    assert "300 components, 32 prompts, 12 of them for all components" in told
+    assert "| months | 93 | 0.67% | 0.07% | 0.26% | 1.00% | 240 | 451 |" in told
