@@ -183,7 +183,7 @@ class Evaluator(Replay):
         """
         masks = self.masks(removed)
         # The gradient's graph holds every activation of its prompts, so that few go at a time.
-        batches = torch.arange(len(self.prompts)).split(max(1, self.max_rows // 4))
+        batches = torch.arange(len(self.prompts)).split(max(1, self.max_rows // 16))
         parts = [self.with_(rows=b.tolist()) for b in batches] if len(batches) > 1 else [self]
         return torch.cat([part._slopes(masks) for part in parts], -1).flatten(0, 1)
 

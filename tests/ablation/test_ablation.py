@@ -132,7 +132,7 @@ def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, m
     """The gradient's graph is of one batch: it took 25 GB at the paper's 1,536 prompts."""
     prompts, gone = sets.evaluation, [Component(1, 2), Component(1, None)]
     mean = means[any_tiny.facts.title]
-    whole, small = (Evaluator(any_tiny, prompts, mean, max_rows=n) for n in (128, 12))
+    whole, small = (Evaluator(any_tiny, prompts, mean, max_rows=n) for n in (128, 48))
     asked, own = [], Evaluator._slopes
 
     def slopes(self, masks):
