@@ -84,19 +84,10 @@ class Methods(Findings):
     def measure(cls, at: Setting) -> Self:
         """Score by every method, and judge; see the class."""
         n, sets, lm = at["n_scored"], at.sets(), at.model
-        rest = range(n, min(at["n_prompts"], n + at["n_judged"]))
-        if not rest:
-            raise UserError(
-                f"n_scored is {n} of {at['n_prompts']} prompts (n_prompts), which leaves none to "
-                "judge on: take fewer."
-            )
+        _judging(at, at["n_prompts"], "n_prompts")  # refused before chapter 03 is made
         patching = at.read(Patching)
         known_on = int((~np.isnan(patching.ablation)).all(0).sum())
-        if known_on < rest.stop:
-            raise UserError(
-                f"n_scored and n_judged need every component's exact effect on {rest.stop} prompts;"
-                f" chapter 03 has that on {known_on} (n_exact): take fewer here, or more there."
-            )
+        rest = _judging(at, known_on, "n_exact of chapter 03")
         clean, corrupted = sets.evaluation[range(n)], sets.corrupted[range(n)]
         whole = positive_baseline(
             Evaluator(lm, sets.evaluation[rest], at.means()).intact.logit_diff,
@@ -149,6 +140,18 @@ class Methods(Findings):
         if not len(edges):
             edges = np.full((len(sizes.writers), len(sizes.readers)), np.nan)
         return Scores(sizes, nodes, edges)
+
+
+def _judging(at: Setting, known_on: int, limit: str) -> range:
+    """The prompts that judge: after the scored ones, of those where exact effects are known."""
+    n = at["n_scored"]
+    rest = range(n, min(known_on, n + at["n_judged"]))
+    if not rest:
+        raise UserError(
+            f"n_scored is {n} of {known_on} prompts ({limit}), which leaves none to judge on: "
+            "take fewer."
+        )
+    return rest
 
 
 EXACT = ("exact ablation", "activation patching")
