@@ -51,8 +51,8 @@ class CircuitDiscovery(Findings):
         components: A row per component of ``circuit``, the most needed first: the ``change`` of the
             score when it is removed, ``p`` and ``q``; the share of repeated searches that found it
             again, over all (``inclusion``) and by kind (NaN: no search came through).
-        estimates: A row per component of the model: the ``exact`` effect of its mean ablation, and
-            the gradient's ``estimate`` of it.
+        estimates: A row per component of the model: the ``exact`` effect of its mean ablation, as
+            chapter 03 tells it, and the gradient's ``estimate`` of it.
         repeats: The repeated searches and what each found; see
             :func:`~seqcirc_utils.circuits.quality.repeated`.
         steps: A row per trial of each ``search``: what was tried, and the ``score`` without it.

@@ -22,7 +22,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from seqcirc_utils import components
 from seqcirc_utils.ablation import answers as answers_module
-from seqcirc_utils.ablation import edges, paths, replay, text
+from seqcirc_utils.ablation import edges, paths, replay, screening, text
 from seqcirc_utils.ablation import evaluator as evaluator_module
 from seqcirc_utils.ablation import pruning as pruning_module
 from seqcirc_utils.analyses import attribution, editing, lens, observation, prediction, writes
@@ -106,6 +106,10 @@ def everything(model):
         yield f"{name} at the end", evaluator.replaced(some, positions=[None, where, where, None])
         yield f"{name} kept", evaluator.kept(some)
         yield f"{name} estimate", [*evaluator.estimate(some[2], 3).values()]
+        yield (
+            f"{name} screened",
+            screening.single_effects(evaluator, [c for [c] in some[1::2]], 3)[1],
+        )
         run = evaluator.run
         evaluator.run = replace(run, by_parts=False)
         yield f"{name} by blocks", evaluator.replaced(some)
