@@ -420,6 +420,28 @@ def test_the_first_column_stays_while_a_table_scrolls(opened):
     assert moved is not None and moved[0] == 40 and abs(moved[1]) < 20  # up to its padding
 
 
+# Words of titles that are broken over two lines.
+BROKEN = """() => {
+  const title = document.querySelector("main article h1"), found = [];
+  const walk = document.createTreeWalker(title, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) for (const word of walk.currentNode.data.matchAll(/[^\\s-]+/g)) {
+    const range = document.createRange();
+    range.setStart(walk.currentNode, word.index);
+    range.setEnd(walk.currentNode, word.index + word[0].length);
+    if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) found.push(word[0]);
+  }
+  return found;
+}"""
+
+
+def test_no_word_of_a_title_is_broken_on_a_phone(opened):
+    assert CHAPTERS
+    for name in CHAPTERS:
+        page = opened(name, PHONE)
+        assert page.evaluate(BROKEN) == [], name
+        page.close()
+
+
 # Rows of tables whose last cell is covered at the right end, and names that fill half of the box.
 COVERED = """() => {
   const found = [];
