@@ -3,7 +3,7 @@
 Only the final position is unembedded, and for a logit difference only two tokens of it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from transformer_lens.tools.analysis import logit_readout
@@ -16,6 +16,14 @@ from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.scores import Scores
 from seqcirc_utils.statistics import finite
+
+Metric = Callable[["Evaluator", torch.Tensor], torch.Tensor]
+"""From last streams ``[candidate, n, p, d_model]`` to values ``[candidate, n]``, more is better."""
+
+
+def logit_difference(evaluator: "Evaluator", stream: torch.Tensor) -> torch.Tensor:
+    """logit(answer) - logit(last member), the paper's metric."""
+    return evaluator.difference(stream)
 
 
 class Evaluator(Replay):
@@ -161,22 +169,27 @@ class Evaluator(Replay):
         answer, last = bridge.adapter.apply_output_logits_transform(both)
         return finite((answer - last).float())
 
-    def estimate(self, removed: Iterable[Component] = (), rows: int = 0) -> dict[Component, float]:
-        """First-order change of the mean logit difference if one more component were replaced.
+    def estimate(
+        self, removed: Iterable[Component] = (), rows: int = 0, metric: Metric = logit_difference
+    ) -> dict[Component, float]:
+        """First-order change of a metric's mean if one more component were replaced.
 
-        Attribution patching at a circuit: gradient of the logit difference, with ``removed``
-        replaced, times what replacing each remaining component would change.
+        Attribution patching at a circuit: gradient of the metric, with ``removed`` replaced, times
+        what replacing each remaining component would change.
 
         Args:
             removed: Components replaced already.
             rows: How many prompts to use; all when 0.
+            metric: The logit difference, or another.
         """
-        effects = self.first(rows).slopes(removed).mean(1).tolist()
+        effects = self.first(rows).slopes(removed, metric).mean(1).tolist()
         gone = set(removed)
         every = zip(components(self.model), effects, strict=True)
         return {c: effect for c, effect in every if c not in gone}
 
-    def slopes(self, removed: Iterable[Component] = ()) -> torch.Tensor:
+    def slopes(
+        self, removed: Iterable[Component] = (), metric: Metric = logit_difference
+    ) -> torch.Tensor:
         """The effects of :meth:`estimate` on each prompt: ``[component, n]``, in the model's order.
 
         What is removed already has none.
@@ -185,15 +198,15 @@ class Evaluator(Replay):
         # The gradient's graph holds every activation of its prompts, so that few go at a time.
         batches = torch.arange(len(self.prompts)).split(max(1, self.max_rows // 16))
         parts = [self.with_(rows=b.tolist()) for b in batches] if len(batches) > 1 else [self]
-        return torch.cat([part._slopes(masks) for part in parts], -1).flatten(0, 1)
+        return torch.cat([part._slopes(masks, metric) for part in parts], -1).flatten(0, 1)
 
-    def _slopes(self, masks: Masks) -> torch.Tensor:
+    def _slopes(self, masks: Masks, metric: Metric) -> torch.Tensor:
         """Effects of :meth:`slopes` ``[layer, head + 1, n]``: the MLP last."""
         trace: Trace = {}
         with torch.enable_grad():
             stream = self.run.residual[0].detach().requires_grad_()
             final = self.replay([masks], stream, 0, trace=trace)
-            total = self.difference(final).sum()
+            total = metric(self, final).sum()
             names = [name for name in trace if not name.endswith("hook_in")]
             slopes = torch.autograd.grad(total, [trace[n] for n in names], allow_unused=True)
         slope = dict(zip(names, slopes, strict=True))

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from seqcirc_utils.ablation.engine import Trace
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import hook_name
 from seqcirc_utils.components import Component
 
@@ -19,21 +19,31 @@ class Pruning:
     Args:
         evaluator: The evaluator.
         removed: Components that are out from the beginning.
+        metric: What trials are scored by.
+
+    Attributes:
+        score: Its values for the present state ``[n]``.
     """
 
-    def __init__(self, evaluator: Evaluator, removed: Iterable[Component] = ()) -> None:
-        self.evaluator = evaluator
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        removed: Iterable[Component] = (),
+        metric: Metric = logit_difference,
+    ) -> None:
+        self.evaluator, self.metric = evaluator, metric
         self.removed = set(removed)
         self._streams = list(evaluator.run.residual)
         self._pending: tuple[frozenset[Component], list[torch.Tensor], torch.Tensor]
-        self.score = evaluator.intact.logit_diff
+        with torch.no_grad():
+            self.score = metric(evaluator, self._streams[-1][None])[0].cpu()
         if self.removed:
             self.try_without(())
             self.accept()
 
     @torch.no_grad()
     def try_without(self, components: Iterable[Component]) -> torch.Tensor:
-        """Logit differences ``[n]`` without these components too.
+        """The metric's values ``[n]`` without these components too.
 
         Raises:
             UserError: for one that is not finite.
@@ -44,7 +54,7 @@ class Pruning:
         masks = self.evaluator.masks(self.removed | gone)
         trace: Trace = {}
         final = self.evaluator.replay([masks], self._streams[start], start, trace=trace)
-        score = self.evaluator.difference(final)[0].cpu()
+        score = self.metric(self.evaluator, final)[0].cpu()
         layers = range(start + 1, self.evaluator.model.n_layers)
         streams = [trace[hook_name(layer, "in")] for layer in layers]
         self._pending = gone, [*self._streams[: start + 1], *streams, final[0]], score

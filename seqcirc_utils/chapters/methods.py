@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, logit_difference
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.chapters.circuit_discovery import RANKED, SWEEP, CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, array, table
@@ -21,7 +21,7 @@ from seqcirc_utils.methods import benchmark, whole_graph
 from seqcirc_utils.methods.evaluation import Circuits, Smallest, agreement, smallest
 from seqcirc_utils.methods.mib_format import Scores, Sizes
 from seqcirc_utils.methods.registry import METHODS, Scored, order_of_removal, ranked_passes, scores
-from seqcirc_utils.methods.slopes import Pairs, logit_difference
+from seqcirc_utils.methods.slopes import Pairs
 from seqcirc_utils.statistics import positive_baseline
 
 SAMPLED = 10

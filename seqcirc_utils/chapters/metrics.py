@@ -19,7 +19,7 @@ import torch
 from scipy.stats import t
 from tqdm import tqdm
 
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses import overlap, specificity
 from seqcirc_utils.chapters.component_roles import ComponentRoles
@@ -31,10 +31,8 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, section
 from seqcirc_utils.methods.registry import by_prompt
 from seqcirc_utils.methods.slopes import (
-    Metric,
     answer_log_prob,
     answer_over,
-    logit_difference,
     minus_kl,
 )
 from seqcirc_utils.prompts import drawing

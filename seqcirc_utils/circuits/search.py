@@ -16,14 +16,29 @@ import torch
 from tqdm import tqdm
 
 from seqcirc_utils import store
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.pruning import Pruning
 from seqcirc_utils.ablation.released import ReleasedPruning
 from seqcirc_utils.ablation.replay import Run
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import UserError
+from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.statistics import positive_baseline
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a circuit must keep a share of; the published one unless said otherwise.
+
+    Attributes:
+        metric: The metric.
+        empty: Its mean that counts as nothing kept.
+        name: What a log calls it.
+    """
+
+    metric: Metric = logit_difference
+    empty: float = 0.0
+    name: str = ""
 
 
 @dataclass
@@ -32,8 +47,8 @@ class Discovery:
 
     Attributes:
         components: The circuit.
-        score: Share of the whole model's mean logit difference that it keeps, on the prompts it was
-            found with.
+        score: Share of the whole model's mean logit difference (or of another goal) that it keeps,
+            on the prompts it was found with.
         steps: One entry per trial: ``phase``, ``component`` or group ``size``, ``score`` (share)
             without it, ``removed``.
     """
@@ -64,10 +79,11 @@ class Search:
         two_sided: Also refuse removals that overshoot ``2 - threshold``.
         checkpoint: File of the log.
         progress: Label of the progress bar.
+        goal: What to keep a share of.
 
     Raises:
-        UserError: for a threshold outside (0, 1], or a whole model whose mean logit difference is
-            not positive.
+        UserError: for a threshold outside (0, 1], or a whole model whose mean logit difference (or
+            lead over nothing kept) is not positive.
     """
 
     def __init__(
@@ -78,13 +94,15 @@ class Search:
         two_sided: bool,
         checkpoint: Path | None,
         progress: str | None,
+        goal: Goal = Goal(),
     ) -> None:
         if not 0 < threshold <= 1:
             raise UserError(f"threshold must be in (0, 1], got {threshold}.")
-        self.evaluator = evaluator
-        self.whole = positive_baseline(evaluator.intact.logit_diff, "the whole model")
+        self.evaluator, self.goal = evaluator, goal
+        self.whole = _baseline(evaluator, goal)
         self.least, self.most = threshold, 2 - threshold if two_sided else float("inf")
-        self.log = Log(checkpoint, evaluator, kind, threshold, two_sided)
+        of = goal.name, goal.empty
+        self.log = Log(checkpoint, evaluator, kind, threshold, two_sided, *of)
         self.known: list[dict[str, Any]] = self.log.read().get("steps", [])
         self.steps: list[dict[str, Any]] = []
         self.out: set[Any] = set()  # components; a search over edges: edges
@@ -94,7 +112,7 @@ class Search:
 
     def begin(self) -> Any:
         """The pruning that tries and accepts removals."""
-        return Pruning(self.evaluator, self.out)
+        return Pruning(self.evaluator, self.out, self.goal.metric)
 
     def left(self) -> list[Any]:
         """What has not been removed, in the model's order."""
@@ -112,7 +130,8 @@ class Search:
         else:
             if self._pruning is None:
                 self._pruning = self.begin()
-            score = self._pruning.try_without(names).mean().item() / self.whole
+            value = self._pruning.try_without(names).mean().item()
+            score = (value - self.goal.empty) / self.whole
             gone = self.least <= score <= self.most
             if gone:
                 self._pruning.accept()
@@ -132,6 +151,20 @@ class Search:
         """What is left; ends the search."""
         self.bar.close()
         return Discovery(set(self.left()), self.score, self.steps)
+
+
+def _baseline(evaluator: Evaluator, goal: Goal) -> float:
+    """What the whole model has of the goal, in the metric's unit.
+
+    Raises:
+        CannotDo: where that is not positive.
+    """
+    if goal == Goal():
+        return positive_baseline(evaluator.intact.logit_diff, "the whole model")
+    whole = Pruning(evaluator, metric=goal.metric).score.mean().item() - goal.empty
+    if not whole > 0:
+        raise CannotDo(f"the whole model is not ahead of the empty circuit by the {goal.name}.")
+    return whole
 
 
 class _ReleasedSearch(Search):
@@ -263,6 +296,8 @@ def ranked(
     two_sided: bool = False,
     share: float = 0.25,
     rows: int = 8,
+    goal: Goal = Goal(),
+    first: Mapping[Component, float] | None = None,
     checkpoint: Path | None = None,
     progress: str | None = None,
 ) -> Discovery:
@@ -281,14 +316,23 @@ def ranked(
         two_sided: Also refuse removals that overshoot ``2 - threshold``.
         share: Largest group, as a share of what is left.
         rows: Prompts behind each estimate.
+        goal: What to keep a share of.
+        first: Every component's estimate to begin with, negative where removing it costs: for a
+            metric that is flat where the model is whole.
         checkpoint: File that an interrupted search continues from.
         progress: Label of a progress bar.
 
     Raises:
         UserError: as :func:`sweep` does.
     """
-    search = Search(evaluator, "ranked", threshold, two_sided, checkpoint, progress)
-    remove_in_groups(search, lambda: evaluator.estimate(search.out, rows), share, two_sided)
+    search = Search(evaluator, "ranked", threshold, two_sided, checkpoint, progress, goal)
+
+    def estimate() -> Mapping[Component, float]:
+        if first is not None and not search.out:
+            return first
+        return evaluator.estimate(search.out, rows, goal.metric)
+
+    remove_in_groups(search, estimate, share, two_sided)
     return search.found()
 
 

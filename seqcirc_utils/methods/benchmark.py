@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.components import Component, Shape, components, sources
 from seqcirc_utils.errors import CannotDo, UserError
-from seqcirc_utils.methods.slopes import Metric, Pairs, logit_difference
+from seqcirc_utils.methods.slopes import Pairs
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's grid: shares of all nodes that are kept."""

@@ -16,13 +16,13 @@ import torch
 from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.engine import Replay
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import unknown
 from seqcirc_utils.methods.relevance import relevance_rules
-from seqcirc_utils.methods.slopes import Metric, Pairs, logit_difference, products, slopes
+from seqcirc_utils.methods.slopes import Pairs, products, slopes
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 

@@ -4,27 +4,19 @@ All gradient methods are one product: (clean - corrupted write) times a slope of
 write. They differ in where, or how, the slope is taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
 from seqcirc_utils.ablation.engine import Masks, Replay, Trace
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations, Run, hook_name, record
 from seqcirc_utils.models.capabilities import logits
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.statistics import finite
-
-Metric = Callable[[Evaluator, torch.Tensor], torch.Tensor]
-"""From last streams ``[candidate, n, p, d_model]`` to values ``[candidate, n]``, more is better."""
-
-
-def logit_difference(evaluator: Evaluator, stream: torch.Tensor) -> torch.Tensor:
-    """logit(answer) - logit(last member), the paper's metric."""
-    return evaluator.difference(stream)
 
 
 def answer_log_prob(evaluator: Evaluator, stream: torch.Tensor) -> torch.Tensor:

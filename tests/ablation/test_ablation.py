@@ -135,9 +135,9 @@ def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, m
     whole, small = (Evaluator(any_tiny, prompts, mean, max_rows=n) for n in (128, 48))
     asked, own = [], Evaluator._slopes
 
-    def slopes(self, masks):
+    def slopes(self, masks, metric):
         asked.append(len(self.prompts))
-        return own(self, masks)
+        return own(self, masks, metric)
 
     monkeypatch.setattr(Evaluator, "_slopes", slopes)
     found = small.estimate(gone)

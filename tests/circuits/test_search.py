@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from oracles import evaluator_of, plainly
+from oracles import evaluator_of, plain_logits, plainly
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation import pruning
@@ -20,6 +20,7 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.circuits import search as search_module
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.methods.slopes import answer_log_prob, minus_kl
 
 
 @pytest.fixture
@@ -96,6 +97,38 @@ def test_ranked_ends_where_every_component_is_needed(evaluator, two_sided):
         score = (evaluator.kept([circuit - {component}]).logit_diff.mean() / whole).item()
         assert not least <= score <= most, component
     assert list(found.frame().columns) == ["phase", "component", "size", "score", "removed"]
+
+
+@pytest.mark.parametrize("metric", [answer_log_prob, minus_kl])
+def test_a_search_by_another_metric_keeps_its_share_and_all_that_is_left_is_needed(
+    evaluator, metric
+):
+    """By plain passes; random models know no sequence, so answers are what the parts raise most."""
+    model, means, n = evaluator.model, evaluator.replacement, len(evaluator.prompts)
+    passes = [
+        plain_logits(model, evaluator.prompts, names, means).log_softmax(-1)
+        for names in ([], components(model))
+    ]
+    asked = dataclasses.replace(evaluator.prompts, answer_ids=(passes[0] - passes[1]).argmax(-1))
+    evaluator = evaluator.with_(answers=asked)
+
+    def value(names):
+        read = plain_logits(model, evaluator.prompts, names, means).log_softmax(-1)
+        if metric is answer_log_prob:
+            return read[range(n), asked.answer_ids].mean().item()
+        return (passes[0].exp() * (read - passes[0])).sum(-1).mean().item()
+
+    whole, empty = value([]), value(components(model))
+    goal = search_module.Goal(metric, empty, "other metric")
+    first = {c: value([c]) - whole for c in components(model)}
+    found = search_module.ranked(evaluator, 0.6, goal=goal, first=first)
+    out = set(components(model)) - found.components
+    assert 0 < len(out) and found.components
+    share = (value(out) - empty) / (whole - empty)
+    assert found.score == pytest.approx(share, abs=1e-3) and share > 0.6 - 1e-3
+    for component in found.components:
+        left = (value(out | {component}) - empty) / (whole - empty)
+        assert left < 0.6 + 1e-3, component
 
 
 @pytest.mark.parametrize("search", [search_module.sweep, search_module.ranked])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from oracles import evaluator_of
 
+from seqcirc_utils.ablation.evaluator import logit_difference
 from seqcirc_utils.circuits import search as search_module
 from seqcirc_utils.components import Component
+from seqcirc_utils.errors import CannotDo
 
 SHAPE = SimpleNamespace(n_layers=1, n_heads=3)
 
@@ -20,7 +22,7 @@ class Made:
 
     effects = {}
 
-    def __init__(self, evaluator, removed):
+    def __init__(self, evaluator, removed=(), metric=None):
         self.score = torch.tensor([3.0, 5.0]) + sum(self.effects[str(c)] for c in removed)
 
     def try_without(self, names):
@@ -111,10 +113,43 @@ def test_what_a_search_keeps_when_nothing_is_said(swept, monkeypatch):
         estimate()
 
     evaluator = swept.evaluator
-    evaluator.estimate = lambda out, rows: asked.append((out, rows))
+    evaluator.estimate = lambda out, rows, metric: asked.append((out, rows, metric))
     monkeypatch.setattr(search_module, "remove_in_groups", groups)
     search_module.ranked(evaluator)
-    assert asked == [(0.25, False, 0.8, float("inf")), (set(), 8)]
+    assert asked == [(0.25, False, 0.8, float("inf")), (set(), 8, logit_difference)]
+
+
+def test_a_share_of_what_the_whole_is_ahead_of_the_empty_circuit(swept):
+    """The whole has 4, the empty circuit 3: without a part that costs .25, .75 are left."""
+    goal = search_module.Goal(lambda *_: None, 3.0, "made")
+    swept.evaluator.estimate = lambda *_: dict.fromkeys(search_module.components(SHAPE), 0.0)
+    swept({"0.0": -0.3, "0.1": -0.5, "0.2": 0.125, "mlp0": -0.25})
+    found = search_module.ranked(swept.evaluator, 0.75, goal=goal)
+    tried = [(s["component"], pytest.approx(s["score"]), s["removed"]) for s in found.steps]
+    # What is idle comes before what costs; here all is called idle, so that 0.0 is tried twice.
+    assert tried[1:5] == [
+        ("0.0", 0.7, False),
+        ("0.1", 0.5, False),
+        ("0.2", 1.125, True),
+        ("mlp0", 0.875, True),
+    ]
+    assert set(map(str, found.components)) == {"0.0", "0.1"} and found.score == tried[4][1]
+    with pytest.raises(CannotDo, match="not ahead of the empty circuit by the made"):
+        search_module.ranked(swept.evaluator, goal=dataclasses.replace(goal, empty=4.0))
+
+
+def test_the_first_estimate_may_be_given(swept, monkeypatch):
+    orders = []
+
+    def groups(search, estimate, share, two_sided):
+        orders.append(estimate())
+        search.out = {Component(0, 0)}
+        orders.append(estimate())
+
+    swept.evaluator.estimate = lambda out, *_: set(out)
+    monkeypatch.setattr(search_module, "remove_in_groups", groups)
+    search_module.ranked(swept.evaluator, first={Component(0, 1): -1.0})
+    assert orders == [{Component(0, 1): -1.0}, {Component(0, 0)}]
 
 
 class Heap:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from oracles import plain_logits
 
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, logit_difference
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.methods import benchmark, mib_format
-from seqcirc_utils.methods.slopes import Pairs, logit_difference
+from seqcirc_utils.methods.slopes import Pairs
 
 
 @pytest.fixture(scope="module")

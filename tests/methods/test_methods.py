@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import plain_hooks, plain_logits
 
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.evaluator import Evaluator, logit_difference
 from seqcirc_utils.ablation.replay import Activations
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
@@ -16,7 +16,7 @@ from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.methods import registry
 from seqcirc_utils.methods.registry import METHODS, order_of_removal, scores
 from seqcirc_utils.methods.relevance import relevance_rules
-from seqcirc_utils.methods.slopes import Pairs, answer_log_prob, logit_difference, slopes
+from seqcirc_utils.methods.slopes import Pairs, answer_log_prob, slopes
 
 EVERY = ("gpt2", "llama", "gemma2")
 
