@@ -1,4 +1,4 @@
-"""What of the circuits depends on the metric: four of them rank, and each judges what all found.
+"""What of the circuits depends on the metric: four of them find, and each judges what all found.
 
 Written before any result was seen: two metrics find *the same* circuit if their overlap, beyond
 chance, is at least :data:`SAME` of what halves of one task's prompts reach under one metric, and
@@ -8,7 +8,7 @@ other members. Made stricter after a first run: the whole interval of the overla
 and the intervals of the other two metrics must exclude a loss above :data:`NEGLIGIBLE`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Self
@@ -17,35 +17,27 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import t
-from tqdm import tqdm
 
-from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
-from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses import overlap, specificity
+from seqcirc_utils.chapters import metric_tasks
 from seqcirc_utils.chapters.component_roles import ComponentRoles
 from seqcirc_utils.chapters.findings import Findings, each, table
+from seqcirc_utils.chapters.metric_tasks import (
+    DIFFERENCE,
+    METRICS,
+    RANKED,
+    SEARCHED,
+    Found,
+    Task,
+)
 from seqcirc_utils.chapters.ranked_tasks import checked
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import CannotDo, section
-from seqcirc_utils.methods.registry import by_prompt
-from seqcirc_utils.methods.slopes import (
-    answer_log_prob,
-    answer_over,
-    minus_kl,
-)
-from seqcirc_utils.prompts import drawing
+from seqcirc_utils.errors import UserError, section
 from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.prompts.vocabulary import vocabulary
-from seqcirc_utils.statistics import intervals, positive_baseline, rate, ratios
+from seqcirc_utils.statistics import intervals, rate, ratios
 
-DIFFERENCE, LOG_PROB, LEAD, KL = METRICS = (
-    "logit difference",
-    "log probability",
-    "lead over members",
-    "minus KL",
-)
 SAME, OTHER = 0.8, 0.5
 """Shares of the overlap of halves, beyond chance: see the module."""
 NEGLIGIBLE = 0.02
@@ -58,15 +50,20 @@ _INTERVAL = each(float, "mean", "low", "high")
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(Findings):
-    """Circuits ranked by four metrics, and judged by all of them on prompts that ranked none.
+    """Circuits found by four metrics, and judged by all of them on prompts that found none.
+
+    Each metric's circuit is found in two ways, ``way``: *ranked*, all of one size, and *searched*
+    until no component can go.
 
     What a circuit keeps is (circuit - empty) / (whole - empty), in the metric that judges; the
     empty circuit has everything mean-ablated. Intervals are 95%, over prompts (resampled above and
     below the line; of accuracies the exact ones); of overlaps the middle 95% of repeats.
 
     Attributes:
-        judged: What each metric's circuit (and random ones) keeps by each metric, by ``task``; in
-            ``judge`` also ``accuracy`` and ``published ratio`` (logit difference, circuit / whole).
+        circuits: Each circuit's ``members``.
+        judged: What each metric's circuit keeps by each metric, by ``task``, and random ones like
+            the first metric's; in ``judge`` also ``accuracy`` and ``published ratio`` (logit
+            difference, circuit / whole).
         sizes: By task and metric the smallest circuit tried that keeps ``threshold`` by the metric
             that ranked it; -1 where none of those tried does.
         overlap: Jaccard of circuits found on halves of the prompts: of one metric (``first`` is
@@ -84,12 +81,14 @@ class Metrics(Findings):
         effects: What mean-ablating a component alone changes in each metric, as a share of whole -
             empty, for the components that matter most by the logit difference or are shared.
         roles: By metric and task the number of the circuit's components with each role.
-        stay: The components that all tasks share under every metric that none of them lacks.
-        chance: Jaccard of random circuits.
-        n_kept: Components of a circuit.
+        stay: By way the components that all tasks share under every metric that none lacks.
+        chance: Jaccard of random circuits of the ranked size.
+        n_kept: Components of a ranked circuit.
+        n_heads: Heads of the model.
         n_held: Prompts of a task that judge.
         n_ranked: Prompts of a task that rank.
-        threshold: What the smallest circuit must keep.
+        n_searched: How many of these circuits are searched on; 0: none is searched.
+        threshold: What the smallest circuit and a searched one must keep.
         title: The model's title.
         left_out: Tasks and metrics that are not compared, and why.
         missing: Sections that do not apply, and why.
@@ -97,7 +96,10 @@ class Metrics(Findings):
 
     stage = "15_metrics"
 
-    judged: pd.DataFrame = table("judged.csv", each(str, "task", "circuit", "judge") | _INTERVAL)
+    circuits: pd.DataFrame = table("circuits.csv", each(str, "way", "task", "metric", "members"))
+    judged: pd.DataFrame = table(
+        "judged.csv", each(str, "way", "task", "circuit", "judge") | _INTERVAL
+    )
     sizes: pd.DataFrame = table("sizes.csv", {"task": str, "metric": str, "size": int})
     overlap: pd.DataFrame = table("overlap.csv", each(str, "task", "first", "second") | _INTERVAL)
     agreement: pd.DataFrame = table(
@@ -105,22 +107,24 @@ class Metrics(Findings):
     )
     shared: pd.DataFrame = table(
         "shared.csv",
-        {"metric": str, "shared": int, "expected": float, "p": float}
+        {"way": str, "metric": str, "shared": int, "expected": float, "p": float}
         | {"layer_expected": float, "layer_p": float, "layer_low": int, "layer_high": int}
         | {"kept": int},
     )
     transfer: pd.DataFrame = table(
-        "transfer.csv", each(str, "task", "circuit", "metric") | _INTERVAL
+        "transfer.csv", each(str, "way", "task", "circuit", "metric") | _INTERVAL
     )
     effects: pd.DataFrame = table(
         "effects.csv", each(str, "task", "component", "metric") | _INTERVAL
     )
-    roles: pd.DataFrame = table("roles.csv", each(str, "task", "metric", "role"), n=int)
-    stay: list[str]
+    roles: pd.DataFrame = table("roles.csv", each(str, "way", "task", "metric", "role"), n=int)
+    stay: dict[str, list[str]]
     chance: float
     n_kept: int
+    n_heads: int
     n_held: int
     n_ranked: int
+    n_searched: int
     threshold: float
     title: str
     left_out: dict[str, str]
@@ -128,43 +132,47 @@ class Metrics(Findings):
 
     @classmethod
     def measure(cls, at: Setting) -> Self:
-        """Rank by each metric and judge by all; see the class.
+        """Find by each metric and judge by all; see the class.
 
         Raises:
+            UserError: for numbers that leave nothing to compare.
             CannotDo: where no task can be done.
         """
         checked(at, shares=("share_kept", "threshold"))
+        if at["n_searched"] < 0:
+            raise UserError(f"n_searched is {at['n_searched']}: it must be at least 0.")
         everything = components(at.model)
         size = max(1, round(at["share_kept"] * len(everything)))
         left_out: dict[str, str] = {}
         missing: dict[str, str] = {}
-        tasks = _compared(at, left_out)
+        tasks = metric_tasks.compared(at, left_out)
         found = {
-            (task, metric): _names(everything, specificity.strongest(scores, size))
-            for task, one in tasks.items()
-            for metric, scores in one.scores.items()
+            RANKED: metric_tasks.ranked(tasks, everything, size),
+            SEARCHED: metric_tasks.searched(at, tasks, left_out),
         }
-        shared, stay = _shared(found, list(tasks), at.model.n_layers, at.model.n_heads)
+        shape = at.model.n_layers, at.model.n_heads
+        stay = {way: _shared(one, list(tasks), *shape)[1] for way, one in found.items()}
         roles = cls.empty("roles")
         with section(missing, "roles"):
-            roles = _roles(at, found)
-        tables = [_judged(at, task, one, found) for task, one in tasks.items()]
-        effects = [_effects(at, task, one, found, stay) for task, one in tasks.items()]
-        transfer = [row for task, one in tasks.items() for row in _transfer(at, task, one, found)]
+            roles = _by_way(found, lambda one: _roles(at, one))
+        effects = [_effects(at, t, one, found[RANKED], stay[RANKED]) for t, one in tasks.items()]
         return cls(
-            judged=pd.concat(tables, ignore_index=True),
+            circuits=_by_way(found, _members),
+            judged=_by_way(found, lambda one: _judged(at, tasks, one)),
             sizes=pd.DataFrame([row for t, one in tasks.items() for row in _sizes(at, t, one)]),
             overlap=_overlaps(at, tasks, size),
             agreement=_agreement(at, tasks, size),
-            shared=shared,
-            transfer=pd.DataFrame(transfer, columns=list(cls.empty("transfer"))),
+            shared=_by_way(found, lambda one: _shared(one, list(tasks), *shape)[0]),
+            transfer=_by_way(found, lambda one: _transfer(at, tasks, one)),
             effects=pd.concat(effects, ignore_index=True),
             roles=roles,
             stay=stay,
             chance=specificity.chance(size, len(everything)),
             n_kept=size,
+            n_heads=at.model.n_layers * at.model.n_heads,
             n_held=at["n_held"],
             n_ranked=at["n_ranked"],
+            n_searched=min(at["n_searched"], at["n_ranked"]),
             threshold=at["threshold"],
             title=at.model.facts.title,
             left_out=left_out,
@@ -172,79 +180,22 @@ class Metrics(Findings):
         )
 
 
-@dataclass
-class _Task:
-    """A task: what judges it, by which metrics, and how these rank components.
-
-    Attributes:
-        judge: The held-out prompts, with means.
-        metrics: Those by which the whole model is ahead of the empty circuit.
-        scores: Metric to scores ``[component, n]`` on the prompts that rank.
-        empty: Metric to its value with everything ablated ``[n]``.
-        span: Metric to whole - empty ``[n]``.
-    """
-
-    judge: Evaluator
-    metrics: dict[str, Metric]
-    scores: dict[str, np.ndarray]
-    empty: dict[str, torch.Tensor]
-    span: dict[str, torch.Tensor]
-
-    def values(self, ablated: list[Any], progress: str | None = None) -> dict[str, torch.Tensor]:
-        """Each metric's value, and whether the answer is on top, without some sets ``[set, n]``."""
-        names = [*self.metrics, "accuracy"]
-
-        def read(stream: torch.Tensor) -> list[torch.Tensor]:
-            found = [metric(self.judge, stream).cpu() for metric in self.metrics.values()]
-            top = self.judge.logits(stream).argmax(-1).cpu()  # [set, n]
-            return [*found, (top == self.judge.answers.answer_ids).float()]
-
-        return dict(zip(names, self.judge.each(ablated, read, progress=progress), strict=True))
-
-    def kept(self, metric: str, values: torch.Tensor) -> torch.Tensor:
-        """(Value - empty) as a share of the mean of whole - empty, prompt by prompt ``[…, n]``."""
-        return (values - self.empty[metric]) / self.span[metric].mean()
+def _by_way(found: Mapping[str, Found], rows: Callable[[Found], pd.DataFrame]) -> pd.DataFrame:
+    """The rows of each way of finding circuits, ``way`` first."""
+    parts = [rows(one) for one in found.values()]
+    for way, part in zip(found, parts, strict=True):
+        part.insert(0, "way", way)
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
-def _names(everything: list[Component], chosen: np.ndarray) -> set[Component]:
-    return {c for c, inside in zip(everything, chosen, strict=True) if inside}
+def _columns(name: str) -> list[str]:
+    """A table's columns but for the way."""
+    return list(Metrics.empty(name))[1:]
 
 
-def _compared(at: Setting, left_out: dict[str, str]) -> dict[str, _Task]:
-    """The tasks that the model can do, ranked by every metric."""
-    lm, held, tasks = at.model, at["n_held"], {}
-    counts = {"n_prompts": held + at["n_ranked"], "n_means": at["n_means"], "n_discovery": 1}
-    for task in tqdm(at["tasks"], desc="Rankings", unit="task"):
-        with section(left_out, TASKS[task].title):
-            sets = drawing.prompt_sets(
-                lm, task, seed=at["seed"], templates=at["templates"], **counts
-            )
-            means = record(lm, sets.means).activations.mean()
-            judge = Evaluator(lm, sets.evaluation[range(held)], means)
-            positive_baseline(judge.intact.logit_diff, f"{lm.facts.title} on {task}")
-            members = [i for i in vocabulary(task, lm.tokenizer).ids if i is not None]
-            asked = (logit_difference, answer_log_prob, answer_over(members), minus_kl)
-            one = _Task(judge, dict(zip(METRICS, asked, strict=True)), {}, {}, {})
-            whole, empty = one.values([[]]), one.values([components(lm)])
-            rows = range(held, len(sets.evaluation))
-            for name, metric in list(one.metrics.items()):
-                span = (whole[name] - empty[name])[0]  # [n]
-                if span.mean() <= 0:
-                    left_out[f"{TASKS[task].title}, {name}"] = (
-                        "the whole model is not ahead of the empty circuit."
-                    )
-                    del one.metrics[name]
-                    continue
-                one.empty[name], one.span[name] = empty[name][0], span
-                given = lm, sets.evaluation[rows], sets.corrupted[rows], metric
-                one.scores[name] = by_prompt(
-                    *given, method=at["ranking"], n_steps=at["n_rank_steps"]
-                )
-            if one.metrics:
-                tasks[task] = one
-    if not tasks:
-        raise CannotDo("No task can be done: there is nothing to compare.")
-    return tasks
+def _members(found: Found) -> pd.DataFrame:
+    rows = [[*of, " ".join(map(str, sorted(circuit)))] for of, circuit in found.items()]
+    return pd.DataFrame(rows, columns=_columns("circuits"))
 
 
 def _rows(bounds: Iterable[torch.Tensor]) -> list[list[float]]:
@@ -252,33 +203,35 @@ def _rows(bounds: Iterable[torch.Tensor]) -> list[list[float]]:
     return [list(row) for row in zip(*(v.tolist() for v in bounds), strict=True)]
 
 
-def _judged(
-    at: Setting, task: str, one: _Task, found: Mapping[tuple[str, str], set[Component]]
-) -> pd.DataFrame:
+def _judged(at: Setting, tasks: Mapping[str, Task], found: Found) -> pd.DataFrame:
     """What each circuit of a task keeps by each metric."""
-    circuits: dict[str, list[Any]] = {m: [found[task, m]] for m in one.metrics}
-    like = next(iter(circuits.values()))[0]
-    everything, n = components(at.model), at["n_random"]
-    circuits[RANDOM] = random_like(like, everything, n, at["seed"], by_layer=True)
-    flat = [c for some in circuits.values() for c in some]
-    values = one.values(one.judge.outside(flat), TASKS[task].title)
-    told: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {
-        metric: (values[metric] - one.empty[metric], one.span[metric]) for metric in one.metrics
-    }
-    told["accuracy"] = values["accuracy"], None
-    if DIFFERENCE in values:
-        told["published ratio"] = values[DIFFERENCE], one.judge.intact.logit_diff
-    rows = []
-    for judge, (over, under) in told.items():
-        parts = over.split([len(some) for some in circuits.values()])
-        means = torch.stack([part.mean(0) for part in parts])  # [circuit, n]
-        bounds = (
-            _accuracy(means, at["seed"])
-            if under is None
-            else _rows(ratios(means, under, at["seed"]))
-        )
-        rows += [[task, name, judge, *b] for name, b in zip(circuits, bounds, strict=True)]
-    return pd.DataFrame(rows, columns=list(Metrics.empty("judged")))
+    everything, rows = components(at.model), []
+    for task, one in tasks.items():
+        circuits: dict[str, list[Any]] = {
+            m: [found[task, m]] for m in one.metrics if (task, m) in found
+        }
+        if not circuits:
+            continue
+        like = next(iter(circuits.values()))[0]
+        circuits[RANDOM] = random_like(like, everything, at["n_random"], at["seed"], by_layer=True)
+        flat = [c for some in circuits.values() for c in some]
+        values = one.values(one.judge.outside(flat), TASKS[task].title)
+        told: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {
+            metric: (values[metric] - one.empty[metric], one.span[metric]) for metric in one.metrics
+        }
+        told["accuracy"] = values["accuracy"], None
+        if DIFFERENCE in values:
+            told["published ratio"] = values[DIFFERENCE], one.judge.intact.logit_diff
+        for judge, (over, under) in told.items():
+            parts = over.split([len(some) for some in circuits.values()])
+            means = torch.stack([part.mean(0) for part in parts])  # [circuit, n]
+            bounds = (
+                _accuracy(means, at["seed"])
+                if under is None
+                else _rows(ratios(means, under, at["seed"]))
+            )
+            rows += [[task, name, judge, *b] for name, b in zip(circuits, bounds, strict=True)]
+    return pd.DataFrame(rows, columns=_columns("judged"))
 
 
 def _accuracy(means: torch.Tensor, seed: int) -> list[list[float]]:
@@ -294,12 +247,12 @@ def _accuracy(means: torch.Tensor, seed: int) -> list[list[float]]:
     return bounds
 
 
-def _sizes(at: Setting, task: str, one: _Task) -> list[dict[str, Any]]:
+def _sizes(at: Setting, task: str, one: Task) -> list[dict[str, Any]]:
     """The smallest circuit tried that keeps the threshold, by the metric that ranked it."""
     everything, rows = components(at.model), []
     sizes = [max(1, round(share * len(everything))) for share in SIZES]
     for metric, scores in one.scores.items():
-        circuits = [_names(everything, specificity.strongest(scores, size)) for size in sizes]
+        circuits = [metric_tasks.strongest(everything, scores, size) for size in sizes]
         values = one.values(one.judge.outside(circuits), f"Sizes, {TASKS[task].title.lower()}")
         kept = one.kept(metric, values[metric]).mean(1).tolist()
         enough = [size for size, share in zip(sizes, kept, strict=True) if share >= at["threshold"]]
@@ -307,7 +260,7 @@ def _sizes(at: Setting, task: str, one: _Task) -> list[dict[str, Any]]:
     return rows
 
 
-def _overlaps(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFrame:
+def _overlaps(at: Setting, tasks: Mapping[str, Task], size: int) -> pd.DataFrame:
     """Overlaps of circuits found on halves of the prompts, by one metric and by two."""
     rows = []
     for task, one in tasks.items():
@@ -322,7 +275,7 @@ def _overlaps(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFram
     return pd.DataFrame(rows, columns=list(Metrics.empty("overlap")))
 
 
-def _agreement(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFrame:
+def _agreement(at: Setting, tasks: Mapping[str, Task], size: int) -> pd.DataFrame:
     """How far two metrics find the same circuits, with an interval over prompts."""
     rows = []
     options = size, at["n_resampled"], at["seed"]
@@ -343,7 +296,7 @@ def _agreement(at: Setting, tasks: Mapping[str, _Task], size: int) -> pd.DataFra
 
 
 def _shared(
-    found: Mapping[tuple[str, str], set[Component]], tasks: list[str], n_layers: int, n_heads: int
+    found: Found, tasks: list[str], n_layers: int, n_heads: int
 ) -> tuple[pd.DataFrame, list[str]]:
     """What all tasks share by each metric, and what they share by every metric."""
     by_metric, rows = {}, []
@@ -358,37 +311,35 @@ def _shared(
     stay = set.intersection(*by_metric.values()) if by_metric else set()
     first = by_metric.get(DIFFERENCE, set())
     rows = [[*row, len(by_metric[row[0]] & first)] for row in rows]
-    frame = pd.DataFrame(rows, columns=list(Metrics.empty("shared")))
+    frame = pd.DataFrame(rows, columns=_columns("shared"))
     return frame, [str(c) for c in sorted(stay)]
 
 
-def _transfer(
-    at: Setting, task: str, one: _Task, found: Mapping[tuple[str, str], set[Component]]
-) -> list[list[Any]]:
-    """What the other tasks' circuits keep of a task, each by the metric that ranked it."""
-    others = {(t, m): c for (t, m), c in found.items() if t != task and m in one.metrics}
-    values = one.values(one.judge.outside(others.values()), f"Transfer, {TASKS[task].title}")
+def _transfer(at: Setting, tasks: Mapping[str, Task], found: Found) -> pd.DataFrame:
+    """What the other tasks' circuits keep of a task, each by the metric that found it."""
     rows = []
-    for i, (other, metric) in enumerate(others):
-        change = (values[metric][i] - one.empty[metric])[None]  # [1, n]
-        (bounds,) = _rows(ratios(change, one.span[metric], at["seed"]))
-        rows.append([task, other, metric, *bounds])
-    return rows
+    for task, one in tasks.items():
+        others = {(t, m): c for (t, m), c in found.items() if t != task and m in one.metrics}
+        values = one.values(one.judge.outside(others.values()), f"Transfer, {TASKS[task].title}")
+        for i, (other, metric) in enumerate(others):
+            change = (values[metric][i] - one.empty[metric])[None]  # [1, n]
+            (bounds,) = _rows(ratios(change, one.span[metric], at["seed"]))
+            rows.append([task, other, metric, *bounds])
+    return pd.DataFrame(rows, columns=_columns("transfer"))
 
 
 def _effects(
     at: Setting,
     task: str,
-    one: _Task,
-    found: Mapping[tuple[str, str], set[Component]],
+    one: Task,
+    found: Found,
     stay: Iterable[str],
 ) -> pd.DataFrame:
     """What each of some components' ablation alone changes by each metric."""
     everything = components(at.model)
     chosen = {Component.parse(name) for name in stay}
     if DIFFERENCE in one.scores:
-        best = specificity.strongest(one.scores[DIFFERENCE], at["n_top"])
-        chosen |= _names(everything, best)
+        chosen |= metric_tasks.strongest(everything, one.scores[DIFFERENCE], at["n_top"])
         shared = [c for (_, m), c in found.items() if m == DIFFERENCE]
         chosen |= set.intersection(*shared)
     listed = sorted(chosen)
@@ -402,7 +353,7 @@ def _effects(
     return pd.DataFrame(rows, columns=list(Metrics.empty("effects")))
 
 
-def _roles(at: Setting, found: Mapping[tuple[str, str], set[Component]]) -> pd.DataFrame:
+def _roles(at: Setting, found: Found) -> pd.DataFrame:
     """How many components of each circuit have each role.
 
     Raises:
@@ -413,4 +364,4 @@ def _roles(at: Setting, found: Mapping[tuple[str, str], set[Component]]) -> pd.D
         roles = at.read(ComponentRoles, task).by_component()
         counted = pd.Series([roles[c] for c in sorted(circuit)]).value_counts()
         rows += [[task, metric, role, n] for role, n in counted.items()]
-    return pd.DataFrame(rows, columns=list(Metrics.empty("roles")))
+    return pd.DataFrame(rows, columns=_columns("roles"))

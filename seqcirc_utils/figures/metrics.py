@@ -5,20 +5,19 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from seqcirc_utils.chapters.metrics import (
+from seqcirc_utils.chapters.metric_tasks import (
     DIFFERENCE,
     KL,
     LEAD,
     LOG_PROB,
     METRICS,
-    NEGLIGIBLE,
-    OTHER,
-    SAME,
-    Metrics,
+    RANKED,
+    SEARCHED,
 )
+from seqcirc_utils.chapters.metrics import NEGLIGIBLE, OTHER, SAME, Metrics
 from seqcirc_utils.components import Component
 from seqcirc_utils.figures import common, forms
-from seqcirc_utils.figures.style import OKABE_ITO, closed, in_short, many
+from seqcirc_utils.figures.style import OKABE_ITO, bounded, closed, in_short, many
 from seqcirc_utils.paper.by_metric import by_metric
 from seqcirc_utils.paper.effects import VERDICTS
 from seqcirc_utils.paper.evidence import NOT_TESTED
@@ -65,14 +64,20 @@ def only(found: Metrics) -> tuple[list[str], list[str]]:
     return named[0], named[1]
 
 
-def _shared(found: Metrics, metric: str) -> int:
-    rows = found.shared.set_index("metric")["shared"]
+def _of(table: pd.DataFrame, way: str) -> pd.DataFrame:
+    """The rows of one way of finding circuits."""
+    return table[table["way"] == way]
+
+
+def _shared(found: Metrics, metric: str, way: str = RANKED) -> int:
+    rows = _of(found.shared, way).set_index("metric")["shared"]
     return int(rows.get(metric, 0))
 
 
 def _kept(found: Metrics) -> pd.Series:
-    """What the logit difference's circuits keep by each judge, mean over tasks."""
-    rows = found.judged[found.judged["circuit"] == DIFFERENCE]
+    """What the logit difference's ranked circuits keep by each judge, mean over tasks."""
+    rows = _of(found.judged, RANKED)
+    rows = rows[rows["circuit"] == DIFFERENCE]
     return rows.groupby("judge", sort=False)["mean"].mean()
 
 
@@ -101,7 +106,7 @@ def headline(found: Metrics) -> Markdown:
         )
     return in_short(
         f"{said}Of the {_shared(found, DIFFERENCE)} components that all tasks share by the logit "
-        f"difference, {len(found.stay)} are shared by every metric."
+        f"difference, {len(found.stay[RANKED])} are shared by every metric."
     )
 
 
@@ -114,16 +119,20 @@ def numbers(found: Metrics) -> dict[str, str]:
     def span(values: list[float]) -> str:
         return f"{min(values):.0%} to {max(values):.0%}" if values else "none"
 
-    verdicts, same = _verdicts(found)
+    verdicts, same = _verdicts(found, RANKED)
+    others_too, same_too = _verdicts(found, SEARCHED)
     told = {
         "verdicts": str(len(verdicts)),
         "verdicts-same": str(same.sum()),
+        "searched-verdicts": str(len(others_too)),
+        "searched-verdicts-same": str(same_too.sum()),
+        **{f"searched-{key}": value for key, value in _searched_sizes(found).items()},
         "alike": span(list(pairs["share"])),
         "alike-interval": _interval(pairs["low"].min(), pairs["high"].max()),
         "kept": f"{kept[DIFFERENCE]:.0%}" if DIFFERENCE in kept else "none",
         "kept-others": span(others),
         "shared": str(_shared(found, DIFFERENCE)),
-        "stay": str(len(found.stay)),
+        "stay": str(len(found.stay[RANKED])),
     }
     return {f"metrics-{name}": value for name, value in told.items()}
 
@@ -136,18 +145,19 @@ def left_out_told(found: Metrics) -> Markdown:
     return Markdown("Left out:\n\n" + "\n".join(lines))
 
 
-def judged_map(found: Metrics) -> Figure:
+def judged_map(found: Metrics, way: str = RANKED) -> Figure:
     """What each metric's circuit keeps by each metric, mean over tasks."""
-    table = found.judged.pivot_table(
+    table = _of(found.judged, way).pivot_table(
         index="circuit", columns="judge", values="mean", aggfunc="mean", sort=False
     )
     return common.table_heatmap(100 * table, "kept (%)", ".0f", limit=150)
 
 
 def judged_table(found: Metrics) -> pd.DataFrame:
-    """What each circuit keeps of each task by the metric that ranked it, and its accuracy."""
+    """What each ranked circuit keeps of each task by every metric, and its accuracy."""
     rows = []
-    for (task, circuit), part in found.judged.groupby(["task", "circuit"], sort=False):
+    judged = _of(found.judged, RANKED)
+    for (task, circuit), part in judged.groupby(["task", "circuit"], sort=False):
         told = {
             judge: f"{m:z.0%} [{low:z.0%}, {high:z.0%}]"
             for judge, m, low, high in part[["judge", "mean", "low", "high"]].itertuples(
@@ -175,9 +185,9 @@ def overlap_map(found: Metrics) -> Figure:
     return common.table_heatmap(grid, "Jaccard", ".2f", diverging=False, limit=1)
 
 
-def shared_table(found: Metrics) -> pd.DataFrame:
+def shared_table(found: Metrics, way: str = RANKED) -> pd.DataFrame:
     """What all tasks share by each metric, beside chance."""
-    rows = found.shared
+    rows = _of(found.shared, way)
     return pd.DataFrame(
         {
             "metric": rows["metric"],
@@ -240,39 +250,108 @@ def effects_told(found: Metrics) -> Markdown:
 
 @common.needs("roles")
 def roles_table(found: Metrics) -> pd.DataFrame:
-    """How many components of each metric's circuit have each role, over the tasks."""
-    table = found.roles.pivot_table(
+    """How many components of each metric's ranked circuit have each role, over the tasks."""
+    table = _of(found.roles, RANKED).pivot_table(
         index="role", columns="metric", values="n", aggfunc="sum", fill_value=0, sort=False
     )
     return table.astype(int).rename_axis(columns=None)
+
+
+def _circuits(found: Metrics) -> pd.Series:
+    """Task and metric to the members of the searched circuit."""
+    rows = _of(found.circuits, SEARCHED)
+    return rows.set_index(["task", "metric"])["members"].str.split().map(set)
+
+
+def _searched_sizes(found: Metrics) -> dict[str, str]:
+    """From how many to how many components searched circuits have: by one metric, by the others."""
+    sizes = _circuits(found).map(len)
+    own = sizes.index.get_level_values("metric") == DIFFERENCE
+
+    def span(some: pd.Series) -> str:
+        return f"{some.min()} to {some.max()}" if len(some) else "none"
+
+    return {"size": span(sizes[own]), "size-others": span(sizes[~own])}
+
+
+def searched_table(found: Metrics) -> pd.DataFrame | Markdown:
+    """Each searched circuit: its size, what it keeps, and how much of it the first metric found."""
+    circuits = _circuits(found)
+    judged = _of(found.judged, SEARCHED).set_index(["task", "circuit", "judge"])
+    if circuits.empty:
+        return Markdown("No circuit was searched here.")
+    rows = []
+    for (task, metric), members in circuits.items():
+        kept = {
+            judge: bounded(judged.loc[(task, metric, judge), ["mean", "low", "high"]])
+            for judge in dict.fromkeys([metric, DIFFERENCE, "accuracy"])
+            if (task, metric, judge) in judged.index
+        }
+        first = circuits.get((task, DIFFERENCE), set())
+        rows.append(
+            {
+                "task": TASKS[task].title,
+                "searched by": metric,
+                "components": len(members),
+                "heads": sum(not name.startswith("mlp") for name in members),
+                "keeps of it": kept[metric],
+                "keeps of the logit difference": kept.get(DIFFERENCE, "–"),
+                "answers": kept["accuracy"],
+                "in the logit difference's": f"{len(members & first)} of {len(members)}",
+            }
+        )
+    return pd.DataFrame(rows).set_index("task")
+
+
+def searched_told(found: Metrics) -> Markdown:
+    """What searched circuits have in common, and how large they are by each metric."""
+    circuits = _circuits(found)
+    if circuits.empty:
+        return Markdown("")
+    sizes = circuits.map(len).groupby("metric", sort=False).mean()
+    told = ", ".join(f"{size:.0f} ({metric})" for metric, size in sizes.items())
+    by = {m: _shared(found, m, SEARCHED) for m in METRICS if (m == sizes.index).any()}
+    shared = ", ".join(f"{n} ({metric})" for metric, n in by.items())
+    stay = found.stay[SEARCHED]
+    named = f": {', '.join(stay)}" if 0 < len(stay) <= 12 else ""
+    return Markdown(
+        f"Mean size over tasks: {told} components. All tasks share {shared}; of these, by every "
+        f"metric, {len(stay)}{named}."
+    )
 
 
 def verdict_table(found: Metrics) -> HTML:
     """Claims on circuits, judged by each metric."""
     rows = {}
     for r in by_metric(found).itertuples():
-        row = rows.setdefault(r.claim, {"claim": f"{r.claim}. {r.statement}"})
+        own = {"claim": f"{r.claim}. {r.statement}", "circuits": r.way}
+        row = rows.setdefault((r.claim, r.way), own)
         row[r.metric] = f"{r.verdict}\n" + common.titled(r.effects).replace("; ", "\n")
     return common.page_table(pd.DataFrame(rows.values()))
 
 
-def _verdicts(found: Metrics) -> tuple[pd.DataFrame, pd.Series]:
+def _verdicts(found: Metrics, way: str) -> tuple[pd.DataFrame, pd.Series]:
     """Claim and metric to verdict, where every metric gives one; which claims get the same."""
-    table = by_metric(found).pivot(index="claim", columns="metric", values="verdict")
+    table = _of(by_metric(found), way).pivot(index="claim", columns="metric", values="verdict")
     table = table[(table != NOT_TESTED).all(axis=1)]
     return table, table.nunique(axis=1) == 1
 
 
 def verdicts_told(found: Metrics) -> Markdown:
     """Which verdicts depend on the metric."""
-    table, same = _verdicts(found)
+    return Markdown("\n\n".join(_verdicts_told(found, way) for way in (RANKED, SEARCHED)))
+
+
+def _verdicts_told(found: Metrics, way: str) -> str:
+    table, same = _verdicts(found, way)
     if table.empty:
-        return Markdown("No claim can be judged by every metric here.")
+        return f"No claim can be judged by every metric on {way} circuits here."
     lines = []
     for claim, row in table[~same].iterrows():
         by = {v: ", ".join(m for m in METRICS if row[m] == v) for v in VERDICTS}
         told = "; ".join(f"**{v}** by {metrics}" for v, metrics in by.items() if metrics)
         lines.append(f"- {claim}: {told}.")
-    said = f"Of {many(len(table), 'verdict')}, {same.sum()} are the same by every metric"
+    said = f"Of {many(len(table), 'verdict')} on {way} circuits, {same.sum()} are the same by "
+    said += "every metric"
     said += f" ({', '.join(table.index[same])})." if same.any() else "."
-    return Markdown("\n".join([said, "", *lines]))
+    return "\n".join([said, "", *lines])

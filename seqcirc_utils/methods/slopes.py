@@ -4,7 +4,6 @@ All gradient methods are one product: (clean - corrupted write) times a slope of
 write. They differ in where, or how, the slope is taken.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,46 +12,8 @@ import torch
 from seqcirc_utils.ablation.engine import Masks, Replay, Trace
 from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations, Run, hook_name, record
-from seqcirc_utils.models.capabilities import logits
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
-from seqcirc_utils.statistics import finite
-
-
-def answer_log_prob(evaluator: Evaluator, stream: torch.Tensor) -> torch.Tensor:
-    """Log probability of the answer, in nats."""
-    ids = evaluator.answers.answer_ids.to(stream.device)
-    final = evaluator.model.bridge.ln_final(stream[..., -1, :])
-    read = logits(evaluator.model, final, slice(None)).float()  # [candidate, n, vocab]
-    own = read.gather(-1, ids.expand(read.shape[:-1])[..., None])[..., 0]
-    return finite(own - read.logsumexp(-1))
-
-
-def answer_over(members: Sequence[int]) -> Metric:
-    """The metric logit(answer) - mean logit of the other members.
-
-    Args:
-        members: The token of every member, the answers among them.
-    """
-
-    def metric(evaluator: Evaluator, stream: torch.Tensor) -> torch.Tensor:
-        ids = torch.tensor(members, device=stream.device)
-        answers = evaluator.answers.answer_ids.to(stream.device)
-        final = evaluator.model.bridge.ln_final(stream[..., -1, :])
-        read = logits(evaluator.model, final, ids).float()  # [candidate, n, member]
-        own = ids == answers[:, None]  # [n, member]
-        answer = (read * own).sum(-1)
-        return finite(answer - (read * ~own).sum(-1) / (~own).sum(-1))
-
-    return metric
-
-
-def minus_kl(evaluator: Evaluator, stream: torch.Tensor) -> torch.Tensor:
-    """Minus the Kullback-Leibler divergence from the whole model, in nats."""
-    final = evaluator.model.bridge.ln_final(stream[..., -1, :])
-    read = logits(evaluator.model, final, slice(None)).float().log_softmax(-1)
-    own = evaluator.reference
-    return finite((own.exp() * (read - own)).sum(-1))
 
 
 @dataclass(frozen=True)

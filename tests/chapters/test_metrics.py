@@ -14,12 +14,24 @@ from oracles import plain_logits
 from scipy.stats import binomtest
 from tokenizers_made import tokenizer_of
 
-from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation import metrics as ablation
+from seqcirc_utils.ablation.evaluator import Evaluator, logit_difference
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses import specificity
+from seqcirc_utils.chapters import metric_tasks
 from seqcirc_utils.chapters import metrics as chapter
 from seqcirc_utils.chapters.component_roles import ComponentRoles
-from seqcirc_utils.chapters.metrics import DIFFERENCE, KL, LEAD, LOG_PROB, METRICS, Metrics
+from seqcirc_utils.chapters.metric_tasks import (
+    DIFFERENCE,
+    KL,
+    LEAD,
+    LOG_PROB,
+    METRICS,
+    RANKED,
+    SEARCHED,
+    WAYS,
+)
+from seqcirc_utils.chapters.metrics import Metrics
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
@@ -31,8 +43,8 @@ from seqcirc_utils.prompts import drawing, sequences
 TASKS = ["number_words", "months"]
 PARAMETERS = {
     **{"tasks": TASKS, "templates": ["born"], "n_means": 4, "n_held": 3, "n_ranked": 4},
-    **{"ranking": "EAP-IG inputs", "n_rank_steps": 2, "share_kept": 0.4, "threshold": 0.5},
-    **{"n_top": 3, "n_random": 2, "n_resampled": 20, "seed": 0},
+    **{"n_searched": 2, "ranking": "EAP-IG inputs", "n_rank_steps": 2, "share_kept": 0.4},
+    **{"threshold": 0.5, "n_top": 3, "n_random": 2, "n_resampled": 20, "seed": 0},
 }
 
 
@@ -68,7 +80,7 @@ def liked():
     def draw(model, task, **counts):
         sets = drawn(model, task, **counts)
         means = record(model, sets.means).activations.mean()
-        ids = torch.tensor([i for i in chapter.vocabulary(task, model.tokenizer).ids if i])
+        ids = torch.tensor([i for i in metric_tasks.vocabulary(task, model.tokenizer).ids if i])
         whole, empty = (
             plain_logits(model, sets.evaluation, names, means)[:, ids]
             for names in ([], components(model))
@@ -102,7 +114,7 @@ def asked(model, liked):
     """Prompts, their means, the members, and an evaluator."""
     sets = liked(model, "months", n_prompts=3, n_means=4, n_discovery=1, seed=0)
     means = record(model, sets.means).activations.mean()
-    members = [i for i in chapter.vocabulary("months", model.tokenizer).ids if i is not None]
+    members = [i for i in metric_tasks.vocabulary("months", model.tokenizer).ids if i is not None]
     return sets, means, members, Evaluator(model, sets.evaluation, means)
 
 
@@ -123,8 +135,8 @@ def by_hand(model, sets, means, members, names):
 
 
 def the_metrics(members):
-    answer = slopes.answer_log_prob
-    made = slopes.logit_difference, answer, slopes.answer_over(members), slopes.minus_kl
+    answer = ablation.answer_log_prob
+    made = logit_difference, answer, ablation.answer_over(members), ablation.minus_kl
     return dict(zip(METRICS, made, strict=True))
 
 
@@ -160,7 +172,7 @@ def test_slopes_of_a_metric_are_its_change(model, asked, name):
 
 
 def test_the_whole_keeps_all_and_the_empty_circuit_nothing(model, setting):
-    task = chapter._compared(setting(), {})["months"]
+    task = metric_tasks.compared(setting(), {})["months"]
     sets = [[], components(model)]
     values = task.values(sets)
     for metric in task.metrics:
@@ -169,7 +181,7 @@ def test_the_whole_keeps_all_and_the_empty_circuit_nothing(model, setting):
 
 
 def test_what_a_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
-    one = chapter._compared(setting(), {})["months"]
+    one = metric_tasks.compared(setting(), {})["months"]
     size = found.n_kept
     assert size == round(0.4 * len(components(model)))
     chosen = np.argsort(-one.scores[KL].mean(1), kind="stable")[:size]
@@ -181,19 +193,20 @@ def test_what_a_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
     ids = judge.prompts.answer_ids[:, None]
     value, least = (x.log_softmax(-1).gather(-1, ids).mean().item() for x in (logits, empty))
     whole = plain_logits(model, made[0], [], made[1]).log_softmax(-1).gather(-1, ids).mean().item()
-    rows = found.judged.set_index(["task", "circuit", "judge"])["mean"]
+    judged = found.judged[found.judged["way"] == RANKED]
+    rows = judged.set_index(["task", "circuit", "judge"])["mean"]
     share = (value - least) / (whole - least)
     assert rows["months", KL, LOG_PROB] == pytest.approx(share, abs=1e-3)
     right = (logits.argmax(-1) == ids[:, 0]).float().mean().item()
     assert rows["months", KL, "accuracy"] == pytest.approx(right)
-    told = found.judged.set_index(["task", "circuit", "judge"]).loc[("months", KL, "accuracy")]
+    told = judged.set_index(["task", "circuit", "judge"]).loc[("months", KL, "accuracy")]
     n = len(ids)
     exact = binomtest(round(right * n), n).proportion_ci(method="exact")
     assert [told["low"], told["high"]] == pytest.approx([exact.low, exact.high], abs=1e-6)
 
 
 def test_what_another_tasks_circuit_keeps_is_that_of_a_plain_pass(model, found, setting):
-    tasks = chapter._compared(setting(), {})
+    tasks = metric_tasks.compared(setting(), {})
     scores, judge = tasks["number_words"].scores[LOG_PROB].mean(1), tasks["months"].judge
     chosen = set(np.argsort(-scores, kind="stable")[: found.n_kept])
     outside = [c for i, c in enumerate(components(model)) if i not in chosen]
@@ -206,7 +219,8 @@ def test_what_another_tasks_circuit_keeps_is_that_of_a_plain_pass(model, found, 
         .item()
         for names in (outside, components(model), [])
     )
-    rows = found.transfer.set_index(["task", "circuit", "metric"])
+    transfer = found.transfer[found.transfer["way"] == RANKED]
+    rows = transfer.set_index(["task", "circuit", "metric"])
     share = (value - least) / (whole - least)
     told = rows.loc[("months", "number_words", LOG_PROB)]
     assert told["mean"] == pytest.approx(share, abs=1e-3)
@@ -214,8 +228,66 @@ def test_what_another_tasks_circuit_keeps_is_that_of_a_plain_pass(model, found, 
     assert len(rows) == len(TASKS) * len(METRICS)
 
 
+@pytest.mark.parametrize("metric", [LOG_PROB, KL])
+def test_a_searched_circuit_keeps_its_share_where_it_was_searched(model, found, setting, metric):
+    """By plain passes; on held-out prompts it keeps what the table says, and no component idles."""
+    one = metric_tasks.compared(setting(), {})["months"]
+    members = found.circuits.set_index(["way", "task", "metric"])["members"]
+    circuit = {Component.parse(name) for name in members[SEARCHED, "months", metric].split()}
+    out = [c for c in components(model) if c not in circuit]
+    assert circuit and out and found.n_searched == 2
+
+    def share(evaluator, names):
+        passes = (
+            plain_logits(model, evaluator.prompts, some, evaluator.replacement).log_softmax(-1)
+            for some in ([], components(model), names)
+        )
+        whole, *others = passes
+        if metric == KL:
+            empty, own = ((whole.exp() * (p - whole)).sum(-1).mean().item() for p in others)
+            return (own - empty) / -empty
+        ids = evaluator.answers.answer_ids[:, None]
+        whole, empty, own = (p.gather(-1, ids).mean().item() for p in (whole, *others))
+        return (own - empty) / (whole - empty)
+
+    there = one.ranking.first(2)
+    assert share(there, out) > 0.5 - 1e-3
+    assert all(share(there, [*out, c]) < 0.5 + 1e-3 for c in circuit)
+    rows = found.judged.set_index(["way", "task", "circuit", "judge"])["mean"]
+    kept = rows[SEARCHED, "months", metric, metric]
+    assert kept == pytest.approx(share(one.judge, out), abs=1e-3)
+    table = figures.searched_table(found).reset_index().set_index(["task", "searched by"])
+    told = table.loc[(sequences.TASKS["months"].title, metric)]
+    assert told["components"] == len(circuit)
+    assert told["heads"] == sum(c.head is not None for c in circuit)
+    first = set(members[SEARCHED, "months", DIFFERENCE].split())
+    both = sum(str(c) in first for c in circuit)
+    assert told["in the logit difference's"] == f"{both} of {len(circuit)}"
+
+
+def test_searches_can_be_left_out_and_one_that_fails_ends_itself(setting, monkeypatch):
+    none = Metrics.measure(setting(n_searched=0, tasks=["months"]))
+    assert none.left_out == {"Searches": "n_searched is 0."} and none.stay[SEARCHED] == []
+    for table in (none.circuits, none.judged, none.shared, none.transfer, none.roles):
+        assert SEARCHED not in set(table["way"])
+    assert figures.searched_table(none).data == "No circuit was searched here."
+    assert figures.numbers(none)["metrics-searched-size"] == "none"
+    own = metric_tasks.search.ranked
+
+    def fails(*args, goal, **options):
+        if goal.name.startswith(KL):
+            raise CannotDo("no.")
+        return own(*args, goal=goal, **options)
+
+    monkeypatch.setattr(metric_tasks.search, "ranked", fails)
+    found = Metrics.measure(setting(tasks=["months"]))
+    assert found.left_out == {f"{sequences.TASKS['months'].title}, {KL}, searched": "no."}
+    searched = found.circuits[found.circuits["way"] == SEARCHED]
+    assert searched["metric"].tolist() == [DIFFERENCE, LOG_PROB, LEAD]
+
+
 def test_a_metric_by_which_the_whole_is_not_ahead_is_left_out(setting, monkeypatch):
-    monkeypatch.setattr(chapter, "minus_kl", lambda e, s: -slopes.minus_kl(e, s))
+    monkeypatch.setattr(metric_tasks, "minus_kl", lambda e, s: -ablation.minus_kl(e, s))
     found = Metrics.measure(setting())
     said = "the whole model is not ahead of the empty circuit."
     assert found.left_out == {f"{sequences.TASKS[t].title}, {KL}": said for t in TASKS}
@@ -237,7 +309,14 @@ def test_roles_that_cannot_be_told_leave_the_rest(model, setting):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"share_kept": 1.0}, {"threshold": 0.0}, {"n_held": 1}, {"n_resampled": 5}, {"ranking": "x"}],
+    [
+        {"share_kept": 1.0},
+        {"threshold": 0.0},
+        {"n_held": 1},
+        {"n_searched": -1},
+        {"n_resampled": 5},
+        {"ranking": "x"},
+    ],
 )
 def test_bad_numbers_are_refused_before_any_compute(setting, changes):
     with pytest.raises(UserError):
@@ -264,10 +343,15 @@ def test_everything_is_drawn_and_told(found):
         figures.sizes_table,
         figures.shared_table,
         figures.roles_table,
+        figures.searched_table,
     ):
         assert not show(found).empty
+    assert isinstance(figures.judged_map(found, SEARCHED), Figure)
+    assert "Mean size over tasks: " in figures.searched_told(found).data
+    assert set(found.circuits["way"]) == set(WAYS)
     assert "C8. The circuit of number words" in figures.verdict_table(found).data
-    assert figures.roles_table(found).to_numpy().sum() == len(TASKS) * len(METRICS) * found.n_kept
+    roles = figures.roles_table(found).to_numpy()
+    assert roles.sum() == len(TASKS) * len(METRICS) * found.n_kept
 
 
 OUTCOMES = [
@@ -291,7 +375,7 @@ def test_the_sentence_follows_the_whole_interval(found, row, words):
 
 def test_the_interval_of_an_agreement_is_over_the_prompts_of_all_tasks(setting):
     at = setting()
-    tasks = chapter._compared(at, {})
+    tasks = metric_tasks.compared(at, {})
     frame = chapter._agreement(at, tasks, 6).set_index(["first", "second"])
     told = [
         specificity.agreement(one.scores[LOG_PROB], one.scores[KL], 6, 20, 0)
@@ -335,7 +419,7 @@ def test_a_metric_that_one_task_lacks_is_no_metric_of_all_tasks():
 
 
 def test_what_a_component_alone_changes_is_that_of_a_plain_pass(model, found, setting):
-    one = chapter._compared(setting(), {})["months"]
+    one = metric_tasks.compared(setting(), {})["months"]
     prompts, means = one.judge.prompts, one.judge.replacement
     rows = found.effects[(found.effects["task"] == "months")].set_index(["component", "metric"])
     ids = prompts.answer_ids[:, None]

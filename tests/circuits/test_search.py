@@ -17,10 +17,10 @@ from oracles import evaluator_of, plain_logits, plainly
 from seqcirc_utils import store
 from seqcirc_utils.ablation import pruning
 from seqcirc_utils.ablation.evaluator import Evaluator
+from seqcirc_utils.ablation.metrics import answer_log_prob, minus_kl
 from seqcirc_utils.circuits import search as search_module
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.methods.slopes import answer_log_prob, minus_kl
 
 
 @pytest.fixture
