@@ -104,6 +104,13 @@ def headline(found: Metrics) -> Markdown:
             f"two halves of the prompts overlap by {_self(found):.2f} (Jaccard). Beyond chance, "
             f"circuits of the logit difference and of another metric reach of that: {parts}. "
         )
+    right = _searched_answers(found)
+    if {DIFFERENCE, LOG_PROB} <= set(right.index):
+        said += (
+            "Searched until no component can go, the logit difference's circuits answer "
+            f"{right[DIFFERENCE]:.0%} of the prompts, and those of the answer's log probability "
+            f"{right[LOG_PROB]:.0%}. "
+        )
     return in_short(
         f"{said}Of the {_shared(found, DIFFERENCE)} components that all tasks share by the logit "
         f"difference, {len(found.stay[RANKED])} are shared by every metric."
@@ -121,12 +128,14 @@ def numbers(found: Metrics) -> dict[str, str]:
 
     verdicts, same = _verdicts(found, RANKED)
     others_too, same_too = _verdicts(found, SEARCHED)
+    right = _searched_answers(found)
     told = {
         "verdicts": str(len(verdicts)),
         "verdicts-same": str(same.sum()),
         "searched-verdicts": str(len(others_too)),
         "searched-verdicts-same": str(same_too.sum()),
-        **{f"searched-{key}": value for key, value in _searched_sizes(found).items()},
+        "searched-answers": f"{right[DIFFERENCE]:.0%}" if DIFFERENCE in right else "none",
+        "searched-answers-others": span(list(right.drop(DIFFERENCE, errors="ignore"))),
         "alike": span(list(pairs["share"])),
         "alike-interval": _interval(pairs["low"].min(), pairs["high"].max()),
         "kept": f"{kept[DIFFERENCE]:.0%}" if DIFFERENCE in kept else "none",
@@ -263,15 +272,11 @@ def _circuits(found: Metrics) -> pd.Series:
     return rows.set_index(["task", "metric"])["members"].str.split().map(set)
 
 
-def _searched_sizes(found: Metrics) -> dict[str, str]:
-    """From how many to how many components searched circuits have: by one metric, by the others."""
-    sizes = _circuits(found).map(len)
-    own = sizes.index.get_level_values("metric") == DIFFERENCE
-
-    def span(some: pd.Series) -> str:
-        return f"{some.min()} to {some.max()}" if len(some) else "none"
-
-    return {"size": span(sizes[own]), "size-others": span(sizes[~own])}
+def _searched_answers(found: Metrics) -> pd.Series:
+    """By metric the share of prompts that its searched circuits answer, mean over tasks."""
+    rows = _of(found.judged, SEARCHED)
+    rows = rows[(rows["judge"] == "accuracy") & rows["circuit"].isin(METRICS)]
+    return rows.groupby("circuit", sort=False)["mean"].mean()
 
 
 def searched_table(found: Metrics) -> pd.DataFrame | Markdown:
@@ -310,13 +315,14 @@ def searched_told(found: Metrics) -> Markdown:
         return Markdown("")
     sizes = circuits.map(len).groupby("metric", sort=False).mean()
     told = ", ".join(f"{size:.0f} ({metric})" for metric, size in sizes.items())
+    right = ", ".join(f"{r:.0%} ({metric})" for metric, r in _searched_answers(found).items())
     by = {m: _shared(found, m, SEARCHED) for m in METRICS if (m == sizes.index).any()}
     shared = ", ".join(f"{n} ({metric})" for metric, n in by.items())
     stay = found.stay[SEARCHED]
     named = f": {', '.join(stay)}" if 0 < len(stay) <= 12 else ""
     return Markdown(
-        f"Mean size over tasks: {told} components. All tasks share {shared}; of these, by every "
-        f"metric, {len(stay)}{named}."
+        f"Means over tasks: {told} components; {right} of the prompts answered correctly. "
+        f"All tasks share {shared} components; by every metric, {len(stay)}{named}."
     )
 
 
@@ -351,7 +357,7 @@ def _verdicts_told(found: Metrics, way: str) -> str:
         by = {v: ", ".join(m for m in METRICS if row[m] == v) for v in VERDICTS}
         told = "; ".join(f"**{v}** by {metrics}" for v, metrics in by.items() if metrics)
         lines.append(f"- {claim}: {told}.")
-    said = f"Of {many(len(table), 'verdict')} on {way} circuits, {same.sum()} are the same by "
-    said += "every metric"
+    number = f"{same.sum()} {'is' if same.sum() == 1 else 'are'}"
+    said = f"Of {many(len(table), 'verdict')} on {way} circuits, {number} the same by every metric"
     said += f" ({', '.join(table.index[same])})." if same.any() else "."
     return "\n".join([said, "", *lines])

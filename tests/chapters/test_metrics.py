@@ -271,7 +271,7 @@ def test_searches_can_be_left_out_and_one_that_fails_ends_itself(setting, monkey
     for table in (none.circuits, none.judged, none.shared, none.transfer, none.roles):
         assert SEARCHED not in set(table["way"])
     assert figures.searched_table(none).data == "No circuit was searched here."
-    assert figures.numbers(none)["metrics-searched-size"] == "none"
+    assert figures.numbers(none)["metrics-searched-answers"] == "none"
     own = metric_tasks.search.ranked
 
     def fails(*args, goal, **options):
@@ -347,7 +347,7 @@ def test_everything_is_drawn_and_told(found):
     ):
         assert not show(found).empty
     assert isinstance(figures.judged_map(found, SEARCHED), Figure)
-    assert "Mean size over tasks: " in figures.searched_told(found).data
+    assert "Means over tasks: " in figures.searched_told(found).data
     assert set(found.circuits["way"]) == set(WAYS)
     assert "C8. The circuit of number words" in figures.verdict_table(found).data
     roles = figures.roles_table(found).to_numpy()
