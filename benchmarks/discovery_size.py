@@ -7,12 +7,11 @@ which this writes, a task at a time: begun again, it goes on.
     python benchmarks/discovery_size.py [--sizes 4 8 16 32] [--judged 64]
 """
 
-import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import by_task
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,12 +21,11 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.circuits.search import ranked
 from seqcirc_utils.figures.style import NEUTRAL, closed, save, task_colours, use_style
-from seqcirc_utils.models import loading, zoo
+from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import drawing
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.publishing.discovery_size import by_size
 from seqcirc_utils.statistics import interval
-from seqcirc_utils.workflow.fingerprint import versions
 
 THRESHOLD, PARTS, N_MEANS = 0.8, 2, 64
 FILE = store.ROOT / "benchmarks" / "discovery_size.json"
@@ -91,38 +89,16 @@ def drawn(rows: list[dict[str, Any]]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, and write after each task."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=zoo.DEFAULT)
-    parser.add_argument("--tasks", nargs="+", default=["digits", "number_words", "months"])
+    parser = by_task.options(__doc__, FILE)
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 8, 16, 32])
     parser.add_argument("--judged", type=int, default=64)
-    parser.add_argument("--output", type=Path, default=FILE)
-    asked = parser.parse_args(arguments)
-    if unknown := set(asked.tasks) - set(TASKS):
-        parser.error(f"unknown task {', '.join(sorted(unknown))}: known are {', '.join(TASKS)}.")
+    asked = by_task.parsed(parser, arguments)
     if min(*asked.sizes, asked.judged, len(asked.sizes) + 1) < 2:
         parser.error("sizes and judged are whole numbers of at least 2.")
-    about: dict[str, Any] = {
-        "model": asked.model,
-        "threshold": THRESHOLD,
-        "judged": asked.judged,
-        "sizes": sorted(asked.sizes),
-        "versions": versions(),
-    }
-    done = store.read_json(asked.output) if asked.output.is_file() else {}
-    rows = done.pop("rows", []) if {k: done.get(k) for k in about} == about else []
-    model = loading.load(asked.model, "cpu")
-    for task in asked.tasks:
-        if any(row["task"] == task for row in rows):
-            continue
-        of_task = []
-        for row in searched(model, task, about["sizes"], asked.judged):
-            of_task.append(row)
-            print({k: v for k, v in row.items() if k != "circuit"}, flush=True)
-        rows += of_task
-        store.write_json(asked.output, about | {"rows": rows})
+    sizes = sorted(asked.sizes)
+    settings = {"threshold": THRESHOLD, "judged": asked.judged, "sizes": sizes}
+    rows = by_task.rows(asked, settings, lambda lm, task: searched(lm, task, sizes, asked.judged))
     save(drawn(rows), asked.output.with_suffix(".svg"))
-    print(f"Written to {asked.output}")
 
 
 if __name__ == "__main__":

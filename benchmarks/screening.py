@@ -6,11 +6,10 @@ again, it goes on.
     python benchmarks/screening.py [--prompts 32] [--exact 12]
 """
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
+import by_task
 import torch
 
 from seqcirc_utils import store
@@ -18,10 +17,8 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.ablation.screening import MATTERS, single_effects
 from seqcirc_utils.components import components
-from seqcirc_utils.models import loading, zoo
+from seqcirc_utils.models import loading
 from seqcirc_utils.prompts import drawing
-from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.workflow.fingerprint import versions
 
 N_MEANS = 64
 FILE = store.ROOT / "benchmarks" / "screening.json"
@@ -61,34 +58,14 @@ def root_mean_square(values: torch.Tensor) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the tasks that are missing, and write after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=zoo.DEFAULT)
-    parser.add_argument("--tasks", nargs="+", default=["digits", "number_words", "months"])
+    parser = by_task.options(__doc__, FILE)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--exact", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=FILE)
-    asked = parser.parse_args(arguments)
-    if unknown := set(asked.tasks) - set(TASKS):
-        parser.error(f"unknown task {', '.join(sorted(unknown))}: known are {', '.join(TASKS)}.")
+    asked = by_task.parsed(parser, arguments)
     if not 2 <= asked.exact < asked.prompts:
         parser.error("exact is at least 2, and less than prompts.")
-    about: dict[str, Any] = {
-        "model": asked.model,
-        "prompts": asked.prompts,
-        "exact": asked.exact,
-        "matters": MATTERS,
-        "versions": versions(),
-    }
-    done = store.read_json(asked.output) if asked.output.is_file() else {}
-    rows = done.pop("rows", []) if {k: done.get(k) for k in about} == about else []
-    model = loading.load(asked.model, "cpu")
-    about["components"] = len(components(model))
-    for task in asked.tasks:
-        if not any(row["task"] == task for row in rows):
-            rows.append(compared(model, task, asked.prompts, asked.exact))
-            print(rows[-1], flush=True)
-            store.write_json(asked.output, about | {"rows": rows})
-    print(f"Written to {asked.output}")
+    settings = {"prompts": asked.prompts, "exact": asked.exact, "matters": MATTERS}
+    by_task.rows(asked, settings, lambda lm, task: [compared(lm, task, asked.prompts, asked.exact)])
 
 
 if __name__ == "__main__":
