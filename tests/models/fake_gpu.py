@@ -22,7 +22,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from seqcirc_utils import components
 from seqcirc_utils.ablation import answers as answers_module
-from seqcirc_utils.ablation import edges, paths, replay, screening, text
+from seqcirc_utils.ablation import edges, metrics, paths, replay, screening, text
 from seqcirc_utils.ablation import evaluator as evaluator_module
 from seqcirc_utils.ablation import pruning as pruning_module
 from seqcirc_utils.analyses import attribution, editing, lens, observation, prediction, writes
@@ -119,7 +119,11 @@ def everything(model):
     pruning.accept()
     yield "pruning", pruning.try_without(some[3])
     search.Log(None, evaluator)
-    yield "said", prediction.said(evaluator, some, [i for i in words.ids if i is not None])
+    others = [i for i in words.ids if i is not None]
+    for metric in (metrics.answer_log_prob, metrics.answer_over(others), metrics.minus_kl):
+        yield "by metric", pruning_module.Pruning(evaluator, some[2], metric).score
+        yield "estimate by metric", [*evaluator.estimate(some[2], 3, metric).values()]
+    yield "said", prediction.said(evaluator, some, others)
     edits = [editing.Edit(Component(1, 0), 0.5), editing.Edit(Component(1, None), 0.0)]
     yield "edits", [*editing.Measured.prompts(model, prompts, edits).after.values()]
     if "ln1_post" not in model.bridge.blocks[0]._modules:
