@@ -20,7 +20,7 @@ from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import unknown
+from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.methods.relevance import relevance_rules
 from seqcirc_utils.methods.slopes import Pairs, products, slopes
 from seqcirc_utils.models.loading import Model
@@ -135,8 +135,8 @@ def scores(
         model: The model, weights unprocessed.
         clean: Prompts to explain.
         corrupted: Their partners, row by row.
-        metric: What is explained, of the last stream; see :data:`~.slopes.Metric`. (The searches
-            know the logit difference only.)
+        metric: What is explained, of the last stream. (The searches among the methods know the
+            logit difference only.)
         method: A name of :data:`METHODS`.
         means: What mean ablation puts in place; the mean over ``corrupted`` when ``None``.
         n_steps: Points on the way from corrupted to clean embedding.
@@ -163,6 +163,10 @@ def scores(
     return Scored(method, whole, passes * len(clean), spent)
 
 
+BATCH = 8
+"""Prompts of one batch in :func:`by_prompt`: the graph of its gradient holds their activations."""
+
+
 def by_prompt(
     model: Model,
     clean: Prompts,
@@ -175,12 +179,19 @@ def by_prompt(
     """Scores of every component for each prompt ``[component, n]``; arguments as :func:`scores`.
 
     Raises:
-        UserError: as :func:`scores` does, and for a method that scores all prompts together.
+        UserError: as :func:`scores` does, for a method that scores all prompts together, and for
+            prompts without partners.
     """
     if method not in ALONE:
         raise unknown("method that scores each prompt by itself", method, ALONE)
-    question = Question(model, clean, corrupted, metric, None, n_steps, 0.8, 0)
-    return METHODS[method].ask(question)[0].detach().cpu().double().numpy()
+    if len(clean) != len(corrupted):
+        said = f"{len(clean)} prompts have {len(corrupted)} partners"
+        raise UserError(f"{said}: one each is needed.")
+    found = []
+    for rows in map(torch.Tensor.tolist, torch.arange(len(clean)).split(BATCH)):
+        question = Question(model, clean[rows], corrupted[rows], metric, None, n_steps, 0.8, 0)
+        found.append(METHODS[method].ask(question)[0].detach().cpu().double().numpy())
+    return np.concatenate(found, 1)
 
 
 def _alone(evaluator: Evaluator, metric: Metric) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from oracles import plain_hooks, plain_logits
 
 from seqcirc_utils.ablation.evaluator import Evaluator, logit_difference
+from seqcirc_utils.ablation.metrics import answer_log_prob
 from seqcirc_utils.ablation.replay import Activations
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
@@ -16,7 +17,7 @@ from seqcirc_utils.errors import CannotDo, UserError
 from seqcirc_utils.methods import registry
 from seqcirc_utils.methods.registry import METHODS, order_of_removal, scores
 from seqcirc_utils.methods.relevance import relevance_rules
-from seqcirc_utils.methods.slopes import Pairs, answer_log_prob, slopes
+from seqcirc_utils.methods.slopes import Pairs, slopes
 
 EVERY = ("gpt2", "llama", "gemma2")
 
@@ -286,6 +287,27 @@ def test_another_metric_is_explained_as_well(asked, means):
         sides.append(plain_logits(model, clean, [c], near).log_softmax(-1)[rows, clean.answer_ids])
     expected = (sides[1] - sides[0]).mean().item() / (2 * step)
     assert slope[3] == pytest.approx(expected, rel=0.02, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", registry.ALONE)
+def test_scores_in_batches_are_those_of_all_prompts_at_once(asked, method, monkeypatch):
+    """A gradient's graph is of one batch, so that memory does not grow with the prompts."""
+    model, clean, corrupted = asked["gpt2"]
+    sizes, own = [], METHODS[method].ask
+
+    def ask(question):
+        sizes.append(len(question.clean))
+        return own(question)
+
+    monkeypatch.setitem(METHODS, method, dataclasses.replace(METHODS[method], ask=ask))
+    given = model, clean, corrupted
+    whole = registry.by_prompt(*given, method=method, n_steps=2)
+    monkeypatch.setattr(registry, "BATCH", 2)
+    found = registry.by_prompt(*given, method=method, n_steps=2)
+    assert sizes == [3, 2, 1] and found.shape == whole.shape
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="3 prompts have 2 partners"):
+        registry.by_prompt(model, clean, corrupted[[0, 1]], method=method)
 
 
 def test_the_registry_says_what_each_method_is_and_where_it_is_from():
