@@ -11,6 +11,7 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.capabilities import added, before, first, wiring
 from seqcirc_utils.models.loading import Model
+from seqcirc_utils.prompts.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,19 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
     length = prompts.tokens.shape[1]
     by_parts = model.once(("by parts", length), run.parts_add_up)
     return replace(run, by_parts=by_parts)
+
+
+def mean_activations(model: Model, prompts: Prompts, batch: int = 16) -> Activations:
+    """What components write on average over prompts, position by position: mean ablation.
+
+    As ``record(…).activations.mean()``, without holding more than a batch.
+    """
+    total = None
+    for rows in torch.arange(len(prompts)).split(batch):
+        some = record(model, prompts[rows.tolist()]).activations.mean() * (len(rows) / len(prompts))
+        total = some if total is None else Activations(total.z + some.z, total.mlp + some.mlp)
+    assert total is not None, "there are no prompts"
+    return total
 
 
 def _handed(

@@ -17,7 +17,7 @@ import torch
 
 from seqcirc_utils import statistics
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import Activations, record
+from seqcirc_utils.ablation.replay import Activations, mean_activations
 from seqcirc_utils.ablation.text import text_loss
 from seqcirc_utils.analyses.overlap import (
     OVERLAP_COLUMNS,
@@ -256,7 +256,7 @@ def _tried(at: Setting) -> _Tried:
             sets = controls.prompt_sets(
                 at.model, task, n_prompts=at["n_prompts"], n_means=at["n_means"], seed=at["seed"]
             )
-            pair = _evaluators(at, task, sets, record(at.model, sets.means).activations.mean())
+            pair = _evaluators(at, task, sets, mean_activations(at.model, sets.means))
             tried.every[task], tried.sets[task] = pair[0], sets
             with section(tried.left_out, f"{TITLES[task]}, beside random circuits"):
                 whole = pair[1].intact.logit_diff

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.metrics import answer_log_prob, answer_over, minus_kl
 from seqcirc_utils.ablation.pruning import Pruning
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import mean_activations
 from seqcirc_utils.analyses import specificity
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits import search
@@ -90,7 +90,7 @@ def compared(at: Setting, left_out: dict[str, str]) -> dict[str, Task]:
             sets = drawing.prompt_sets(
                 lm, task, seed=at["seed"], templates=at["templates"], **counts
             )
-            means = record(lm, sets.means).activations.mean()
+            means = mean_activations(lm, sets.means)
             rows = range(held, len(sets.evaluation))
             judge, ranking = (Evaluator(lm, sets.evaluation[r], means) for r in (range(held), rows))
             positive_baseline(judge.intact.logit_diff, f"{lm.facts.title} on {task}")

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import mean_activations
 from seqcirc_utils.analyses.shuffling import shuffled_weights
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
@@ -161,7 +161,7 @@ def compare(at: Setting) -> Tried:
     for task, kind in tqdm(kinds.items(), desc="Tasks", unit="task"):
         with section(tried.left_out, TITLES[task]):
             sets = _drawn(at, task, kind, n, at["templates"])
-            means = record(at.model, sets.means).activations.mean()
+            means = mean_activations(at.model, sets.means)
             judge = Evaluator(at.model, sets.evaluation[range(held)], means)
             positive_baseline(judge.intact.logit_diff, f"{at.model.facts.title} on {task}")
             ranking = sets.evaluation[range(held, n)]

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seqcirc_utils.ablation.replay import Activations, record
+from seqcirc_utils.ablation.replay import Activations, mean_activations
 from seqcirc_utils.chapters.findings import Findings
 from seqcirc_utils.models import loading
 from seqcirc_utils.models.loading import Model
@@ -83,7 +83,7 @@ class Setting:
         """What every component writes on average over the corrupted prompts."""
         task = task or self["task"]
         if task not in self._means:
-            self._means[task] = record(self.model, self.sets(task).means).activations.mean()
+            self._means[task] = mean_activations(self.model, self.sets(task).means)
         return self._means[task]
 
     @property

@@ -17,7 +17,7 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.pruning import Pruning
-from seqcirc_utils.ablation.replay import Activations, record
+from seqcirc_utils.ablation.replay import Activations, mean_activations
 from seqcirc_utils.circuits.search import Discovery, ranked, shuffled_orders, sweep
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo
@@ -184,7 +184,7 @@ def repeated(
 
     def drawn(which: int) -> tuple[Prompts, Activations]:
         sets = draw(which)
-        return sets.discovery, record(model, sets.means).activations.mean()
+        return sets.discovery, mean_activations(model, sets.means)
 
     prompts, means = drawn(seed)
 

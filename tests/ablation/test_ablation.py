@@ -128,6 +128,21 @@ def test_estimates_are_the_slope_of_a_small_replacement(any_tiny, sets, means, c
     assert abs(slope) > 1e-4
 
 
+def test_means_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, monkeypatch):
+    sizes, own = [], replay.record
+
+    def recorded(model, prompts):
+        sizes.append(len(prompts))
+        return own(model, prompts)
+
+    whole = own(any_tiny, sets.means).activations.mean()
+    monkeypatch.setattr(replay, "record", recorded)
+    found = replay.mean_activations(any_tiny, sets.means, batch=3)
+    assert max(sizes) == 3 > min(sizes) and sum(sizes) == len(sets.means)
+    for kind in ("z", "mlp"):
+        torch.testing.assert_close(getattr(found, kind), getattr(whole, kind))
+
+
 def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, means, monkeypatch):
     """The gradient's graph is of one batch: it took 25 GB at the paper's 1,536 prompts."""
     prompts, gone = sets.evaluation, [Component(1, 2), Component(1, None)]
