@@ -14,6 +14,7 @@ from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, UserError
+from seqcirc_utils.figures import edits as edit_figures
 from seqcirc_utils.figures import prediction_and_editing as figures
 from seqcirc_utils.planted.circuits import PLANTED
 from seqcirc_utils.prompts import drawing, scores
@@ -167,9 +168,9 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
     draw = (
         figures.prediction_bars,
         figures.prediction_scatter,
-        figures.edit_responses,
-        figures.damage_map,
-        figures.selectivity_scatter,
+        edit_figures.responses,
+        edit_figures.damage_map,
+        edit_figures.selectivity_scatter,
     )
     assert all(isinstance(figure(found), Figure) for figure in draw)
     _, _, all_prompts, *others = figures.prediction_table(found).data.split("<tr><")
@@ -199,30 +200,32 @@ def test_sentences_tables_and_figures_are_those_of_the_findings(found):
         "- **Months**: errors looked into: 2. The circuit makes the same one in "
     )
     assert told[0].endswith(f" of 2 ({expected:.1f} expected of any component).")
-    (upper,) = (r for r in figures.edit_table(found).data.split("<tr>") if ">upper MLP<" in r)
+    (upper,) = (
+        r for r in edit_figures.damage_table(found).data.split("<tr>") if ">upper MLP<" in r
+    )
     edits = found.edits.set_index(["part", "factor", "edited_task", "target"])
     row = edits.loc[("upper MLP", 0, "months", "months")]
     lost, text = 100 * row["change"] / row["score_before"], ("upper MLP", 0, "months", "text")
     assert f'data-of="the task meant">months mlp2: {lost:+.0f}% (p = ' in upper
     change = edits.loc[text, "change"]
     assert f'data-of="text">{change:+.2f} nats per token (4 pieces)\n' in upper
-    assert f'data-of="control tasks (mean)">{figures.NOTHING}<' in upper
-    told = figures.edits_told(found).data
+    assert f'data-of="control tasks (mean)">{edit_figures.NOTHING}<' in upper
+    told = edit_figures.boosts_told(found).data
     assert told.count("- Not a target: ") == 2
-    told = figures.selectivity_told(found).data
+    told = edit_figures.selectivity_told(found).data
     assert "for what every circuit holds (1 head)" in told
     assert "for what only one holds (2 heads)" in told
 
 
 def test_accuracy_that_cannot_rise_is_not_counted_as_staying(found):
     made = found[1].edits.assign(accuracy_before=1.0, accuracy_after=1.0)
-    told = figures.edits_told(dataclasses.replace(found[1], edits=made)).data
+    told = edit_figures.boosts_told(dataclasses.replace(found[1], edits=made)).data
     assert "Accuracy cannot rise: it is 100% before." in told
     made = made.assign(accuracy_before=0.5)
     boosts = made[
         (made["factor"] == made["factor"].max()) & (made["target"] == made["edited_task"])
     ]
-    told = figures.edits_told(dataclasses.replace(found[1], edits=made)).data
+    told = edit_figures.boosts_told(dataclasses.replace(found[1], edits=made)).data
     assert f"rises in {len(boosts)} of the {len(boosts)} where it is below 100%" in told
 
 
@@ -237,13 +240,13 @@ def test_accuracy_that_cannot_rise_is_not_counted_as_staying(found):
 )
 def test_the_verdict_on_shared_heads_follows_the_test(found, shared, own, p, said):
     changed = dataclasses.replace(found[1], collateral={"shared": shared, "own": own, "p": p})
-    assert said in figures.selectivity_told(changed).data
+    assert said in edit_figures.selectivity_told(changed).data
 
 
 def test_text_counts_as_damaged_where_its_loss_rises(found):
     edits = found[1].edits.assign(change=1.0, score_before=4.0)
     changed = dataclasses.replace(found[1], edits=edits)
-    axis = figures.damage_map(changed).axes[0]
+    axis = edit_figures.damage_map(changed).axes[0]
     assert [t.get_text() for t in axis.get_xticklabels()] == ["Months", "Digits", "Text (loss)"]
     assert [t.get_text() for t in axis.texts][:3] == ["25", "25", "−25"]
     names = [t.get_text() for t in axis.get_yticklabels()]
@@ -292,7 +295,7 @@ def test_a_planted_circuit_says_all_and_what_is_not_there_is_told(tmp_path):
     assert removed["score_after"].tolist() == pytest.approx([0.0], abs=1e-3)
     assert set(found.not_targets) == {"Indirect object", "Greater-than", "Text"}
     assert set(found.missing) == {"selectivity"}
-    assert figures.selectivity_scatter(found).data.startswith("Not here: it takes two tasks")
+    assert edit_figures.selectivity_scatter(found).data.startswith("Not here: it takes two tasks")
 
 
 def test_a_circuit_is_judged_by_the_whole_model_not_by_itself():
@@ -307,11 +310,11 @@ def test_without_a_task_everything_is_missing_and_nothing_fails(gpt2, tmp_path):
     found = PredictionAndEditing.load(tmp_path)
     assert set(found.missing) == {"prediction", "edits", "selectivity"}
     draw = [figures.prediction_bars, figures.prediction_scatter, figures.prediction_told]
-    draw += [figures.error_table, figures.errors_told, figures.edit_responses]
-    draw += [figures.damage_map, figures.edits_told, figures.selectivity_scatter]
-    draw += [figures.prediction_table, figures.edit_table]
+    draw += [figures.error_table, figures.errors_told, edit_figures.responses]
+    draw += [edit_figures.damage_map, edit_figures.boosts_told, edit_figures.selectivity_scatter]
+    draw += [figures.prediction_table, edit_figures.damage_table]
     assert {figure(found).data for figure in draw} == {"Not here: no task can be examined."}
-    assert "cannot be compared" in figures.selectivity_told(found).data
+    assert "cannot be compared" in edit_figures.selectivity_told(found).data
     assert "No circuit could be held against" in figures.headline(found).data
 
 
