@@ -41,6 +41,8 @@ class Patching(Findings):
         exact: The same by exact restoring, for the strongest components.
         paths: The recovery by one path, from a head into the q, k or v of a later one.
         ablation: Effects ``[component, n]``; NaN on prompts where a component was not ablated.
+        values: The same where a component was ablated on all prompts; elsewhere numbers whose means
+            over prompts are the estimated effects.
         patching: Recoveries ``[component, pair]``.
         position_spearman: Rank correlation of ``exact`` with its estimates.
         templates: How many prompts each template got.
@@ -60,6 +62,7 @@ class Patching(Findings):
     exact: pd.DataFrame = table("exact_positions.csv", component=str, more=float)
     paths: pd.DataFrame = table("paths.csv", sender=str, receiver=str, input=str, effect=float)
     ablation: np.ndarray = array()
+    values: np.ndarray = array()
     patching: np.ndarray = array()
     position_spearman: float
     templates: str
@@ -118,6 +121,7 @@ class Patching(Findings):
             exact=exact,
             paths=paths,
             ablation=(ablated / whole.mean()).numpy(),
+            values=(values / whole.mean()).numpy(),
             patching=(recovered / gap).numpy(),
             position_spearman=float(rho),
             templates=at.tally(),

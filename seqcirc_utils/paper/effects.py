@@ -115,7 +115,14 @@ def carries(
 
 
 def verdict(effects: Sequence[Effect]) -> str:
-    """All effects beyond their limits, one of them short of it, or neither."""
+    """All effects beyond their limits, one of them short of it, or neither.
+
+    Raises:
+        UserError: for an effect that is not a number, of which neither could be said.
+    """
+    for effect in effects:
+        if math.isnan(effect.found.value + effect.found.low + effect.found.high):
+            raise UserError(f"what was measured of “{effect.label}” is not a number.")
     sides = [effect.side for effect in effects]
     if min(sides) > 0:
         return SUPPORTED
@@ -151,9 +158,9 @@ def judge(claim: str, evidence: Evidence) -> Judged:
     carried = CARRIED[claim]
     try:
         effects = carried.effects(evidence)
+        found = verdict(effects)
     except UserError as error:
         return Judged(NOT_TESTED, reason=str(error))
-    found = verdict(effects)
     flips = {}
     for name, limit in carried.limits.items():
         for factor in MOVED:

@@ -175,15 +175,16 @@ class Evidence:
         return self.ablations(task)[1].shape[1]
 
     def ablations(self, task: str) -> tuple[list[str], np.ndarray]:
-        """The components, and what ablating each alone does to each prompt ``[component, n]``.
+        """The components, and numbers whose means are what ablating each does ``[component, n]``.
 
-        In points of the whole model's mean logit difference.
+        In points of the whole model's mean logit difference. Where a component was ablated on all
+        prompts, they are what that does to each of them.
         """
         names = self.table("03_patching.csv", task)["component"].to_list()
         path = self.path("03_patching.npz", task)
         if path not in self._arrays:
             self._arrays[path] = store.read_npz(path)
-        values = self._arrays[path].get("ablation")
+        values = self._arrays[path].get("values")
         if values is None or values.shape[:1] != (len(names),):
             raise UserError(f"{_of('03_patching.npz', task)} has no ablation of each component.")
         return names, 100 * values

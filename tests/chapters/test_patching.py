@@ -108,6 +108,9 @@ def test_what_matters_little_is_ablated_on_the_first_prompts(measured, gpt2, mon
     assert set(n) == {2, 4}
     assert (np.isnan(found.ablation).sum(1) == 4 - n).all()
     assert found.ablation[n == 4] == pytest.approx(every.ablation[n == 4], abs=1e-5)
+    # What claims resample: no gap, exact where all prompts were ablated, and with the means told.
+    assert found.values[n == 4] == pytest.approx(found.ablation[n == 4])
+    assert found.values.mean(1) == pytest.approx(found.effects["ablation"].to_numpy(), abs=1e-5)
     columns = ["ablation", "ablation_low", "ablation_high"]
     same = every.effects.loc[n == 4, columns]
     assert found.effects.loc[n == 4, columns].to_numpy() == pytest.approx(same.to_numpy(), abs=1e-4)

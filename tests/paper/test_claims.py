@@ -119,7 +119,9 @@ class World:
         rows = [{"component": c, "ablation": v} for c, v in effects.items()]
         self.csv(rows, "03_patching.csv", t)
         noise = 0.001 * np.linspace(-1, 1, N)
-        arrays = {"ablation": np.array([*effects.values()])[:, None] + noise}
+        values = np.array([*effects.values()])[:, None] + noise
+        # Most components are ablated on the first prompts only; claims read what stands for all.
+        arrays = {"values": values, "ablation": np.where(np.arange(N) < 3, values, np.nan)}
         store.write_npz(self.path("03_patching.npz", t), arrays)
         costs = {cast["helps"]: -0.1, cast["numbers"]: -0.2, cast["next"]: -0.5}
         circuit = {

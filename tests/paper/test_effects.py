@@ -1,6 +1,7 @@
 """Effects with intervals, and the verdicts that they allow."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -165,6 +166,16 @@ def test_the_best_head_is_the_one_whose_worst_effect_goes_furthest_beyond_its_li
     assert none.found.value == 0 and none.side == -1
 
 
+@pytest.mark.parametrize("bounds", [(np.nan, 1, 2), (1, np.nan, 2), (1, 0, np.nan)])
+def test_what_is_not_a_number_is_no_verdict(bounds, monkeypatch):
+    effect = Effect("a drop", Estimate(*bounds, 10), 10)
+    carried = effects.Carried("Text.", "causal", "none", partial(lambda e: [effect]))
+    monkeypatch.setitem(effects.CARRIED, "C5", carried)
+    judged = effects.judge("C5", None)
+    assert judged.verdict == NOT_TESTED
+    assert judged.reason == "what was measured of “a drop” is not a number."
+
+
 def test_what_is_open_says_how_many_questions_would_decide():
     both = Effect("both", Estimate(12, 8, 20, 10), 10)  # four times as many; see above
     on_it = Effect("on the limit", Estimate(10, 8, 12, 10), 10)
@@ -227,7 +238,7 @@ def single(names, value):
         file = world.path("03_patching.npz", "months")
         arrays = world.arrays(file)
         rows = [i for i, c in enumerate(order) if names(c, world)]
-        arrays["ablation"][rows] = value
+        arrays["values"][rows] = value
         world.write_arrays(file, arrays)
 
     return change
