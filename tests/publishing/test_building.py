@@ -1,16 +1,29 @@
 """Building the book, also by those who call jupyter-book themselves."""
 
+import re
 import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import yaml
 
 from seqcirc_utils import store
+from seqcirc_utils.workflow import stages
 
 TOC = {"format": "jb-book", "root": "intro", "chapters": [{"file": "runs/01"}]}
 BUILD = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_a_page_links_to_pages_that_stand_beside_it(stage):
+    """A chapter with a page a task has none of its bare name; the build ends, after all runs."""
+    cells = nbformat.read(stages.notebook(stage), as_version=4).cells
+    text = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    per_task = stages.STAGES[stage].per_task
+    for linked in re.findall(r"\]\((\w+)\.ipynb", text):
+        assert stages.STAGES[linked].per_task <= per_task, linked
 
 
 @pytest.mark.slow
