@@ -280,57 +280,45 @@ def _searched_answers(found: Metrics) -> pd.Series:
 
 
 def searched_table(found: Metrics) -> pd.DataFrame | Markdown:
-    """Each searched circuit: its size, what it keeps, and how much of it the first metric found."""
+    """Each searched circuit, means first: size, what it keeps, and how many prompts it answers."""
     circuits = _circuits(found)
-    judged = _of(found.judged, SEARCHED).set_index(["task", "circuit", "judge"])
     if circuits.empty:
         return Markdown("No circuit was searched here.")
+    judged = _of(found.judged, SEARCHED).set_index(["task", "circuit", "judge"])
     rows = []
     for (task, metric), members in circuits.items():
-        kept = {
-            judge: bounded(judged.loc[(task, metric, judge), ["mean", "low", "high"]])
-            for judge in dict.fromkeys([metric, DIFFERENCE, "accuracy"])
-            if (task, metric, judge) in judged.index
-        }
-        first = circuits.get((task, DIFFERENCE), set())
-        rows.append(
-            {
-                "task": TASKS[task].title,
-                "searched by": metric,
-                "components": len(members),
-                "heads": sum(not name.startswith("mlp") for name in members),
-                "keeps of it": kept[metric],
-                "keeps of the logit difference": kept.get(DIFFERENCE, "–"),
-                "answers": kept["accuracy"],
-                "in the logit difference's": f"{len(members & first)} of {len(members)}",
-            }
-        )
-    return pd.DataFrame(rows).set_index("task")
+        heads = sum(not name.startswith("mlp") for name in members)
+        row = {"task": TASKS[task].title, "searched by": metric}
+        row |= {"components": f"{len(members)} ({many(heads, 'head')})"}
+        columns = {"keeps of it": metric, "answers": "accuracy"}
+        for title, judge in (columns | {"of the logit difference": DIFFERENCE}).items():
+            known = (task, metric, judge) in judged.index
+            values = judged.loc[(task, metric, judge), ["mean", "low", "high"]] if known else []
+            row[title] = bounded(values) if known else "–"
+        rows.append(row)
+    sizes = circuits.map(len).groupby("metric", sort=False).mean()
+    means = [
+        {"task": "All, means", "searched by": metric, "components": f"{size:.0f}"}
+        | {"answers": f"{right:.0%}"}
+        for (metric, size), right in zip(sizes.items(), _searched_answers(found), strict=True)
+    ]
+    return pd.DataFrame([*means, *rows], columns=list(rows[0])).fillna("").set_index("task")
 
 
 def searched_told(found: Metrics) -> Markdown:
-    """What searched circuits have in common, and how large they are by each metric."""
-    circuits = _circuits(found)
-    if circuits.empty:
+    """What the searched circuits of all tasks share by every metric."""
+    if _circuits(found).empty:
         return Markdown("")
-    sizes = circuits.map(len).groupby("metric", sort=False).mean()
-    told = ", ".join(f"{size:.0f} ({metric})" for metric, size in sizes.items())
-    right = ", ".join(f"{r:.0%} ({metric})" for metric, r in _searched_answers(found).items())
-    by = {m: _shared(found, m, SEARCHED) for m in METRICS if (m == sizes.index).any()}
-    shared = ", ".join(f"{n} ({metric})" for metric, n in by.items())
     stay = found.stay[SEARCHED]
     named = f": {', '.join(stay)}" if 0 < len(stay) <= 12 else ""
-    return Markdown(
-        f"Means over tasks: {told} components; {right} of the prompts answered correctly. "
-        f"All tasks share {shared} components; by every metric, {len(stay)}{named}."
-    )
+    return Markdown(f"All tasks share {many(len(stay), 'component')} by every metric{named}.")
 
 
 def verdict_table(found: Metrics) -> HTML:
     """Claims on circuits, judged by each metric."""
     rows = {}
     for r in by_metric(found).itertuples():
-        own = {"claim": f"{r.claim}. {r.statement}", "circuits": r.way}
+        own = {"claim": f"{r.claim}, {r.way} circuits. {r.statement}"}
         row = rows.setdefault((r.claim, r.way), own)
         row[r.metric] = f"{r.verdict}\n" + common.titled(r.effects).replace("; ", "\n")
     return common.page_table(pd.DataFrame(rows.values()))
