@@ -28,7 +28,8 @@ def runs(project, monkeypatch):
     measured = []
     tables = {n: Patching.empty(n) for n in ("effects", "positions", "exact", "paths")}
     facts = {"position_spearman": 0.5, "templates": "born 4", "missing": {}}
-    found = Patching(**tables, ablation=np.eye(2), patching=np.eye(2), **facts)
+    arrays = dict.fromkeys(("ablation", "values", "patching"), np.eye(2))
+    found = Patching(**tables, **arrays, **facts)
     monkeypatch.setattr(Patching, "measure", lambda at: measured.append(at.parameters) or found)
     plan = planning.read_plan(parameters(project, n_prompts=4))
     job = planning.Job(plan, STAGE, "months")
