@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import mean_activations
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.models import fetching, loading, zoo
@@ -121,7 +121,7 @@ def prepare(model: str, task: str, n: int) -> tuple[loading.Model, Any, Any, Eva
     """Model, discovery prompts, corrupted prompts and the evaluator."""
     lm = loading.load(model, "cpu")
     sets = drawing.prompt_sets(lm, task, n_prompts=n, n_means=2 * n)
-    means = record(lm, sets.means).activations.mean()
+    means = mean_activations(lm, sets.means)
     prompts = sets.discovery
     if Evaluator(lm, prompts, means).intact.logit_diff.mean() <= 0:  # random weights: either side
         prompts = dataclasses.replace(

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import mean_activations
 from seqcirc_utils.circuits.search import ranked
 from seqcirc_utils.figures.style import NEUTRAL, closed, save, task_colours, use_style
 from seqcirc_utils.models import loading
@@ -40,7 +40,7 @@ def searched(model: loading.Model, task: str, sizes: list[int], judged: int) -> 
     sets = drawing.prompt_sets(
         model, task, n_prompts=judged, n_means=N_MEANS, n_discovery=PARTS * most
     )
-    means = record(model, sets.means).activations.mean()
+    means = mean_activations(model, sets.means)
     judge = Evaluator(model, sets.evaluation, means)
     whole = judge.intact.logit_diff.mean().item()
     for size in sizes:

@@ -14,7 +14,7 @@ import torch
 
 from seqcirc_utils import store
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import mean_activations
 from seqcirc_utils.ablation.screening import MATTERS, single_effects
 from seqcirc_utils.components import components
 from seqcirc_utils.models import loading
@@ -27,7 +27,7 @@ FILE = store.ROOT / "benchmarks" / "screening.json"
 def compared(model: loading.Model, task: str, n_prompts: int, n_exact: int) -> dict[str, Any]:
     """A row: how far screened mean effects are from exact ones, in shares of the score."""
     sets = drawing.prompt_sets(model, task, n_prompts=n_prompts, n_means=N_MEANS)
-    means = record(model, sets.means).activations.mean()
+    means = mean_activations(model, sets.means)
     evaluator = Evaluator(model, sets.evaluation, means)
     everything, whole = components(model), evaluator.intact.logit_diff.mean()
     begun = time.process_time()

@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import Activations, record
+from seqcirc_utils.ablation.replay import Activations, mean_activations
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
@@ -83,7 +83,7 @@ def pool(
                     corrupted = prompt_sets(
                         model, task, n_prompts=1, n_means=n_means, seed=seed, templates=(template,)
                     ).means
-                    means = record(model, corrupted).activations.mean()
+                    means = mean_activations(model, corrupted)
                 starts = len(vocabulary(task, model.tokenizer).starts(length))
                 prompts = clean_prompts(
                     model, task, max(n, starts), seed=seed, templates=(template,), n_members=length

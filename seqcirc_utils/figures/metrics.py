@@ -13,6 +13,7 @@ from seqcirc_utils.chapters.metric_tasks import (
     METRICS,
     RANKED,
     SEARCHED,
+    WAYS,
 )
 from seqcirc_utils.chapters.metrics import NEGLIGIBLE, OTHER, SAME, Metrics
 from seqcirc_utils.components import Component
@@ -69,8 +70,8 @@ def _of(table: pd.DataFrame, way: str) -> pd.DataFrame:
     return table[table["way"] == way]
 
 
-def _shared(found: Metrics, metric: str, way: str = RANKED) -> int:
-    rows = _of(found.shared, way).set_index("metric")["shared"]
+def _shared(found: Metrics, metric: str) -> int:
+    rows = _of(found.shared, RANKED).set_index("metric")["shared"]
     return int(rows.get(metric, 0))
 
 
@@ -333,7 +334,7 @@ def _verdicts(found: Metrics, way: str) -> tuple[pd.DataFrame, pd.Series]:
 
 def verdicts_told(found: Metrics) -> Markdown:
     """Which verdicts depend on the metric."""
-    return Markdown("\n\n".join(_verdicts_told(found, way) for way in (RANKED, SEARCHED)))
+    return Markdown("\n\n".join(_verdicts_told(found, way) for way in WAYS))
 
 
 def _verdicts_told(found: Metrics, way: str) -> str:
