@@ -36,29 +36,26 @@ class Bench:
         model: The model, weights unprocessed.
         fitted: The probe.
         kind: ``zero``, or ``mean``: per position, over corrupted questions of the same length.
-        max_tokens: Tokens (sets times questions times positions) of one pass: bounds the memory.
 
     Raises:
         UserError: for another kind, or logits that are not finite.
     """
 
-    def __init__(
-        self, model: Model, fitted: Fitted, kind: str = "mean", *, max_tokens: int = 4096
-    ) -> None:
+    def __init__(self, model: Model, fitted: Fitted, kind: str = "mean") -> None:
         if kind not in KINDS:
             raise unknown("ablation", kind, KINDS)
         self.model, self.fitted, self.kind = model, fitted, kind
         self.batches = batches_of(fitted.right)
         self._replays = []
         for batch in self.batches:
-            run, pos = record(model, batch), batch.tokens.shape[1]
-            new = run.activations.zero()
+            run = record(model, batch, writes=False)
             if kind == "mean":
-                reference = fitted.references[pos, batch.n_answer]
+                reference = fitted.references[batch.tokens.shape[1], batch.n_answer]
                 new = record(model, replace(batch, tokens=reference)).activations.mean()
+            else:
+                new = run.activations.zero()
             # One position more than the answer has tokens: does the model go on with the word?
-            last, rows = batch.n_answer + 1, max(1, max_tokens // pos)
-            self._replays.append(Replay(run, new, last=last, max_rows=rows))
+            self._replays.append(Replay(run, new, last=batch.n_answer + 1))
         self.intact = self.ablated([()])
 
     def ablated(self, sets: Sequence[Iterable[Component]]) -> Answers:

@@ -27,12 +27,20 @@ from seqcirc_utils.ablation.replay import Activations, Run, hook_name
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.capabilities import require
+from seqcirc_utils.models.loading import Model
 
 Masks = tuple[torch.Tensor, torch.Tensor]
 """A set of components: heads ``[layer, head]``, MLPs ``[layer]``."""
 Trace = dict[str, torch.Tensor]
 """Values by the names of the model's hooks."""
 _Swap = tuple[torch.Tensor, torch.Tensor]  # where [candidate, n, pos, …], and by what
+TOKENS = {"cpu": 1024, "gpu": 4096}
+"""Tokens of one batch, unless a number of rows is given: more take memory and save no time."""
+
+
+def rows_at_once(model: Model, length: int) -> int:
+    """How many rows (candidates times prompts) of so many positions make a batch."""
+    return max(1, TOKENS["cpu" if model.device.type == "cpu" else "gpu"] // length)
 
 
 class Replay:
@@ -42,7 +50,8 @@ class Replay:
         run: The run of the prompts.
         replacement: What replaced components write: ``n`` equal to the run's, or 1.
         last: How many positions at the end are asked for.
-        max_rows: Rows (candidates times prompts) of one batch: bounds the memory.
+        max_rows: Rows (candidates times prompts) of one batch: bounds the memory; ``None``: as
+            :func:`rows_at_once`.
 
     Raises:
         UserError: for a replacement that fits neither the prompts nor the model, or a model whose
@@ -50,21 +59,22 @@ class Replay:
     """
 
     def __init__(
-        self, run: Run, replacement: Activations, *, last: int = 1, max_rows: int = 128
+        self, run: Run, replacement: Activations, *, last: int = 1, max_rows: int | None = None
     ) -> None:
         require(
             run.model, "readout", "what its components do to a logit difference is not known here."
         )
-        own, new = run.activations.z.shape, replacement.z.shape
+        own, new = (run.model.n_layers, *run.z_shape), tuple(replacement.z.shape)
         if new[0] != own[0] or new[2:] != own[2:]:
             raise UserError(
-                f"the replacement has shape {tuple(new)}, the prompts need {tuple(own)}: both must "
+                f"the replacement has shape {new}, the prompts need {own}: both must "
                 "come from this model and have prompts of one length."
             )
         if new[1] not in (1, own[1]):
             raise UserError(f"the replacement holds {new[1]} prompts: 1 or {own[1]} fit.")
         self.model, self.run, self.replacement = run.model, run, replacement
-        self.last, self.max_rows = last, max_rows
+        self.last = last
+        self.max_rows = max_rows or rows_at_once(run.model, own[2])
 
     @property
     def step(self) -> int:

@@ -17,6 +17,8 @@ from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.scores import Scores
 from seqcirc_utils.statistics import finite
 
+GRADIENT_BATCH = 8
+"""Prompts of one batch where a gradient is taken: its graph holds all their activations."""
 Metric = Callable[["Evaluator", torch.Tensor], torch.Tensor]
 """From last streams ``[candidate, n, p, d_model]`` to values ``[candidate, n]``, more is better."""
 
@@ -35,7 +37,7 @@ class Evaluator(Replay):
         replacement: What replaced components write: ``n`` equal to ``len(prompts)``, or 1.
         answers: Prompts that say which tokens are answer and last member, row by row, when not
             ``prompts`` itself (a corrupted run is scored by its clean partner's answer).
-        max_rows: Rows (candidates times prompts) of one batch: bounds the memory.
+        max_rows: Rows of one batch, as :class:`~seqcirc_utils.ablation.engine.Replay` takes them.
         run: The run of the prompts, where there is one.
 
     Attributes:
@@ -54,12 +56,12 @@ class Evaluator(Replay):
         replacement: Activations,
         *,
         answers: Prompts | None = None,
-        max_rows: int = 128,
+        max_rows: int | None = None,
         run: Run | None = None,
     ) -> None:
         if not len(prompts):
             raise UserError("there are no prompts to evaluate: at least one is needed.")
-        run = record(model, prompts) if run is None else run
+        run = record(model, prompts, writes=False) if run is None else run
         super().__init__(run, replacement, max_rows=max_rows)
         self.prompts = prompts
         self.answers = prompts if answers is None else answers
@@ -195,8 +197,7 @@ class Evaluator(Replay):
         What is removed already has none.
         """
         masks = self.masks(removed)
-        # The gradient's graph holds every activation of its prompts, so that few go at a time.
-        batches = torch.arange(len(self.prompts)).split(max(1, self.max_rows // 16))
+        batches = torch.arange(len(self.prompts)).split(GRADIENT_BATCH)
         parts = [self.with_(rows=b.tolist()) for b in batches] if len(batches) > 1 else [self]
         return torch.cat([part._slopes(masks, metric) for part in parts], -1).flatten(0, 1)
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,6 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.capabilities import added, before, first, wiring
 from seqcirc_utils.models.loading import Model
-from seqcirc_utils.prompts.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ class Run:
 
     Attributes:
         model: The model.
+        tokens: Token ids of the prompts ``[n, pos]``.
         residual: The stream that enters each block, and the last one's output
             ``[layer + 1, n, pos, d_model]``.
-        activations: What the components wrote.
+        z_shape: Shape of all heads' ``z`` of a layer ``(n, pos, head, d_head)``.
+        written: What the components wrote, where that was kept.
         block_arguments: What else the model hands to each block (masks may differ by layer).
         attention_arguments: What else each block hands to its attention.
         row_axes: Arguments that hold something for each prompt, and along which axis.
@@ -61,8 +63,10 @@ class Run:
     """
 
     model: Model
+    tokens: torch.Tensor
     residual: torch.Tensor
-    activations: Activations
+    z_shape: tuple[int, ...]
+    written: Activations | None
     block_arguments: list[dict[str, Any]]
     attention_arguments: list[dict[str, Any]]
     row_axes: dict[str, int]
@@ -70,8 +74,21 @@ class Run:
 
     def __getitem__(self, rows: Sequence[int]) -> "Run":
         """The run of some of its prompts."""
-        residual, activations = self.residual[:, list(rows)], self.activations[rows]
-        return replace(self, residual=residual, activations=activations)
+        some = list(rows)
+        return replace(
+            self,
+            tokens=self.tokens[some],
+            residual=self.residual[:, some],
+            z_shape=(len(some), *self.z_shape[1:]),
+            written=self.written and self.written[some],
+        )
+
+    @cached_property
+    def activations(self) -> Activations:
+        """What the components wrote; recorded now where it was not kept."""
+        written = self.written or record(self.model, self).written
+        assert written is not None
+        return written
 
     def for_rows(self, arguments: dict[str, Any], rows: int) -> dict[str, Any]:
         """Some block's arguments, recorded on one prompt, for so many."""
@@ -111,7 +128,7 @@ class Run:
             stream: What enters the block.
             act: What the heads hold instead, from what they hold ``[rows, pos, head, d_head]``.
         """
-        block, shape = self.model.bridge.blocks[layer], self.activations.z.shape[-2:]
+        block, shape = self.model.bridge.blocks[layer], self.z_shape[-2:]
 
         def change(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             z = inputs[0].reshape(*stream.shape[:2], *shape)
@@ -158,16 +175,30 @@ class Tokens(Protocol):
 
 
 @torch.no_grad()
-def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
-    """Run the model once and keep what replay and replacement need."""
+def record(model: Model, prompts: Tokens, batch: int = 64, *, writes: bool = True) -> Run:
+    """Run the model once and keep what replay and replacement need.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        batch: How many of them run together.
+        writes: Keep what the components write too: twice as much again as the streams, which are
+            all that replay reads.
+    """
     wiring(model)  # refuses a model without heads and an MLP in every layer
     bridge, last = model.bridge, model.n_layers - 1
-    places = {hook_name(i, kind): (kind, i) for i in range(last + 1) for kind in ("in", "z", "mlp")}
-    places[hook_name(last, "out")] = ("in", last + 1)
+    kinds = ("in", "z", "mlp") if writes else ("in",)
+    places = {hook_name(i, kind): (kind, i) for i in range(last + 1) for kind in kinds}
+    places |= {hook_name(0, "z"): ("z", 0), hook_name(last, "out"): ("in", last + 1)}
     kept: dict[str, torch.Tensor] = {}  # [layer, n, …], filled in place: no second copy
+    heads: list[int] = []  # how many, and their width
 
     def keep(value: torch.Tensor, hook: Any, name: str, rows: torch.Tensor) -> None:
         kind, layer = places[name]
+        if kind == "z":
+            heads[:] = value.shape[2:]
+        if kind not in kinds:
+            return
         if kind not in kept:
             depth = last + 1 + (kind == "in")
             kept[kind] = value.new_empty(depth, len(prompts.tokens), *value.shape[1:])
@@ -179,20 +210,23 @@ def record(model: Model, prompts: Tokens, batch: int = 64) -> Run:
         hooks = [(name, partial(keep, name=name, rows=rows)) for name in places]
         tokens = prompts.tokens[rows].to(model.device)
         bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks, stop_at_layer=last + 1)
-    run = Run(model, kept["in"], Activations(kept["z"], kept["mlp"]), *_handed(model, prompts))
-    length = prompts.tokens.shape[1]
+    written = Activations(kept["z"], kept["mlp"]) if writes else None
+    n, length = prompts.tokens.shape
+    shape = n, length, *heads
+    run = Run(model, prompts.tokens, kept["in"], shape, written, *_handed(model, prompts))
     by_parts = model.once(("by parts", length), run.parts_add_up)
     return replace(run, by_parts=by_parts)
 
 
-def mean_activations(model: Model, prompts: Prompts, batch: int = 16) -> Activations:
+def mean_activations(model: Model, prompts: Tokens, batch: int = 16) -> Activations:
     """What components write on average over prompts, position by position: mean ablation.
 
     As ``record(…).activations.mean()``, without holding more than a batch.
     """
     total = None
-    for rows in torch.arange(len(prompts)).split(batch):
-        some = record(model, prompts[rows.tolist()]).activations.mean() * (len(rows) / len(prompts))
+    for tokens in prompts.tokens.split(batch):
+        mean = record(model, SimpleNamespace(tokens=tokens)).activations.mean()
+        some = mean * (len(tokens) / len(prompts.tokens))
         total = some if total is None else Activations(total.z + some.z, total.mlp + some.mlp)
     assert total is not None, "there are no prompts"
     return total

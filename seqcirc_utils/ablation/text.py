@@ -7,7 +7,7 @@ import torch
 
 from seqcirc_utils.ablation.engine import Replay
 from seqcirc_utils.ablation.readout import continuations
-from seqcirc_utils.ablation.replay import Activations, Run, record
+from seqcirc_utils.ablation.replay import Activations, Run, mean_activations, record
 from seqcirc_utils.components import Component
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.plain_text import text_chunks
@@ -15,7 +15,8 @@ from seqcirc_utils.prompts.plain_text import text_chunks
 
 def record_text(model: Model, tokens: torch.Tensor) -> Run:
     """Run the model on text ``[n, pos]``."""
-    return record(model, SimpleNamespace(tokens=tokens))  # all that recording reads of prompts
+    # Tokens are all that recording reads of prompts.
+    return record(model, SimpleNamespace(tokens=tokens), writes=False)
 
 
 def losses(
@@ -72,5 +73,5 @@ def text_loss(
         UserError: as :func:`text_chunks` and :func:`losses`.
     """
     tokens, others = text_chunks(model, length)
-    means = record_text(model, others).activations.mean()
+    means = mean_activations(model, SimpleNamespace(tokens=others))
     return losses(record_text(model, tokens), tokens, ablated, means, progress)

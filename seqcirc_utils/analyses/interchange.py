@@ -119,7 +119,8 @@ class Ends:
     @classmethod
     def of(cls, run: Run) -> "Ends":
         """Of a run's prompts."""
-        return cls(run.residual[:, :, -1], run.activations.z[:, :, -1])
+        # Copies: a view would keep all other positions.
+        return cls(run.residual[:, :, -1].clone(), run.activations.z[:, :, -1].clone())
 
     def mean(self) -> "Ends":
         """The mean over prompts."""
@@ -135,16 +136,23 @@ class Swap:
         base_mean: The base task's mean at the end, over prompts that are in no pair.
         source_mean: The source task's.
         seed: Draws the placebo's directions.
+        run: The run of the base prompts, where there is one.
 
     Raises:
         UserError: for a model whose logits are not made by final norm and unembedding.
     """
 
     def __init__(
-        self, model: Model, pairs: Pairs, base_mean: Ends, source_mean: Ends, seed: int = 0
+        self,
+        model: Model,
+        pairs: Pairs,
+        base_mean: Ends,
+        source_mean: Ends,
+        seed: int = 0,
+        run: Run | None = None,
     ) -> None:
         self.model, self.pairs = model, pairs
-        self.run = record(model, pairs.base)
+        self.run = record(model, pairs.base) if run is None else run
         self.base, self.source = Ends.of(self.run), Ends.of(record(model, pairs.source))
         self.moved = Ends(
             base_mean.stream + self.source.stream - source_mean.stream,

@@ -376,11 +376,11 @@ def _as_released(
     ours = [Component.parse(name) for name in needed]
     with section(missing, "calls"):
         finding = Evaluator(at.model, at.searched(at.sets().discovery), at.means())
-        corrupted, n = record(at.model, at.sets().means), at["n_calls"]
+        corrupted, n = record(at.model, at.sets().means, writes=False), at["n_calls"]
         about["calls"] = released.closest_calls(finding, corrupted, found.steps, at["threshold"], n)
     with section(missing, "released edges"):
         few = judging.first(RELEASED_PROMPTS)
-        partners = record(at.model, at.sets().corrupted[range(len(few.prompts))])
+        partners = record(at.model, at.sets().corrupted[range(len(few.prompts))], writes=False)
         heads, mlps = ([c for c in ours if (c.head is None) == is_mlp] for is_mlp in (False, True))
         senders = heads[: at["n_senders"]] + mlps[: at["n_senders"]]
         about["faults"] = released.edge_step_by_piece(

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import wilcoxon
 from tqdm import tqdm
 
-from seqcirc_utils.ablation.replay import record
+from seqcirc_utils.ablation.replay import Run, record
 from seqcirc_utils.analyses.interchange import KINDS, Ends, Outcome, Swap, pairs, subspace
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, table
@@ -18,6 +18,7 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import matched
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, section
+from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import corrected
 
@@ -93,8 +94,9 @@ class Interchange(Findings):
             task: Ends.of(record(lm, at.sets(task).discovery)).mean()  # these are in no pair
             for task in circuits
         }
+        runs = {task: record(lm, _bases(at, task)) for task in circuits}
         swaps = {
-            (source, base): _swap(at, means, source, base)
+            (source, base): _swap(at, means, source, base, runs[base])
             for source, base in product(circuits, repeat=2)
         }
         layers = _layers(at, swaps)
@@ -147,11 +149,15 @@ def _circuits(at: Setting) -> tuple[dict[str, set[Component]], dict[str, str]]:
     return found, left_out
 
 
-def _swap(at: Setting, means: Mapping[str, Ends], source: str, base: str) -> Swap:
-    """The pairs of two tasks."""
-    lm, few = at.model, range(min(at["n_swapped"], at["n_prompts"]))
-    chosen = pairs(lm, at.sets(base).evaluation[few], at.sets(source).evaluation, at["seed"])
-    return Swap(lm, chosen, means[base], means[source], seed=at["seed"])
+def _bases(at: Setting, task: str) -> Prompts:
+    """The prompts of a task that something is put into."""
+    return at.sets(task).evaluation[range(min(at["n_swapped"], at["n_prompts"]))]
+
+
+def _swap(at: Setting, means: Mapping[str, Ends], source: str, base: str, run: Run) -> Swap:
+    """The pairs of two tasks; the base prompts were run before."""
+    chosen = pairs(at.model, _bases(at, base), at.sets(source).evaluation, at["seed"])
+    return Swap(at.model, chosen, means[base], means[source], seed=at["seed"], run=run)
 
 
 def _halves(outcome: Outcome) -> dict[str, Outcome]:

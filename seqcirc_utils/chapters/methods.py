@@ -207,7 +207,7 @@ def _judged(
 ) -> tuple[pd.DataFrame, dict[str, dict[str, list[Any]]], dict[str, Smallest]]:
     """Faithfulness on MIB's grid, its areas by method and ablation, and smallest circuits."""
     lm, pairs = at.model, Pairs.recorded(at.model, clean, corrupted)
-    ends = record(lm, at.sets().means).residual[-1].mean(0, keepdim=True)
+    ends = record(lm, at.sets().means, writes=False).residual[-1].mean(0, keepdim=True)
     mean = pairs.clean.with_(replacement=at.means())
     kinds = {
         "counterfactual": Circuits(benchmark.Judge.counterfactual(pairs)),

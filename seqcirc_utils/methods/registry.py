@@ -16,7 +16,7 @@ import torch
 from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.engine import Replay
-from seqcirc_utils.ablation.evaluator import Evaluator, Metric, logit_difference
+from seqcirc_utils.ablation.evaluator import GRADIENT_BATCH, Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
@@ -163,10 +163,6 @@ def scores(
     return Scored(method, whole, passes * len(clean), spent)
 
 
-BATCH = 8
-"""Prompts of one batch in :func:`by_prompt`: the graph of its gradient holds their activations."""
-
-
 def by_prompt(
     model: Model,
     clean: Prompts,
@@ -188,7 +184,7 @@ def by_prompt(
         said = f"{len(clean)} prompts have {len(corrupted)} partners"
         raise UserError(f"{said}: one each is needed.")
     found = []
-    for rows in map(torch.Tensor.tolist, torch.arange(len(clean)).split(BATCH)):
+    for rows in map(torch.Tensor.tolist, torch.arange(len(clean)).split(GRADIENT_BATCH)):
         question = Question(model, clean[rows], corrupted[rows], metric, None, n_steps, 0.8, 0)
         found.append(METHODS[method].ask(question)[0].detach().cpu().double().numpy())
     return np.concatenate(found, 1)

@@ -40,7 +40,8 @@ class Pairs:
             UserError: for sets of different shapes, and as :class:`Evaluator` does.
         """
         other = record(model, corrupted)
-        return cls(Evaluator(model, clean, other.activations), other, metric)
+        own = Evaluator(model, clean, other.activations, run=record(model, clean))
+        return cls(own, other, metric)
 
     @cached_property
     def difference(self) -> Activations:

@@ -9,6 +9,7 @@ from oracles import plainly
 from transformer_lens import patching
 
 from seqcirc_utils.ablation import engine, paths, replay
+from seqcirc_utils.ablation import evaluator as evaluator_module
 from seqcirc_utils.ablation import pruning as pruning_module
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.components import Component, components
@@ -128,11 +129,24 @@ def test_estimates_are_the_slope_of_a_small_replacement(any_tiny, sets, means, c
     assert abs(slope) > 1e-4
 
 
+def test_a_run_without_writes_makes_them_when_they_are_asked_for(any_tiny, sets):
+    whole = replay.record(any_tiny, sets.evaluation)
+    light = replay.record(any_tiny, sets.evaluation, writes=False)
+    assert light.written is None and light.z_shape == tuple(whole.activations.z.shape[1:])
+    assert torch.equal(light.residual, whole.residual)
+    some = [3, 1]
+    for run, expected in ((light, whole.activations), (light[some], whole.activations[some])):
+        for kind in ("z", "mlp"):
+            found = getattr(run.activations, kind)
+            torch.testing.assert_close(found, getattr(expected, kind), atol=1e-5, rtol=1e-5)
+            assert getattr(run.activations, kind) is found  # and keeps them
+
+
 def test_means_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, monkeypatch):
     sizes, own = [], replay.record
 
     def recorded(model, prompts):
-        sizes.append(len(prompts))
+        sizes.append(len(prompts.tokens))
         return own(model, prompts)
 
     whole = own(any_tiny, sets.means).activations.mean()
@@ -147,7 +161,7 @@ def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, m
     """The gradient's graph is of one batch: it took 25 GB at the paper's 1,536 prompts."""
     prompts, gone = sets.evaluation, [Component(1, 2), Component(1, None)]
     mean = means[any_tiny.facts.title]
-    whole, small = (Evaluator(any_tiny, prompts, mean, max_rows=n) for n in (128, 48))
+    evaluator = Evaluator(any_tiny, prompts, mean)
     asked, own = [], Evaluator._slopes
 
     def slopes(self, masks, metric):
@@ -155,10 +169,12 @@ def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, m
         return own(self, masks, metric)
 
     monkeypatch.setattr(Evaluator, "_slopes", slopes)
-    found = small.estimate(gone)
-    assert sum(asked) == len(prompts) and max(asked) == 3 and len(asked) > 1
-    assert list(found) == list(expected := whole.estimate(gone))
-    assert asked[-1] == len(prompts)
+    expected = evaluator.estimate(gone)
+    assert asked == [len(prompts)]
+    monkeypatch.setattr(evaluator_module, "GRADIENT_BATCH", 4)
+    found = evaluator.estimate(gone)
+    assert asked[1:] == [4, len(prompts) - 4]
+    assert list(found) == list(expected)
     assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)
     assert not {*gone} & {*found}
 
@@ -318,6 +334,8 @@ def test_a_replay_gives_the_last_positions_alone_and_bounds_its_rows(gpt2, sets,
         assert found.shape == (1, len(sets.evaluation), 2, gpt2.facts.d_model)
         torch.testing.assert_close(found[0], run.residual[-1][:, -2:], atol=1e-5, rtol=1e-5)
     assert engine.Replay(run, means["gpt2"], max_rows=1).step == 1
+    positions = run.residual.shape[2]
+    assert engine.Replay(run, means["gpt2"]).max_rows == engine.TOKENS["cpu"] // positions
 
 
 def test_what_blocks_are_handed_is_recorded_once_for_prompts_of_a_length(any_tiny, sets):

@@ -156,7 +156,7 @@ def of_texts(reader, speller):
     yield "edited text", [*editing.Measured.text(reader, pieces, edits).after.values()]
     fitted = questions.fit(speller, probes.probes(["plus_2"])[0], 6)
     for kind in answers_module.KINDS:
-        bench = answers_module.Bench(speller, fitted, kind, max_tokens=600)
+        bench = answers_module.Bench(speller, fitted, kind)
         yield f"probe {kind}", bench.ablated([[Component(0, 1), Component(2, 0)]])
 
 
