@@ -126,15 +126,30 @@ class Replay:
         candidates = [list(candidate) for candidate in candidates]
         masks = [self.masks(candidate) for candidate in candidates]
         where = [None] * len(candidates) if positions is None else list(positions)
-        layers = self.model.n_layers
+        layers, parts = self.model.n_layers, self._parts()
         starts = [min((c.layer for c in candidate), default=layers) for candidate in candidates]
 
         def batch(rows: list[int]) -> Iterable[torch.Tensor]:
-            start = starts[rows[0]]
-            some = [masks[i] for i in rows], self.run.residual[start], start
-            return read(self.replay(*some, [where[i] for i in rows]))
+            start, some = starts[rows[0]], [masks[i] for i in rows]
+            streams = []
+            for prompts, part in parts:
+                own = [p if (p := where[i]) is None else p[prompts] for i in rows]
+                streams.append(part.replay(some, part.run.residual[start], start, own))
+            return read(torch.cat(streams, 1))
 
         return scheduled(starts, self.step, batch, progress)
+
+    def _parts(self) -> list[tuple[slice, "Replay"]]:
+        """Which prompts run together, and a replay of them: no more than a batch holds."""
+        n, most = len(self.run.tokens), self.max_rows
+        if n <= most:
+            return [(slice(None), self)]
+        parts = [range(i, min(i + most, n)) for i in range(0, n, most)]
+        options = {"last": self.last, "max_rows": most}
+        return [
+            (slice(p.start, p.stop), Replay(self.run[p], self.replacement[p], **options))
+            for p in parts
+        ]
 
     def replay(
         self,

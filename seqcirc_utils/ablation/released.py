@@ -7,7 +7,7 @@ import torch
 from seqcirc_utils.ablation.engine import Replay, Trace
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.pruning import Pruning
-from seqcirc_utils.ablation.replay import Activations, Run, hook_name
+from seqcirc_utils.ablation.replay import MEANS_BATCH, Activations, Run, hook_name
 from seqcirc_utils.components import Component
 
 
@@ -60,7 +60,12 @@ def shifted_means(means: Activations, corrupted: Run, removed: Iterable[Componen
         corrupted: The run of the corrupted prompts.
         removed: The components outside the circuit.
     """
-    return ShiftingMeans(means, corrupted).without([c for c in removed if c.head is not None], 0)
+    heads, n = [c for c in removed if c.head is not None], len(corrupted.tokens)
+    mlp = torch.zeros_like(means.mlp)
+    for rows in torch.arange(n).split(MEANS_BATCH):
+        some = ShiftingMeans(means, corrupted[rows.tolist()]).without(heads, 0)
+        mlp += some.mlp * (len(rows) / n)
+    return Activations(means.z, mlp)
 
 
 class ReleasedPruning(Pruning):

@@ -14,6 +14,13 @@ from seqcirc_utils.models.capabilities import added, before, first, wiring
 from seqcirc_utils.models.loading import Model
 
 
+def _index(rows: Sequence[int], n: int) -> slice | list[int]:
+    """What picks rows out of ``n``; those in a row without a copy."""
+    if isinstance(rows, range) and rows.step == 1 and 0 <= rows.start and rows.stop <= n:
+        return slice(rows.start, rows.stop)
+    return list(rows)
+
+
 @dataclass(frozen=True)
 class Activations:
     """What every component wrote, on ``n`` prompts (``n = 1``: a mean).
@@ -42,7 +49,8 @@ class Activations:
         """Those of some prompts; a mean is that of any."""
         if self.z.shape[1] == 1:
             return self
-        return Activations(self.z[:, list(rows)], self.mlp[:, list(rows)])
+        some = _index(rows, self.z.shape[1])
+        return Activations(self.z[:, some], self.mlp[:, some])
 
 
 @dataclass(frozen=True)
@@ -74,13 +82,13 @@ class Run:
 
     def __getitem__(self, rows: Sequence[int]) -> "Run":
         """The run of some of its prompts."""
-        some = list(rows)
+        some = _index(rows, len(self.tokens))
         return replace(
             self,
             tokens=self.tokens[some],
             residual=self.residual[:, some],
-            z_shape=(len(some), *self.z_shape[1:]),
-            written=self.written and self.written[some],
+            z_shape=(len(rows), *self.z_shape[1:]),
+            written=self.written and self.written[rows],
         )
 
     @cached_property
@@ -218,7 +226,11 @@ def record(model: Model, prompts: Tokens, batch: int = 64, *, writes: bool = Tru
     return replace(run, by_parts=by_parts)
 
 
-def mean_activations(model: Model, prompts: Tokens, batch: int = 16) -> Activations:
+MEANS_BATCH = 16
+"""Prompts of one batch where means are taken: more take memory and save no time."""
+
+
+def mean_activations(model: Model, prompts: Tokens, batch: int = MEANS_BATCH) -> Activations:
     """What components write on average over prompts, position by position: mean ablation.
 
     As ``record(…).activations.mean()``, without holding more than a batch.

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -171,9 +171,7 @@ class CircuitDiscovery(Findings):
             compared = _compared(at, judging, needed, searches[RANKED])
         with _timed(seconds, "stability"):
             found_again = _found_again(at, needed)
-        resampled = record(lm, sets.corrupted).activations
-        kinds = {"mean": at.means(), "zero": at.means().zero(), "resample": resampled}
-        by_ablation = quality.by_ablation(lm, sets.evaluation, kinds, circuits, at["seed"])
+        by_ablation = _by_ablation(at, circuits)
         with _timed(seconds, "edges"):
             names, about_edges = _edges(at, judging, ours, whole)
         with _timed(seconds, "as released"):
@@ -231,6 +229,14 @@ def _searches(at: Setting, seconds: dict[str, float]) -> dict[str, Discovery]:
                 progress=name.capitalize(),
             )
     return found
+
+
+def _by_ablation(at: Setting, circuits: Mapping[str, set[Component]]) -> pd.DataFrame:
+    """Each circuit under each kind of ablation."""
+    lm, sets, means = at.model, at.sets(), at.means()
+    kinds = {"mean": means, "zero": means.zero()}
+    kinds["resample"] = record(lm, sets.corrupted).activations
+    return quality.by_ablation(lm, sets.evaluation, kinds, circuits, at["seed"])
 
 
 def _circuit(

@@ -220,13 +220,37 @@ def test_divergence_from_the_whole_model(gpt2, sets, means):
     torch.testing.assert_close(scores.kl[1], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_batch_size_does_not_matter(gpt2, sets, means):
-    results = [
-        Evaluator(gpt2, sets.evaluation, means["gpt2"], max_rows=rows).replaced(CANDIDATES)
-        for rows in (1, 6, 100)
-    ]
+@pytest.mark.parametrize("resample", [False, True])
+def test_batch_size_does_not_matter(gpt2, sets, means, resample, monkeypatch):
+    new = replay.record(gpt2, sets.corrupted).activations if resample else means["gpt2"]
+    where = [sets.evaluation.groups()["end"], *[None] * (len(CANDIDATES) - 1)]
+    ran, own = [], engine.Replay.replay
+
+    def replayed(self, masks, residual, *rest):
+        ran[-1].add(len(masks) * len(residual))
+        return own(self, masks, residual, *rest)
+
+    monkeypatch.setattr(engine.Replay, "replay", replayed)
+    results = []
+    for rows in (1, 4, 6, 100):  # fewer than there are prompts, too
+        ran.append(set())
+        evaluator = Evaluator(gpt2, sets.evaluation, new, max_rows=rows)
+        results.append(evaluator.replaced(CANDIDATES, positions=where))
+    assert [max(some) for some in ran[:3]] == [1, 4, 6] and ran[1] == {4, 2}
     for other in results[1:]:
-        torch.testing.assert_close(results[0].logit_diff, other.logit_diff, atol=1e-5, rtol=1e-5)
+        for name, value in vars(results[0]).items():
+            torch.testing.assert_close(value, getattr(other, name), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_in_a_row_are_no_copy_and_none_too_many(gpt2, sets):
+    run = replay.record(gpt2, sets.evaluation)
+    part = run[range(1, 3)]
+    assert part.residual.data_ptr() == run.residual[:, 1:].data_ptr() and len(part.tokens) == 2
+    assert torch.equal(part.activations.z, run.activations.z[:, [1, 2]])
+    with pytest.raises(IndexError):
+        run[range(7)]
+    with pytest.raises(IndexError):
+        run.activations[range(7)]
 
 
 @pytest.mark.parametrize("source", ["q", "k", "v"])

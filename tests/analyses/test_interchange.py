@@ -35,6 +35,21 @@ def swap(planted):
     return swap_of(planted, sets, sets)
 
 
+def test_the_ends_of_a_run_do_not_keep_its_other_positions(planted):
+    ends = Ends.of(record(planted, sets_of(planted).evaluation))
+    for part in (ends.stream, ends.z):
+        assert part.untyped_storage().nbytes() == part.numel() * part.element_size()
+
+
+def test_base_prompts_that_were_run_before_are_not_run_again(planted, swap, monkeypatch):
+    means = [Ends.of(record(planted, sets_of(planted).discovery)).mean()] * 2
+    ran = []
+    monkeypatch.setattr(interchange, "record", lambda *a: ran.append(a[1]) or record(*a))
+    again = Swap(planted, swap.pairs, *means, run=swap.run)
+    assert ran == [swap.pairs.source]
+    assert torch.equal(again.stream(1, "raw").says["wanted"], swap.stream(1, "raw").says["wanted"])
+
+
 def test_pairs_start_elsewhere_and_want_the_member_after_the_source_s_place(planted, swap):
     words = vocabulary("months", planted.tokenizer)
     for start, other, token, answer in zip(
