@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from seqcirc_utils.analyses.otherwise import leading
 from seqcirc_utils.analyses.overlap import overlap
 from seqcirc_utils.answers.fold import Part, Picture, answered, listed
-from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
+from seqcirc_utils.chapters.circuit_tasks import TITLES
+from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures.style import ANSWER, NEUTRAL, closed
 

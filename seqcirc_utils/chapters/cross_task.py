@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import pandas as pd
@@ -17,7 +17,6 @@ import torch
 
 from seqcirc_utils import statistics
 from seqcirc_utils.ablation.evaluator import Evaluator
-from seqcirc_utils.ablation.replay import Activations, mean_activations
 from seqcirc_utils.ablation.text import text_loss
 from seqcirc_utils.analyses.overlap import (
     OVERLAP_COLUMNS,
@@ -34,22 +33,15 @@ from seqcirc_utils.analyses.overlap import (
 from seqcirc_utils.analyses.role_agreement import role_agreement, role_holders
 from seqcirc_utils.analyses.roles import NONE
 from seqcirc_utils.analyses.transfer import against_random, transfer
-from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
-from seqcirc_utils.chapters.component_roles import ComponentRoles
+from seqcirc_utils.chapters import circuit_tasks
+from seqcirc_utils.chapters.circuit_tasks import TITLES, Tried
 from seqcirc_utils.chapters.findings import Findings, each, part, table
-from seqcirc_utils.chapters.patching import Patching
-from seqcirc_utils.chapters.profiles import COLUMNS, profiles
+from seqcirc_utils.chapters.profiles import COLUMNS
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
-from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.circuits.search import ranked
 from seqcirc_utils.components import Component, by_kind, components
 from seqcirc_utils.errors import UserError, section
-from seqcirc_utils.prompts import controls, sequences
-from seqcirc_utils.prompts.prompts import PromptSets
-
-TITLES = {name: task.title for name, task in sequences.TASKS.items()} | controls.TITLES
-"""What headings call the tasks and the controls."""
 
 SECTIONS = ("circuits", "edges", "random", "text", "roles")
 """What there may be nothing to compare of."""
@@ -151,7 +143,7 @@ class CrossTask(Findings):
     @classmethod
     def measure(cls, at: Setting) -> Self:
         """Compare all tasks; see the class."""
-        lm, tried = at.model, _tried(at)
+        lm, tried = at.model, circuit_tasks.compared(at)
         alike = _alike(tried)
         heads = [Component.parse(name) for name in alike["shared"]["heads"]["shared"]]
         roles = _roles(tried, heads)
@@ -179,7 +171,7 @@ class CrossTask(Findings):
             sets={name: sorted(map(str, s)) for name, s in sets.items()},
             outside=outside,
             n_prompts=at["n_prompts"],
-            n_random_prompts=len(_few(at)),
+            n_random_prompts=len(circuit_tasks.few(at)),
             model={"title": lm.facts.title, "layers": lm.n_layers, "heads": lm.n_heads},
             left_out=tried.left_out,
             missing=tried.missing if tried.circuits else none,
@@ -188,84 +180,7 @@ class CrossTask(Findings):
         )
 
 
-@dataclass(frozen=True)
-class _Tried:
-    """The tasks and controls that the model can do.
-
-    Attributes:
-        at: The setting.
-        circuits: Task to its circuit.
-        by_search: Task to search to what it found.
-        effects: Task to the effect of ablating each component.
-        roles: Task to the roles of its components.
-        profiles: What was found of each task's components.
-        every: Task or control to the evaluator of all its prompts.
-        few: The same for a few prompts: random circuits are many.
-        sets: Control to its prompts.
-        left_out: What is not compared, and why.
-        missing: Sections that do not apply, and why.
-    """
-
-    at: Setting
-    circuits: dict[str, Circuit] = field(default_factory=dict)
-    by_search: dict[str, dict[str, set[Component]]] = field(default_factory=dict)
-    effects: dict[str, pd.Series] = field(default_factory=dict)
-    roles: dict[str, ComponentRoles] = field(default_factory=dict)
-    profiles: list[pd.DataFrame] = field(default_factory=list)
-    every: dict[str, Evaluator] = field(default_factory=dict)
-    few: dict[str, Evaluator] = field(default_factory=dict)
-    sets: dict[str, PromptSets] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def held(self) -> dict[str, set[Component]]:
-        """Task to the components of its circuit."""
-        return {task: circuit.components for task, circuit in self.circuits.items()}
-
-
-def _evaluators(
-    at: Setting, task: str, sets: PromptSets, means: Activations
-) -> tuple[Evaluator, Evaluator]:
-    """Evaluators of all of a task's prompts and of a few, if the model prefers right answers."""
-    every = Evaluator(at.model, sets.evaluation, means)
-    statistics.positive_baseline(every.intact.logit_diff, f"the whole model on {task}")
-    return every, Evaluator(at.model, sets.evaluation[_few(at)], means)
-
-
-def _few(at: Setting) -> range:
-    """The prompts that random circuits are scored on: all, or every second one of the first 8."""
-    return range(0, min(at["n_prompts"], 8), 2 if at["n_prompts"] >= 8 else 1)
-
-
-def _tried(at: Setting) -> _Tried:
-    """Try each task and control; one that the model cannot do is left out, with the reason."""
-    tried = _Tried(at)
-    for task in at["tasks"]:
-        with section(tried.left_out, TITLES[task]):
-            pair = _evaluators(at, task, at.sets(task), at.means(task))
-            patching, found = at.read(Patching, task), at.read(CircuitDiscovery, task)
-            tried.circuits[task], tried.by_search[task] = found.circuit, found.by_search
-            tried.every[task], tried.few[task] = pair
-            tried.effects[task] = patching.effects.set_index("component")["ablation"]
-            with section(tried.missing, "roles"):
-                tried.roles[task] = at.read(ComponentRoles, task)
-            tried.profiles.append(profiles(task, patching, found, tried.roles.get(task)))
-    for task in controls.TITLES:
-        with section(tried.left_out, TITLES[task]):
-            sets = controls.prompt_sets(
-                at.model, task, n_prompts=at["n_prompts"], n_means=at["n_means"], seed=at["seed"]
-            )
-            pair = _evaluators(at, task, sets, mean_activations(at.model, sets.means))
-            tried.every[task], tried.sets[task] = pair[0], sets
-            with section(tried.left_out, f"{TITLES[task]}, beside random circuits"):
-                whole = pair[1].intact.logit_diff
-                statistics.positive_baseline(whole, f"the whole model on few prompts of {task}")
-                tried.few[task] = pair[1]
-    return tried
-
-
-def _scores(tried: _Tried) -> pd.DataFrame:
+def _scores(tried: Tried) -> pd.DataFrame:
     """How well the whole model does each task."""
     rows = []
     for task, evaluator in tried.every.items():
@@ -282,7 +197,7 @@ def _scores(tried: _Tried) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CrossTask.empty("tasks")])
 
 
-def _alike(tried: _Tried) -> dict[str, Any]:
+def _alike(tried: Tried) -> dict[str, Any]:
     """How alike the circuits are, and the importance of all heads: fields of the findings."""
     lm, kinds = tried.at.model, [by_kind(circuit) for circuit in tried.held.values()]
     totals = {"heads": lm.n_layers * lm.n_heads, "MLPs": lm.n_layers}
@@ -308,7 +223,7 @@ def _alike(tried: _Tried) -> dict[str, Any]:
     }
 
 
-def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
+def _roles(tried: Tried, shared: list[Component]) -> dict[str, Any]:
     """Each component's role by task, and whether shared heads keep theirs: fields of the findings.
 
     Args:
@@ -333,7 +248,7 @@ def _roles(tried: _Tried, shared: list[Component]) -> dict[str, Any]:
     return nothing
 
 
-def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
+def _sets(tried: Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
     """All sets that are tried on every task; and how the circuit from outside was searched for."""
     if not tried.circuits:
         tried.left_out["ioi circuit"] = "no circuit is left to compare it with."
@@ -355,7 +270,7 @@ def _sets(tried: _Tried) -> tuple[dict[str, set[Component]], dict[str, int]]:
     return sets | shared_and_rest(tried.held), outside
 
 
-def _random(tried: _Tried, by_layer: bool) -> dict[str, list[list[Component]]]:
+def _random(tried: Tried, by_layer: bool) -> dict[str, list[list[Component]]]:
     """Random circuits in the shape of each task's."""
     at, everything = tried.at, components(tried.at.model)
     return {
@@ -365,7 +280,7 @@ def _random(tried: _Tried, by_layer: bool) -> dict[str, list[list[Component]]]:
 
 
 def _text(
-    tried: _Tried,
+    tried: Tried,
     sets: Mapping[str, set[Component]],
     drawn: Mapping[str, list[list[Component]]],
 ) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -402,7 +317,7 @@ def _text(
     return pd.DataFrame(rows), about
 
 
-def _check(tried: _Tried, shares: pd.DataFrame, overlaps: pd.DataFrame) -> None:
+def _check(tried: Tried, shares: pd.DataFrame, overlaps: pd.DataFrame) -> None:
     """All components kept are the whole model; shares are numbers, p-values probabilities."""
     everything = components(tried.at.model)
     for task, evaluator in tried.few.items():

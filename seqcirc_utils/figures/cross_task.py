@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from seqcirc_utils import store
 from seqcirc_utils.analyses.roles import HEAD_ROLES, MLP_ROLES
-from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
+from seqcirc_utils.chapters.circuit_tasks import TITLES
+from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.components import Component, by_kind
 from seqcirc_utils.figures import circuit_map, common, forms
 from seqcirc_utils.figures.common import needs

@@ -7,7 +7,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from seqcirc_utils.analyses.roles import NONE
-from seqcirc_utils.chapters.cross_task import TITLES, CrossTask
+from seqcirc_utils.chapters.circuit_tasks import TITLES
+from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.figures.circuit_discovery import SIGNIFICANT
 from seqcirc_utils.figures.common import needs
 from seqcirc_utils.figures.cross_task import size

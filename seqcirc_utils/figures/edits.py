@@ -6,7 +6,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from seqcirc_utils.chapters.cross_task import TITLES
+from seqcirc_utils.chapters.circuit_tasks import TITLES
 from seqcirc_utils.chapters.prediction_and_editing import PredictionAndEditing
 from seqcirc_utils.figures import common, forms
 from seqcirc_utils.figures.style import ANSWER, LAST, NEUTRAL, closed, many, task_colours

@@ -15,7 +15,7 @@ from tokenizers_made import tokenizer_of
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import record
 from seqcirc_utils.analyses.roles import EVIDENCE_COLUMNS
-from seqcirc_utils.chapters import cross_task
+from seqcirc_utils.chapters import circuit_tasks, cross_task
 from seqcirc_utils.chapters.cross_task import CrossTask
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
@@ -339,7 +339,7 @@ def test_a_refused_section_leaves_the_others(model, measured, monkeypatch):
         raise UserError("the text is too short.")
 
     at = Small(model, but=[0], absent={("05_component_roles", "months")})
-    monkeypatch.setattr(cross_task, "_few", lambda at: range(1))  # this one the model gets wrong
+    monkeypatch.setattr(circuit_tasks, "few", lambda at: range(1))  # this one the model gets wrong
     monkeypatch.setattr(cross_task, "text_loss", refuse)
     monkeypatch.setattr(cross_task, "ranked", refuse)
     monkeypatch.setitem(EDGES, "months", [])
@@ -366,7 +366,7 @@ def test_a_control_that_fails_on_few_prompts_refuses_only_itself(model, measured
         return replace(sets, evaluation=wrong)
 
     monkeypatch.setattr(controls, "prompt_sets", drawn)
-    monkeypatch.setattr(cross_task, "_few", lambda at: range(1))
+    monkeypatch.setattr(circuit_tasks, "few", lambda at: range(1))
     found = CrossTask.measure(Small(model))
     name = f"{controls.TITLES[first]}, beside random circuits"
     assert list(found.left_out) == [name] and "random" not in found.missing
