@@ -7,7 +7,7 @@ import torch
 
 from seqcirc_utils.ablation.engine import Replay
 from seqcirc_utils.ablation.readout import continuations
-from seqcirc_utils.ablation.replay import hook_name, record
+from seqcirc_utils.ablation.replay import hook_name, record, run_blocks
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
@@ -116,9 +116,7 @@ def answered(model: Model, encoded: Sequence[Encoded]) -> Answers:
     batches, seen = batches_of(encoded), []
     hook = (hook_name(model.n_layers - 1, "out"), lambda value, hook: seen.append(value))
     for batch in batches:
-        model.bridge.run_with_hooks(
-            batch.tokens.to(model.device), return_type=None, fwd_hooks=[hook]
-        )
+        run_blocks(model, batch.tokens, [hook])
     parts = [read(model, *pair) for pair in zip(batches, (s[None] for s in seen), strict=True)]
     return _joined(parts, batches)
 

@@ -4,6 +4,8 @@ Thin wrappers over ``transformer_lens.tools.analysis`` that run whole prompt set
 """
 
 import warnings
+from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -12,7 +14,7 @@ from transformer_lens.tools.analysis import (
     direct_logit_attribution,
 )
 
-from seqcirc_utils.ablation.replay import hook_name
+from seqcirc_utils.ablation.replay import hook_name, run_blocks
 from seqcirc_utils.analyses.heads import head_writes
 from seqcirc_utils.analyses.lens import readout
 from seqcirc_utils.components import Component, components
@@ -45,9 +47,15 @@ def member_lens(
     names = [hook_name(layer, "in") for layer in range(model.n_layers)]
     names.append(hook_name(model.n_layers - 1, "out"))
     parts = []
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(value: torch.Tensor, hook: Any, name: str) -> None:
+        kept[name] = value[:, positions]
+
+    hooks = [(name, partial(keep, name=name)) for name in names]
     for rows in tqdm(prompts.tokens.split(8), desc="Logit lens", unit="batch"):
-        _, kept = model.bridge.run_with_cache(rows.to(model.device), names_filter=names)
-        streams = (kept[name][:, positions] for name in names)  # [n, position, d_model] each
+        run_blocks(model, rows, hooks)
+        streams = (kept[name] for name in names)  # [n, position, d_model] each
         read = [readout(model, stream, ids.to(model.device))[0] for stream in streams]
         parts.append(torch.stack(read))
     found = torch.cat(parts, 1)

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from seqcirc_utils.ablation.replay import run_blocks
 from seqcirc_utils.analyses.attention import (
     ATTENTION_EVIDENCE,
     SIZE_EVIDENCE,
@@ -130,7 +131,7 @@ def _observe(model: Model, prompts: Prompts) -> dict[str, torch.Tensor]:
         keep("middle", i, "hook_resid_mid" if between[i] else "hook_mlp_out", at_end)
         keep("after", i, "hook_out", at_end)
     keep("embedded", 0, "hook_out", at_members)
-    model.bridge.run_with_hooks(prompts.tokens.to(model.device), return_type=None, fwd_hooks=hooks)
+    run_blocks(model, prompts.tokens, hooks)
     for i in layers:
         if "between" in wiring(model).lacks:
             seen["middle", i].fill_(torch.nan)
@@ -204,7 +205,5 @@ def patterns(model: Model, prompt: Prompts, heads: Sequence[str]) -> dict[str, t
         (f"blocks.{c.layer}.attn.hook_pattern", partial(keep, c=c))
         for c in map(Component.parse, heads)
     ]
-    model.bridge.run_with_hooks(
-        prompt.tokens[:1].to(model.device), return_type=None, fwd_hooks=hooks
-    )
+    run_blocks(model, prompt.tokens[:1], hooks)
     return {name: found[name] for name in heads}

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from seqcirc_utils.ablation.replay import Tokens
+from seqcirc_utils.ablation.replay import Tokens, run_blocks
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
@@ -26,7 +26,7 @@ def patterns(model: Model, prompts: Tokens, heads: Iterable[Component]) -> torch
         )
         for layer in layers
     ]
-    model.bridge.run_with_hooks(prompts.tokens.to(model.device), return_type=None, fwd_hooks=hooks)
+    run_blocks(model, prompts.tokens, hooks)
     if blind := [layer for layer in layers if layer not in seen]:
         raise UserError(
             f"{model.facts.title} does not show the attention of its layers "

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 from transformer_lens.utilities.statistics import derive_generator
 
+from seqcirc_utils.ablation.replay import run_blocks
 from seqcirc_utils.analyses.heads import UNTOLD, head_writes, ov_writes
 from seqcirc_utils.analyses.observation import Observation
 from seqcirc_utils.components import components
@@ -144,8 +145,7 @@ def bare_sequences(
             rows[-1] = [*rows[-1], *separator, vocabulary.ids[member]]
     kept = []
     hook = ("blocks.0.hook_out", lambda v, hook: kept.append(v.clone()))
-    tokens = torch.tensor(rows, device=model.device)
-    model.bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=[hook])
+    run_blocks(model, torch.tensor(rows), [hook])
     return kept[0][:, :: 1 + len(separator)], shown
 
 

@@ -72,7 +72,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Model, prompts: Prompts, batch: int = 64) -> Scores:
+def score(model: Model, prompts: Prompts, batch: int = 16) -> Scores:
     """Run the whole model on the prompts, plainly."""
     parts = []
     for rows in torch.arange(len(prompts)).split(batch):

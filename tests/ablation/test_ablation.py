@@ -142,6 +142,21 @@ def test_a_run_without_writes_makes_them_when_they_are_asked_for(any_tiny, sets)
             assert getattr(run.activations, kind) is found  # and keeps them
 
 
+def test_blocks_run_without_logits_and_leave_no_hook(any_tiny, sets, hooks_left):
+    expected = replay.record(any_tiny, sets.evaluation).residual[-1]  # the library's own hooks stay
+    before, seen, read = hooks_left(any_tiny), [], []
+    handle = any_tiny.bridge.unembed.register_forward_hook(lambda *a: read.append(1))
+    last = replay.hook_name(any_tiny.n_layers - 1, "out")
+    hooks = [(last, lambda value, hook: seen.append(value))]
+    with torch.no_grad():
+        replay.run_blocks(any_tiny, sets.evaluation.tokens, hooks)
+        assert not read
+        any_tiny.bridge(sets.evaluation.tokens)
+    handle.remove()
+    assert read and hooks_left(any_tiny) == before
+    assert len(seen) == 1 and torch.equal(seen[0], expected)
+
+
 def test_means_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, monkeypatch):
     sizes, own = [], replay.record
 
