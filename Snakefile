@@ -7,6 +7,7 @@
 import sys
 
 from seqcirc_utils import store as _store
+from seqcirc_utils.workflow import costs as _costs
 from seqcirc_utils.workflow import planning as _plan
 from seqcirc_utils.workflow import snakemake as _snakemake
 from seqcirc_utils.workflow import stages as _stages
@@ -34,6 +35,7 @@ def _of(stage, fact):
 # was stopped for asking too little is tried again with more (`retries` of the profile).
 # `set-resources` in a profile takes the place of these.
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
+_chains = _costs.chains()
 # Where jobs go to a cluster nobody says how many; there, a job has those that it was given.
 _CORES = workflow.resource_settings.cores or _surroundings.cores()
 
@@ -65,8 +67,8 @@ for _stage in _stages.STAGES.values():
             fingerprint=_of(_stage.name, lambda job: job.fingerprint),
             arguments=_of(_stage.name, lambda job: job.arguments),
             python=sys.executable,
-        # What most others wait for goes first: small stages fill the gaps that the long ones leave.
-        priority: sum(_stage.name in other.needs for other in _stages.STAGES.values())
+        # The longest chain of waiting work goes first: small stages fill the gaps that it leaves.
+        priority: _chains[_stage.name]
         threads: _CORES if workflow.remote_exec else _stages.threads(_stage, _CORES)
         resources:
             mem_mb=_more(4000),

@@ -71,6 +71,19 @@ def speedup(costs: Mapping[str, Any], threads: int) -> float:
     return max((times for n, times in measured.items() if n <= threads), default=1.0)
 
 
+def chains() -> dict[str, int]:
+    """Stage to CPU seconds from its start to the end of the longest chain behind it.
+
+    Of one job of each, as measured at the largest size; a stage never measured takes none.
+    """
+    costs = shipped()["cpu_seconds"]
+    found: dict[str, int] = {}
+    for name in reversed(stages.STAGES):  # each after those that need it
+        later = [found[n] for n, other in stages.STAGES.items() if name in other.needs]
+        found[name] = max(costs.get(name, {}).values(), default=0) + max(later, default=0)
+    return found
+
+
 def makespan(
     took: Sequence[float],
     needs: Sequence[Sequence[int]],

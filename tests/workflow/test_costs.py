@@ -24,6 +24,27 @@ def test_a_job_takes_as_many_cores_as_it_has_threads(cores, end):
     assert costs.makespan([5, 2, 2, 2], [[], [], [], []], cores, [2, 2, 1, 1]) == end
 
 
+def test_stages_go_by_the_longest_chain_behind_them(monkeypatch):
+    measured = {"03_patching": {"4": 1, "32": 5}, "04_circuit_discovery": {"32": 9}}
+    measured |= {"09_claims": {"any": 2}, "15_metrics": {"32": 30}}
+    monkeypatch.setattr(costs, "shipped", lambda: {"cpu_seconds": measured})
+    chains = costs.chains()
+    assert list(chains) == list(reversed(stages.STAGES))
+    assert chains["15_metrics"] == 30 and chains["14_explore"] == 0
+    assert chains["05_component_roles"] == 30  # not measured itself, and 15 reads it
+    assert chains["04_circuit_discovery"] == 39 and chains["03_patching"] == 44
+
+
+def test_the_graph_runs_them_in_that_order():
+    """The jobs' priorities are numbers, and those behind whom most waits have the highest."""
+    said = store.ROOT.joinpath("Snakefile").read_text(encoding="utf-8")
+    assert "priority: _chains[_stage.name]" in said and "_chains = _costs.chains()" in said
+    chains = costs.chains()
+    assert all(isinstance(value, int) for value in chains.values())
+    for name, stage in stages.STAGES.items():
+        assert all(chains[name] <= chains[need] for need in stage.needs)
+
+
 def test_threads_are_for_many_cores_and_for_what_is_waited_for():
     names = ["00_ground_truth", "02_logit_attribution", "04_circuit_discovery", "07_generalisation"]
     for cores, wanted in {2: (1, 1, 1, 1), 5: (1, 1, 1, 1), 8: (1, 1, 2, 2)}.items():
