@@ -31,7 +31,7 @@ def _of(stage, fact):
 
 
 # What one job takes, for a scheduler that must know beforehand. At 32 prompts of the default model, on
-# one core of two, patching took 5 minutes and discovery 9, and no stage more than 3.2 GB. A job that
+# one core of two, patching took 5 minutes and discovery 9, and no stage more than 2.3 GB. A job that
 # was stopped for asking too little is tried again with more (`retries` of the profile).
 # `set-resources` in a profile takes the place of these.
 _MINUTES = {"03_patching": 60, "04_circuit_discovery": 120}
