@@ -76,12 +76,19 @@ def chains() -> dict[str, int]:
 
     Of one job of each, as measured at the largest size; a stage never measured takes none.
     """
-    costs = shipped()["cpu_seconds"]
-    found: dict[str, int] = {}
-    for name in reversed(stages.STAGES):  # each after those that need it
-        later = [found[n] for n, other in stages.STAGES.items() if name in other.needs]
-        found[name] = max(costs.get(name, {}).values(), default=0) + max(later, default=0)
-    return found
+    costs, names = shipped()["cpu_seconds"], list(stages.STAGES)
+    took = [max(costs.get(name, {}).values(), default=0) for name in names]
+    needs = [[names.index(need) for need in stage.needs] for stage in stages.STAGES.values()]
+    return dict(zip(reversed(names), reversed(_chains(took, needs)), strict=True))
+
+
+def _chains(took: Sequence[Any], needs: Sequence[Sequence[int]]) -> list[Any]:
+    """From each job's start to the end of the longest chain behind it, as :func:`makespan`."""
+    chain = list(took)
+    for i in reversed(range(len(took))):
+        for need in needs[i]:
+            chain[need] = max(chain[need], took[need] + chain[i])
+    return chain
 
 
 def makespan(
@@ -99,10 +106,7 @@ def makespan(
         threads: How many of them each job takes, one by default.
     """
     threads = [1] * len(took) if threads is None else [min(n, cores) for n in threads]
-    chain = list(took)  # from a job's start to the end of the longest chain behind it
-    for i in reversed(range(len(took))):
-        for need in needs[i]:
-            chain[need] = max(chain[need], took[need] + chain[i])
+    chain = _chains(took, needs)
     waiting, done, running, now = set(range(len(took))), set(), [], 0.0
     while waiting or running:
         ready = [i for i in waiting if done.issuperset(needs[i])]
