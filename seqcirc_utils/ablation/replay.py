@@ -62,7 +62,7 @@ class Run:
         tokens: Token ids of the prompts ``[n, pos]``.
         residual: The stream that enters each block, and the last one's output
             ``[layer + 1, n, pos, d_model]``.
-        z_shape: Shape of all heads' ``z`` of a layer ``(n, pos, head, d_head)``.
+        head_shape: How many heads a layer has, and their width.
         written: What the components wrote, where that was kept.
         block_arguments: What else the model hands to each block (masks may differ by layer).
         attention_arguments: What else each block hands to its attention.
@@ -73,7 +73,7 @@ class Run:
     model: Model
     tokens: torch.Tensor
     residual: torch.Tensor
-    z_shape: tuple[int, ...]
+    head_shape: tuple[int, ...]
     written: Activations | None
     block_arguments: list[dict[str, Any]]
     attention_arguments: list[dict[str, Any]]
@@ -87,9 +87,13 @@ class Run:
             self,
             tokens=self.tokens[some],
             residual=self.residual[:, some],
-            z_shape=(len(rows), *self.z_shape[1:]),
             written=self.written and self.written[rows],
         )
+
+    @property
+    def z_shape(self) -> tuple[int, ...]:
+        """Shape of all heads' ``z`` of a layer ``(n, pos, head, d_head)``."""
+        return *self.tokens.shape, *self.head_shape
 
     @cached_property
     def activations(self) -> Activations:
@@ -136,7 +140,7 @@ class Run:
             stream: What enters the block.
             act: What the heads hold instead, from what they hold ``[rows, pos, head, d_head]``.
         """
-        block, shape = self.model.bridge.blocks[layer], self.z_shape[-2:]
+        block, shape = self.model.bridge.blocks[layer], self.head_shape
 
         def change(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             z = inputs[0].reshape(*stream.shape[:2], *shape)
@@ -235,10 +239,9 @@ def record(model: Model, prompts: Tokens, batch: int = 64, *, writes: bool = Tru
         hooks = [(name, partial(keep, name=name, rows=rows)) for name in places]
         run_blocks(model, prompts.tokens[rows], hooks)
     written = Activations(kept["z"], kept["mlp"]) if writes else None
-    n, length = prompts.tokens.shape
-    shape = n, length, *heads
-    run = Run(model, prompts.tokens, kept["in"], shape, written, *_handed(model, prompts))
-    by_parts = model.once(("by parts", length), run.parts_add_up)
+    tokens, shape = prompts.tokens, tuple(heads)
+    run = Run(model, tokens, kept["in"], shape, written, *_handed(model, prompts))
+    by_parts = model.once(("by parts", tokens.shape[1]), run.parts_add_up)
     return replace(run, by_parts=by_parts)
 
 
