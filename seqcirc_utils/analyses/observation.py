@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from seqcirc_utils.ablation.replay import run_blocks
+from seqcirc_utils.analyses import patterns as weights
 from seqcirc_utils.analyses.attention import (
     ATTENTION_EVIDENCE,
     SIZE_EVIDENCE,
@@ -196,14 +197,5 @@ def attention_table(
 @torch.no_grad()
 def patterns(model: Model, prompt: Prompts, heads: Sequence[str]) -> dict[str, torch.Tensor]:
     """Whole attention patterns of some heads on one prompt: name to ``[query, key]``."""
-    found = {}
-
-    def keep(value: torch.Tensor, hook: Any, c: Component) -> None:
-        found[str(c)] = value[0, c.head].cpu()
-
-    hooks = [
-        (f"blocks.{c.layer}.attn.hook_pattern", partial(keep, c=c))
-        for c in map(Component.parse, heads)
-    ]
-    run_blocks(model, prompt.tokens[:1], hooks)
-    return {name: found[name] for name in heads}
+    found = weights.patterns(model, prompt[[0]], map(Component.parse, heads))[0]
+    return dict(zip(heads, found, strict=True))
