@@ -47,7 +47,7 @@ class EdgeEvaluator:
         require(evaluator.model, "heads in_turn", _SO)
         if not evaluator.run.by_parts:
             self._refuse(
-                "does not run attention and then the MLP, each by itself, on these prompts"
+                "reads later positions, or does not run attention and then the MLP by itself"
             )
         self.replay = EdgeReplay(evaluator, self.graph)
         self.whole = self.replay.state(self.graph.matrix(self.edges))

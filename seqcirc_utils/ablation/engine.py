@@ -10,12 +10,13 @@ Why it is fast, and still exact:
 - nothing below the first replaced component changes, so a candidate starts there, from the residual
   stream that an earlier run left;
 - what is replaced at all positions is not computed;
+- no position reads a later one, so before the first that changes, MLPs are not computed;
 - above the last head that still reads other positions, only the positions asked for are computed.
 
 ``tests/ablation/test_ablation.py`` holds the results to whole passes with plain hooks.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -38,9 +39,14 @@ TOKENS = {"cpu": 1024, "gpu": 4096}
 """Tokens of one batch, unless a number of rows is given: more take memory and save no time."""
 
 
+def fitting(model: Model, sizes: Mapping[str, int]) -> int:
+    """The size of a batch for the model's device: ``cpu``, or any other (``gpu``)."""
+    return sizes["cpu" if model.device.type == "cpu" else "gpu"]
+
+
 def rows_at_once(model: Model, length: int) -> int:
     """How many rows (candidates times prompts) of so many positions make a batch."""
-    return max(1, TOKENS["cpu" if model.device.type == "cpu" else "gpu"] // length)
+    return max(1, fitting(model, TOKENS) // length)
 
 
 class Replay:
@@ -127,6 +133,7 @@ class Replay:
         masks = [self.masks(candidate) for candidate in candidates]
         where = [None] * len(candidates) if positions is None else list(positions)
         layers, parts = self.model.n_layers, self._parts()
+        since = [0 if p is None else int(p.any(0).int().argmax()) for p in where]
         starts = [min((c.layer for c in candidate), default=layers) for candidate in candidates]
 
         def batch(rows: list[int]) -> Iterable[torch.Tensor]:
@@ -134,7 +141,8 @@ class Replay:
             streams = []
             for prompts, part in parts:
                 own = [p if (p := where[i]) is None else p[prompts] for i in rows]
-                streams.append(part.replay(some, part.run.residual[start], start, own))
+                stream = part.run.residual[start]
+                streams.append(part.replay(some, stream, start, own, min(since[i] for i in rows)))
             return read(torch.cat(streams, 1))
 
         return scheduled(starts, self.step, batch, progress)
@@ -157,6 +165,7 @@ class Replay:
         residual: torch.Tensor,
         start: int,
         positions: Sequence[torch.Tensor | None] | None = None,
+        since: int = 0,
         trace: Trace | None = None,
     ) -> torch.Tensor:
         """Run blocks ``start`` and up with each candidate's components replaced.
@@ -167,6 +176,8 @@ class Replay:
                 will do where no candidate keeps a head from there on).
             start: The first block to run.
             positions: Per candidate, the positions to replace ``[n, pos]`` (or ``None``: all).
+            since: The first position at which anything is replaced, or ``residual`` is not as
+                recorded.
             trace: Filled, for a single candidate, with the stream that enters each block and what
                 its components compute.
 
@@ -204,7 +215,13 @@ class Replay:
             stream = stream + self._attention(layer, stream, swaps, attends[:, layer], trace)
             if layer >= last_reader:
                 stream = stream[:, :, -self.last :]
+            first = self.run.residual.shape[2] - stream.shape[2]  # position of its first column
+            same = max(0, since - first)
+            stream = stream[:, :, same:]
             stream = stream + self._mlp(layer, stream, swaps, computes[:, layer], trace)
+            if same:
+                recorded = self.run.residual[layer + 1][:, first : first + same]
+                stream = torch.cat([recorded.expand(count, *recorded.shape), stream], 2)
         return stream[:, :, -self.last :]
 
     def _attention(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from transformer_lens.tools.analysis import logit_readout
 
-from seqcirc_utils.ablation.engine import Masks, Replay, Trace
+from seqcirc_utils.ablation.engine import Masks, Replay, Trace, fitting
 from seqcirc_utils.ablation.replay import Activations, Run, hook_name, record
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError
@@ -17,7 +17,7 @@ from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.scores import Scores
 from seqcirc_utils.statistics import finite
 
-GRADIENT_BATCH = 8
+GRADIENT_BATCH = {"cpu": 4, "gpu": 32}
 """Prompts of one batch where a gradient is taken: its graph holds all their activations."""
 Metric = Callable[["Evaluator", torch.Tensor], torch.Tensor]
 """From last streams ``[candidate, n, p, d_model]`` to values ``[candidate, n]``, more is better."""
@@ -197,7 +197,7 @@ class Evaluator(Replay):
         What is removed already has none.
         """
         masks = self.masks(removed)
-        batches = torch.arange(len(self.prompts)).split(GRADIENT_BATCH)
+        batches = torch.arange(len(self.prompts)).split(fitting(self.model, GRADIENT_BATCH))
         parts = [self.with_(rows=b.tolist()) for b in batches] if len(batches) > 1 else [self]
         return torch.cat([part._slopes(masks, metric) for part in parts], -1).flatten(0, 1)
 

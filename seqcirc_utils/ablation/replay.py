@@ -67,7 +67,8 @@ class Run:
         block_arguments: What else the model hands to each block (masks may differ by layer).
         attention_arguments: What else each block hands to its attention.
         row_axes: Arguments that hold something for each prompt, and along which axis.
-        by_parts: Whether attention and then the MLP, each by itself, make these very streams.
+        by_parts: Whether attention and then the MLP, each by itself, make these very streams, and
+            no position reads a later one.
     """
 
     model: Model
@@ -161,12 +162,17 @@ class Run:
         return added(block, "ln2_post", factor, first(block.mlp(before(block, "ln2", stream))))
 
     def parts_add_up(self) -> bool:
-        """Whether attention and then the MLP, each by itself, make the first prompt's streams."""
+        """Whether parts make the first prompt's streams, as ``by_parts`` says."""
         if "in_turn" in wiring(self.model).lacks:
             return False
         for layer, (stream, out) in enumerate(zip(self.residual, self.residual[1:], strict=False)):
-            middle = stream[:1] + self.attention(layer, stream[:1])
+            added = self.attention(layer, stream[:1])
+            middle = stream[:1] + added
             if not torch.allclose(middle + self.mlp(layer, middle), out[:1], 1e-4, 1e-3):
+                return False
+            other = torch.cat([stream[:1, :-1], -stream[:1, -1:]], 1)  # another end
+            before = self.attention(layer, other)[:, :-1]
+            if not torch.allclose(before, added[:, :-1], 1e-4, 1e-3):
                 return False
         return True
 

@@ -190,7 +190,8 @@ class Swap:
         stream = self.run.residual[layer].clone()
         stream[:, -1] = old + move
         with torch.no_grad():
-            last = self._replay.replay([self._replay.masks([])], stream, layer)
+            nothing = [self._replay.masks([])]
+            last = self._replay.replay(nothing, stream, layer, since=stream.shape[1] - 1)
         return last[0, :, -1]
 
     def heads(self, heads: Iterable[Component], kind: str) -> "Outcome":

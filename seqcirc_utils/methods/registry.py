@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformer_lens.utilities.statistics import derive_generator
 
-from seqcirc_utils.ablation.engine import Replay
+from seqcirc_utils.ablation.engine import Replay, fitting
 from seqcirc_utils.ablation.evaluator import GRADIENT_BATCH, Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations
 from seqcirc_utils.circuits import search
@@ -184,7 +184,8 @@ def by_prompt(
         said = f"{len(clean)} prompts have {len(corrupted)} partners"
         raise UserError(f"{said}: one each is needed.")
     found = []
-    for rows in map(torch.Tensor.tolist, torch.arange(len(clean)).split(GRADIENT_BATCH)):
+    batches = torch.arange(len(clean)).split(fitting(model, GRADIENT_BATCH))
+    for rows in map(torch.Tensor.tolist, batches):
         question = Question(model, clean[rows], corrupted[rows], metric, None, n_steps, 0.8, 0)
         found.append(METHODS[method].ask(question)[0].detach().cpu().double().numpy())
     return np.concatenate(found, 1)

@@ -57,6 +57,34 @@ def test_position_masks_equal_whole_passes(any_tiny, sets):
             torch.testing.assert_close(found, slow, atol=1e-5, rtol=1e-5)
 
 
+def test_what_stands_before_a_change_is_not_computed_again(gpt2, sets, means, monkeypatch):
+    """The MLPs of earlier positions; at the end alone, that is nearly all."""
+    evaluator, n = Evaluator(gpt2, sets.evaluation, means["gpt2"]), len(sets.evaluation)
+    rows, own = [], replay.Run.mlp
+
+    def mlp(self, layer, stream):
+        rows.append(tuple(stream.shape[:2]))
+        return own(self, layer, stream)
+
+    monkeypatch.setattr(replay.Run, "mlp", mlp)
+    evaluator.replaced([[Component(0, 1)]], positions=[sets.evaluation.groups()["end"]])
+    assert rows == [(n, 1)] * gpt2.n_layers
+
+
+def test_a_model_that_reads_later_positions_is_run_in_whole_blocks(gpt2, sets, monkeypatch):
+    own = replay.Run.attention
+
+    def attention(self, layer, stream, act=None):  # that of the end is added to all
+        found = own(self, layer, stream, act)
+        return found + (stream - self.residual[layer, : len(stream)]).sum(1, keepdim=True)
+
+    monkeypatch.setattr(gpt2, "measured", {})
+    assert replay.record(gpt2, sets.evaluation).by_parts
+    gpt2.measured.clear()
+    monkeypatch.setattr(replay.Run, "attention", attention)
+    assert not replay.record(gpt2, sets.evaluation).by_parts
+
+
 def test_keeping_everything_is_the_model_and_keeping_nothing_replaces_all(gpt2, sets, means):
     evaluator = Evaluator(gpt2, sets.evaluation, means["gpt2"])
     everything = components(gpt2)
@@ -184,9 +212,10 @@ def test_estimates_in_batches_are_those_of_all_prompts_at_once(any_tiny, sets, m
         return own(self, masks, metric)
 
     monkeypatch.setattr(Evaluator, "_slopes", slopes)
+    monkeypatch.setitem(evaluator_module.GRADIENT_BATCH, "cpu", len(prompts))
     expected = evaluator.estimate(gone)
     assert asked == [len(prompts)]
-    monkeypatch.setattr(evaluator_module, "GRADIENT_BATCH", 4)
+    monkeypatch.setitem(evaluator_module.GRADIENT_BATCH, "cpu", 4)
     found = evaluator.estimate(gone)
     assert asked[1:] == [4, len(prompts) - 4]
     assert list(found) == list(expected)

@@ -302,7 +302,7 @@ def test_scores_in_batches_are_those_of_all_prompts_at_once(asked, method, monke
     monkeypatch.setitem(METHODS, method, dataclasses.replace(METHODS[method], ask=ask))
     given = model, clean, corrupted
     whole = registry.by_prompt(*given, method=method, n_steps=2)
-    monkeypatch.setattr(registry, "GRADIENT_BATCH", 2)
+    monkeypatch.setitem(registry.GRADIENT_BATCH, "cpu", 2)
     found = registry.by_prompt(*given, method=method, n_steps=2)
     assert sizes == [3, 2, 1] and found.shape == whole.shape
     np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
