@@ -39,15 +39,21 @@ class Tail:
     Ranks among ``n`` draws give no p-value below ``1 / (n + 1)``, which no correction for many
     tests leaves small. So the draws are made normal by a power (Yeo and Johnson 2000, from 0,
     nearly a logarithm, to 1, none: both without an upper bound, so that any p-value can be
-    reached). Under the null the value is one draw more of that normal law: Student's t.
+    reached). Under the null the value is one draw more of that normal law: Student's t. What the
+    power does depends on the unit and on where 0 is, so it is taken of distances from the median in
+    thirds of a standard deviation. Far below ``1 / n`` a p-value is the law's, not the draws'.
 
     Attributes:
+        centre: Median of the draws.
+        unit: A third of their standard deviation.
         power: The power.
         mean: Mean of the draws after it.
         spread: Standard deviation of one draw more about that mean.
         n: How many draws.
     """
 
+    centre: float
+    unit: float
     power: float
     mean: float
     spread: float
@@ -57,26 +63,30 @@ class Tail:
     def of(cls, null: Sequence[float] | np.ndarray) -> "Tail | None":
         """The null of these draws; ``None`` where they are too few or all alike."""
         null = np.asarray(null, float)
-        if len(null) < MIN_DRAWS or np.isclose(np.ptp(null), 0):
+        if len(null) < MIN_DRAWS or np.ptp(null) <= 1e-8 * np.abs(null).max():
             return None
+        centre, unit = float(np.median(null)), float(null.std(ddof=1) / 3)
+        null = (null - centre) / unit
         power = float(np.clip(yeojohnson_normmax(null), 0, 1))
         drawn = yeojohnson(null, power)
         spread = drawn.std(ddof=1) * np.sqrt(1 + 1 / len(null))
-        return cls(power, float(drawn.mean()), float(spread), len(null))
+        return cls(centre, unit, power, float(drawn.mean()), float(spread), len(null))
 
     def p(self, value: float) -> float:
         """Probability of so large a value, or a larger one, under the null."""
-        at = yeojohnson(np.array([value], float), self.power)[0]
+        at = yeojohnson(np.array([(value - self.centre) / self.unit]), self.power)[0]
         return float(t.sf((at - self.mean) / self.spread, self.n - 1))
 
     def needed(self, p: float) -> float:
         """The least value with so small a p-value: what a test at that level can find."""
         at = self.mean + t.isf(p, self.n - 1) * self.spread
         if at < 0:  # the inverse for negative values
-            return float(1 - (1 - (2 - self.power) * at) ** (1 / (2 - self.power)))
-        if self.power == 0:
-            return float(np.expm1(at))
-        return float((self.power * at + 1) ** (1 / self.power) - 1)
+            value = 1 - (1 - (2 - self.power) * at) ** (1 / (2 - self.power))
+        elif self.power == 0:
+            value = np.expm1(at)
+        else:
+            value = (self.power * at + 1) ** (1 / self.power) - 1
+        return float(self.centre + self.unit * value)
 
 
 def short(value: float, digits: int = 2) -> str:

@@ -20,12 +20,34 @@ def test_under_the_null_p_values_are_uniform(law):
     assert (found < 0.05).mean() < 0.08  # in the tail too
 
 
+@pytest.mark.parametrize(("add", "times"), [(0, 1), (0, 0.01), (5, 1)])
+def test_skewed_nulls_reject_as_seldom_as_they_say(add, times):
+    """With powers of the bare draws, small or shifted ones gave p < .01 in 5 of 100."""
+    rng = np.random.default_rng(1)
+    drawn = add + times * rng.exponential(1.0, (1500, 17))
+    found = np.array([Tail.of(row[1:]).p(row[0]) for row in drawn])
+    assert 0.03 < (found < 0.05).mean() < 0.07
+    assert (found < 0.01).mean() < 0.025
+
+
+@pytest.mark.parametrize("add", [0, 1, -20])
+@pytest.mark.parametrize("times", [0.001, 1, 1000])
+def test_neither_the_unit_nor_where_0_is_changes_a_p_value(times, add):
+    drawn = np.random.default_rng(2).lognormal(0, 1, 16)
+    plain, other = Tail.of(drawn), Tail.of(times * (drawn + add))
+    for value in (0.5, 3.0, 12.0):
+        assert other.p(times * (value + add)) == pytest.approx(plain.p(value), rel=1e-3)
+    for p in (0.3, 0.01):
+        expected = times * (plain.needed(p) + add)
+        assert other.needed(p) == pytest.approx(expected, rel=1e-3, abs=1e-3 * times)
+
+
 def test_without_a_power_it_is_students_t():
     drawn = np.arange(10) - 4.5  # symmetric: no power is needed
     tail = Tail.of(drawn)
     assert tail.power == pytest.approx(1, abs=0.01)
     spread = drawn.std(ddof=1) * np.sqrt(1.1)
-    assert tail.spread == pytest.approx(spread, rel=0.02)
+    assert tail.spread * tail.unit == pytest.approx(spread, rel=0.02)
     # t = 2.262 is the two-sided 5% point of Student's t with 9 degrees of freedom (any table).
     assert tail.p(2.262 * spread) == pytest.approx(0.025, rel=0.05)
     assert tail.p(0) == pytest.approx(0.5, abs=0.01)
