@@ -8,11 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 from seqcirc_utils import __version__
 
 
+_LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "transformer-lens", "numpy", "scipy", "pandas"),
+)
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """Name to version of Python, of the libraries that decide results, and of this package."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "transformer-lens", "numpy"):
+    for name in _LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found | {"seqcirc_utils": __version__}

@@ -283,9 +283,12 @@ def _handed(
 
     def measure() -> tuple[list[dict[str, Any]], dict[str, int]]:
         modules = [*bridge.blocks, *(block.attn for block in bridge.blocks)]
+        first = prompts.tokens[:1]
+        # Another prompt of this length; of one alone, its own words in another order.
+        other = prompts.tokens[-1:] if n > 1 else torch.cat([first[:, :1], first[:, 1:].flip(1)], 1)
         one, two = (
-            _arguments(modules, lambda rows=rows: bridge(prompts.tokens[rows].to(model.device)))
-            for rows in ([0], [0, n - 1])
+            _arguments(modules, lambda tokens=tokens: bridge(tokens.to(model.device)))
+            for tokens in (first, torch.cat([first, other]))
         )
         return one, _row_axes(model, one, two)
 

@@ -33,7 +33,8 @@ def quality(
 
     Returns:
         ``faithfulness`` (share of the whole model's mean logit difference), ``distance``
-        (|1 - share| prompt by prompt), ``kl`` (nats, to the whole model), ``accuracy``,
+        (|whole - kept| prompt by prompt, its mean over the same), ``kl`` (nats, to the whole
+        model), ``accuracy``,
         ``completeness`` (what is left when the circuit itself is ablated, as a share: low is good),
         each a mapping with ``mean``, ``low``, ``high``.
 

@@ -54,7 +54,7 @@ def search_table(found: CircuitDiscovery) -> pd.DataFrame:
                 "trials": found.trials[name],
                 "kept on discovery prompts": f"{found.scores[name]:.1%}",
                 "kept on evaluation prompts": _with_interval(scores["faithfulness"]),
-                "|1 − kept|, prompt by prompt": _with_interval(scores["distance"]),
+                "|whole − kept|, prompt by prompt": _with_interval(scores["distance"]),
                 "KL to the whole model (nats)": _with_interval(scores["kl"], ".2f"),
                 "accuracy": _with_interval(scores["accuracy"]),
                 "left when the circuit is ablated": _with_interval(scores["completeness"]),

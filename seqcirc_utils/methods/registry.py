@@ -158,9 +158,9 @@ def scores(
     spent = time.process_time() - begun
     if method == ENSEMBLE:  # what its members cost, whoever asked them
         spent = sum(question.known[name].seconds for name in MEMBERS)
-    values = values if values.ndim == 1 else values.double().mean(1)
-    whole = values.detach().cpu().double().numpy()
-    return Scored(method, whole, passes * len(clean), spent)
+    values = values.detach().cpu().double()  # some GPUs have no float64
+    whole = values if values.ndim == 1 else values.mean(1)
+    return Scored(method, whole.numpy(), passes * len(clean), spent)
 
 
 def by_prompt(
@@ -218,6 +218,7 @@ def _activation_patching(asked: Question) -> Answer:
     restoring = Evaluator(
         asked.model, asked.corrupted, own, answers=asked.clean, run=pairs.corrupted
     )
+    restoring.reference = pairs.clean.reference  # the clean run is what is explained
     return _alone(restoring, asked.metric), asked.size + 2
 
 

@@ -434,8 +434,10 @@ def test_a_model_whose_layers_are_handed_something_of_the_words_is_refused(gpt2,
     handle = attention.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
     try:
         gpt2.measured.clear()
-        with pytest.raises(UserError, match="another of_the_words for other prompts"):
-            replay._handed(gpt2, sets.means)
+        for prompts in (sets.means, sets.means[[0]]):  # one alone, too, and first
+            gpt2.measured.clear()
+            with pytest.raises(UserError, match="another of_the_words for other prompts"):
+                replay._handed(gpt2, prompts)
     finally:
         handle.remove()
         gpt2.measured.clear()

@@ -9,8 +9,8 @@ import torch
 from oracles import plain_hooks, plain_logits
 
 from seqcirc_utils.ablation.evaluator import Evaluator, logit_difference
-from seqcirc_utils.ablation.metrics import answer_log_prob
-from seqcirc_utils.ablation.replay import Activations
+from seqcirc_utils.ablation.metrics import answer_log_prob, minus_kl
+from seqcirc_utils.ablation.replay import Activations, record
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo, UserError
@@ -308,6 +308,21 @@ def test_scores_in_batches_are_those_of_all_prompts_at_once(asked, method, monke
     np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match="3 prompts have 2 partners"):
         registry.by_prompt(model, clean, corrupted[[0, 1]], method=method)
+
+
+def test_activation_patching_explains_the_clean_run_by_every_metric(asked):
+    """Not the corrupted one, whose own divergence from itself is 0."""
+    model, clean, corrupted = asked["gpt2"]
+    whole = plain_logits(model, clean, [], None).log_softmax(-1)
+    own = record(model, clean).activations
+
+    def divergence(names):
+        after = plain_logits(model, corrupted, names, own).log_softmax(-1)
+        return (whole.exp() * (whole - after)).sum(-1).mean().item()
+
+    expected = [divergence([]) - divergence([c]) for c in components(model)]
+    found = scores(model, clean, corrupted, minus_kl, method="activation patching").values
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_registry_says_what_each_method_is_and_where_it_is_from():

@@ -28,6 +28,8 @@ from seqcirc_utils.ablation import pruning as pruning_module
 from seqcirc_utils.analyses import attribution, editing, lens, observation, prediction, writes
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component
+from seqcirc_utils.errors import UserError
+from seqcirc_utils.methods import registry
 from seqcirc_utils.models import devices, loading
 from seqcirc_utils.prompts import drawing, plain_text, probes, questions, scores, vocabulary
 
@@ -133,6 +135,9 @@ def everything(model):
         circuit = edges.EdgeEvaluator(evaluator, components.components(model)[6:])
         yield "edges", circuit.without([[e] for e in circuit.edges[::9]])
         yield "edge estimates", [*circuit.estimate(rows=2).values()]
+    for method in registry.ALONE:
+        with contextlib.suppress(UserError):  # relevance propagation: not on every architecture
+            yield method, registry.scores(model, prompts, sets.corrupted, method=method).values
     observed = observation.observe(model, prompts, batch=3)
     yield "observed", [x for x in astuple_of(observed) if torch.is_tensor(x)]
     yield "ranks", writes.ov_ranks(model, observed.members, words.members)
@@ -170,6 +175,8 @@ def numbers(value):
         value = astuple_of(value)
     if torch.is_tensor(value):
         return value.detach().cpu().double().numpy().ravel()
+    if isinstance(value, np.ndarray):
+        return value.ravel()
     if isinstance(value, (list, tuple)):
         return np.concatenate([numbers(item) for item in value])
     return np.array([value], float)
