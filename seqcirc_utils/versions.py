@@ -7,10 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from seqcirc_utils import __version__
 
-
-_LIBRARIES = (
-    *("torch", "transformers", "tokenizers", "transformer-lens", "numpy", "scipy", "pandas"),
-)
+_LIBRARIES = "torch transformers tokenizers transformer-lens numpy scipy pandas".split()
 
 
 @functools.cache

@@ -100,7 +100,7 @@ class Interchange(Findings):
             for source, base in product(circuits, repeat=2)
         }
         layers = _layers(at, swaps)
-        best = _best(layers)
+        best = _best(layers[layers["layer"] < lm.n_layers])  # what is before a block
         shared = sorted(set.intersection(*circuits.values()))
         heads, tests = cls.empty("heads"), cls.empty("tests")
         if shared:
@@ -110,7 +110,7 @@ class Interchange(Findings):
         directions = cls.empty("subspace")
         if not at["das_epochs"]:
             missing["subspace"] = "das_epochs is 0: no directions were looked for."
-        elif best is None or best == lm.n_layers:
+        elif best is None:
             missing["subspace"] = "no swap before a block of another task gives a wanted answer."
         else:
             with section(missing, "subspace"):

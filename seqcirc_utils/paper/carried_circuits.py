@@ -148,6 +148,8 @@ def _c5(e: Evidence, most: float, least: float) -> list[Effect]:
 def _c6(e: Evidence, least: float) -> list[Effect]:
     names, _ = e.ablations(TASKS[0])
     mlps = [i for i, name in enumerate(names) if name.startswith("mlp")]
+    if len(mlps) < 3:
+        raise UserError(f"the model has {len(mlps)} of the three MLPs that this compares")
     by_task = {t: e.ablations(t)[1][mlps] for t in TASKS}  # [mlp, n] each
     upper = range((len(mlps) + 1) // 2, len(mlps))
     late = max(upper, key=lambda i: -max(v[i].mean() for v in by_task.values()))

@@ -300,6 +300,5 @@ def _c27(e: Evidence, least: float) -> list[Effect]:
         ci = ttest_ind(late, early, equal_var=False).confidence_interval()
         more = float(late.mean() - early.mean())
         bounds = [more if np.isnan(b) else float(b) for b in (ci.low, ci.high)]  # no spread at all
-        n = len(late) + len(early)
-        found.append(Effect(f"{before} before {after}, %", Estimate.of([more, *bounds], n), least))
+        found.append(Effect(f"{before} before {after}, %", Estimate.of([more, *bounds], 0), least))
     return found

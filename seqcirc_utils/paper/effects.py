@@ -54,9 +54,12 @@ class Effect:
 
     @property
     def needed(self) -> float:
-        """Prompts at which an interval narrower by the root of their number would decide."""
+        """Prompts at which an interval narrower by the root of their number would decide.
+
+        Without end where it is not one over prompts.
+        """
         if self.side or not self.found.n:
-            return self.found.n
+            return self.found.n if self.side else math.inf
         gap = abs(self.found.value - self.limit)
         below = self.found.value < self.limit
         half = (
@@ -167,9 +170,15 @@ def judge(claim: str, evidence: Evidence) -> Judged:
             moved = verdict(carried.effects(evidence, **{name: limit * factor}))
             if moved != found:
                 flips[f"{name} = {limit * factor:g}"] = moved
-    most = max(effect.needed for effect in effects)
-    needed = most if found == UNDECIDED and math.isfinite(most) else math.nan
+    enough = _enough([effect for effect in effects if not effect.side])
+    needed = enough if found == UNDECIDED and math.isfinite(enough) else math.nan
     return Judged(found, effects, flips, _reason(found, effects, needed), needed)
+
+
+def _enough(undecided: Sequence[Effect]) -> float:
+    """Prompts at which these decide: one that falls short is enough, else it takes all."""
+    short = [e.needed for e in undecided if (e.found.value < e.limit) == e.least]
+    return min(short) if short else max((e.needed for e in undecided), default=math.nan)
 
 
 def _reason(found: str, effects: Sequence[Effect], needed: float) -> str:

@@ -49,8 +49,8 @@ def _c10(e: Evidence, times: float) -> Finding:
 
 @rule(
     "C11",
-    "The head of C10 looks from member to earlier members, when their order is random, at most "
-    "{most:.0%} as much as in order.",
+    "A head that detects members in every task looks from member to earlier members, when their "
+    "order is random, at most {most:.0%} as much as in order.",
     most=0.5,
 )
 def _c11(e: Evidence, most: float) -> Finding:
