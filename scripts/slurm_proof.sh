@@ -97,8 +97,8 @@ done
 echo "=== SLURM $(sinfo --version | cut -d' ' -f2): one node, $cpus CPUs, $memory MB."
 
 # What belongs to this cluster and not to the workflow: no accounting database, one small node.
-mkdir "$here/site"
-cat > "$here/site/config.yaml" <<CONF
+cp -r profiles/slurm "$here/site"
+cat >> "$here/site/config.yaml" <<CONF
 slurm-status-command: squeue
 max-threads: $cpus
 CONF
@@ -108,8 +108,8 @@ remote=results/slurm_proof
 rm -rf "$remote"
 cp "$params" "$here/slurm_proof.yml" # results are named by the file
 SECONDS=0
-SNAKEMAKE_PROFILE=$here/site "$python" -m seqcirc_utils run \
-  --params "$here/slurm_proof.yml" --profile profiles/slurm || failed 'the run on SLURM did not end.'
+"$python" -m seqcirc_utils run \
+  --params "$here/slurm_proof.yml" --profile "$here/site" || failed 'the run on SLURM did not end.'
 echo "=== On SLURM: $SECONDS s, $(find "$remote" -name '*.run.json' | wc -l) jobs."
 records() { find "$remote" -name '*.run.json' -exec sha256sum {} + | sort -k 2; } # dates may change
 before=$(records)

@@ -74,13 +74,15 @@ def layer_overlap(sets: Sequence[set[Component]], n_layers: int, n_heads: int) -
     """Compare shared heads with random sets of as many heads in each layer (exact).
 
     Circuits that merely prefer the same layers share more heads than :func:`overlap` expects;
-    this null has that preference too. For MLPs, one to a layer, it would be the circuits again.
+    this null has that preference too. For MLPs, one to a layer, it would be the circuits again:
+    where sets hold MLPs, as many of all layers are drawn, and heads and MLPs add up.
     """
-    law = np.ones(1)
+    mlps = [sum(c.head is None for c in s) for s in sets]
+    law = _law(mlps, n_layers) if any(mlps) else np.ones(1)
     for layer in range(n_layers):
-        sizes = [sum(c.layer == layer for c in s) for s in sets]
+        sizes = [sum(c.layer == layer and c.head is not None for c in s) for s in sets]
         law = np.convolve(law, _law(sizes, n_heads))
-    return _overlap(sets, law, n_layers * n_heads)
+    return _overlap(sets, law, n_layers * (n_heads + any(mlps)))
 
 
 @dataclass(frozen=True)

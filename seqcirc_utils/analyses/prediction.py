@@ -186,8 +186,9 @@ def agreement_table(
 
     def add(measure: str, subset: str, value: float, low: float, high: float, null, n: int):
         null = np.asarray(null, float)
-        mean = float(null.mean()) if n else np.nan
-        p = percentile_p(value, null) if np.isfinite(value) else np.nan
+        null = null[~np.isnan(null)]
+        mean = float(null.mean()) if n and len(null) else np.nan
+        p = percentile_p(value, null) if np.isfinite(value) and len(null) else np.nan
         rows.append((subset, value, low, high, mean, p, n, measure))
 
     for measure, name in (("member", "member"), ("vocabulary", "token")):
@@ -206,8 +207,8 @@ def agreement_table(
     for measure, (own, other, drawn) in pairs.items():
         own, other, drawn = (v.double().numpy() for v in (own, other, drawn))
         value, low, high = _correlation(own, other, seed)
-        # A random circuit that says the same of every prompt predicts nothing: correlation 0.
-        null = np.nan_to_num([_pearson(own, draw) for draw in drawn])
+        # One that is always wrong, or right, has no correlation: it is no draw.
+        null = [_pearson(own, draw) for draw in drawn]
         add(measure, "all", value, low, high, null, len(own))
     columns = ["subset", "agreement", "low", "high", "random_mean", "p", "n", "measure"]
     return pd.DataFrame(rows, columns=columns)

@@ -1,14 +1,15 @@
 """Whether shared parts carry the same thing: how far a sequence has come, in each task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import wilcoxon
 from tqdm import tqdm
+from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.replay import Run, record
 from seqcirc_utils.analyses.interchange import KINDS, Ends, Outcome, Swap, pairs, subspace
@@ -20,7 +21,7 @@ from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, section
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.statistics import corrected
+from seqcirc_utils.statistics import DRAWS, Interval, corrected, percentile_p, rate
 
 _SHARES = dict.fromkeys(
     ("wanted", "wanted_low", "wanted_high", "own", "token", "other")
@@ -36,7 +37,8 @@ class Interchange(Findings):
     Shares of prompts that the model answers with the ``wanted`` member (the base task's after the
     source's place), with the prompt's ``own``, with the ``token`` that answers the source prompt,
     and with any ``other`` token of its vocabulary; ``shift`` is how far the wanted answer gained on
-    the prompt's own, in nats. Bounds are 95% intervals over prompts.
+    the prompt's own, in nats. Bounds are 95% intervals over prompts (of random heads: over sets and
+    prompts).
 
     Attributes:
         layers: A row per source task, base task, layer and kind of swap of the whole stream before
@@ -44,7 +46,7 @@ class Interchange(Findings):
             judged on them (``judging``).
         heads: A row per source task, base task and set of heads, for the deviation and raw.
         tests: A row per pair of different tasks: does swapping the shared heads shift more than
-            swapping random heads of like layers (Wilcoxon over prompts, ``q`` corrected)?
+            swapping random heads of like layers (rank among ``draws`` sets, ``q`` corrected)?
         subspace: What swapping a few directions does, found on the pair of tasks ``fitted``.
         best: The layer where a deviation of another task most often gives the wanted answer, on
             the prompts for choosing.
@@ -69,7 +71,7 @@ class Interchange(Findings):
     )
     tests: pd.DataFrame = table(
         "tests.csv",
-        {"source": str, "base": str, "n": int}
+        {"source": str, "base": str, "draws": int}
         | dict.fromkeys(("shift", "random", "p", "q"), float),
     )
     subspace: pd.DataFrame = table(
@@ -218,39 +220,48 @@ def _heads(
                 rows.append(_row(at, source, base, name, len(heads), kind, outcome, swap))
         random = [swap.heads(draw, "deviation") for draw in draws]
         if random:
-            pooled = Outcome(
-                *(
-                    {k: torch.cat([getattr(o, part)[k] for o in random]) for k in swap.intact.says}
-                    for part in ("says", "log_prob")
-                )
-            )
-            before = Outcome(
-                *(
-                    {k: v.repeat(len(random)) for k, v in getattr(swap.intact, part).items()}
-                    for part in ("says", "log_prob")
-                )
-            )
             rows.append(
                 {"source": source, "base": base, "set": "random heads", "n_heads": len(shared)}
-                | {"kind": "deviation", "n": len(pooled.says["own"])}
-                | pooled.row(before, at["seed"])
+                | {"kind": "deviation", "n": len(swap.pairs)}
+                | _of_random(random, swap, at["seed"])
             )
         if random and source != base:
-            theirs = torch.stack([o.shift(swap.intact) for o in random]).mean(0)
-            more = (shifts["shared heads", "deviation"] - theirs).numpy()
-            moved = abs(more).max() > 0 and len(more) > 1
+            shift = shifts["shared heads", "deviation"].mean().item()
+            null = [one.shift(swap.intact).mean().item() for one in random]
             tests.append(
-                {
-                    "source": source,
-                    "base": base,
-                    "n": len(more),
-                    "shift": shifts["shared heads", "deviation"].mean().item(),
-                    "random": theirs.mean().item(),
-                    "p": wilcoxon(more, alternative="greater").pvalue if moved else 1.0,
-                }
+                {"source": source, "base": base, "draws": len(null)}
+                | {"shift": shift, "random": float(np.mean(null)), "p": percentile_p(shift, null)}
             )
     tested = pd.DataFrame(tests) if tests else Interchange.empty("tests")
     return pd.DataFrame(rows), tested.assign(q=corrected(tested["p"]))
+
+
+def _of_random(random: Sequence[Outcome], swap: Swap, seed: int) -> dict[str, float]:
+    """As :meth:`Outcome.row`, of several sets: bounds are over sets and prompts."""
+    rows = pd.DataFrame([one.row(swap.intact, seed) for one in random])
+    found = rows.mean().to_dict()
+    parts = {
+        "wanted": torch.stack([one.says["wanted"] for one in random]),
+        "shift": torch.stack([one.shift(swap.intact) for one in random]),
+    }
+    for name, values in parts.items():  # [set, n]
+        both = _over_both(values, seed)
+        found |= {f"{name}_low": both.low, f"{name}_high": both.high}
+    return found
+
+
+def _over_both(values: torch.Tensor, seed: int = 0) -> Interval:
+    """Mean of ``[set, n]`` values, with the bootstrap over sets and prompts together.
+
+    Values that are all alike have no width over sets; then it is the exact one of a share.
+    """
+    values, rng = values.double(), derive_generator(seed, "both")
+    if values.min() == values.max() and values[0, 0] in (0, 1):
+        return rate(values[0])
+    sets, prompts = (torch.randint(n, (DRAWS, n), generator=rng) for n in values.shape)
+    drawn = values[sets[:, :, None], prompts[:, None, :]].mean((1, 2))
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double())
+    return Interval(values.mean().item(), low.item(), high.item())
 
 
 def _row(

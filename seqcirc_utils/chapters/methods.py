@@ -162,7 +162,7 @@ def _from_before(at: Setting, patching: Patching) -> dict[str, Scored]:
     """Scores that chapters 03 and 04 have found; exact ones are checked and timed on a sample."""
     n, everything = at["n_scored"], components(at.model)
     before = at.read(CircuitDiscovery)
-    found, prompts = {}, before.circuit.n_prompts
+    found, prompts = {}, before.n_searched
     for name, way in WRITTEN.items():
         trials = before.steps[before.steps["search"] == way].to_dict("records")
         values = order_of_removal(everything, trials).double().numpy()

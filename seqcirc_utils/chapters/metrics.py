@@ -304,7 +304,7 @@ def _shared(
         circuits = [found[task, metric] for task in tasks if (task, metric) in found]
         if len(circuits) == len(tasks) > 1:  # what fewer share is not what all share
             law = overlap.overlap(circuits, n_layers * (n_heads + 1))
-            layered = overlap.layer_overlap(circuits, n_layers, n_heads + 1)  # the MLP is one more
+            layered = overlap.layer_overlap(circuits, n_layers, n_heads)
             by_metric[metric] = set(law.shared)
             told = law.expected, law.p, layered.expected, layered.p, *layered.range
             rows.append([metric, len(law.shared), *told])

@@ -194,7 +194,7 @@ def _heads_told(own: pd.Series) -> str:
         return f"{told}; no random heads were drawn beside them."
     told += f", as many random ones of like layers: {own['random']:.0%}."
     if not own["testable"]:
-        return f"{told} Whether they move it further was not tested: too few prompts."
+        return f"{told} Whether they move it further was not tested: too few random sets."
     return (
         f"{told} They move the answer further than these in {own['more']} of {own['pairs']} pairs "
         f"of tasks (corrected p < {LEVEL})."

@@ -45,7 +45,7 @@ def left_out_told(found: CrossTask) -> Markdown:
         return Markdown(f"Left out: {reasons}")
     return Markdown(
         "No task is left out. All of the following is measured on "
-        f"{found.n_prompts} prompts per task."
+        f"{found.n_prompts} prompts per task unless it says otherwise."
     )
 
 

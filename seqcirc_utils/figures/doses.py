@@ -73,6 +73,10 @@ def row(
     return None if rows.empty else rows.iloc[0]
 
 
+SAME = "the same heads"
+"""What own heads minus others' are called, where these are no others."""
+
+
 def in_common(found: Specificity, against: str) -> float:
     """How many of a sequence's own heads are those of what is compared, too: a mean over pairs."""
     rows = found.dose_heads[found.dose_heads["place"] <= found.dose]
@@ -90,7 +94,7 @@ def in_common(found: Specificity, against: str) -> float:
 def verdict(found: Specificity, against: str, difference: pd.Series) -> str:
     """What own minus others says: of the very same heads it can say nothing."""
     if against != RANDOM and in_common(found, against) == found.dose:
-        return "the same heads"
+        return SAME
     return sign(difference, "own heads matter more", "own heads matter less", "undecided")
 
 
@@ -251,5 +255,7 @@ def numbers(found: Specificity) -> dict[str, str]:
     quoted = {"dose": str(found.dose)}
     for against in (*KINDS, RANDOM):
         difference = row(found, against)
-        quoted[f"dose-{against}"] = "none" if difference is None else bounds(difference)
+        told = "none" if difference is None else bounds(difference)
+        same = difference is not None and verdict(found, against, difference) == SAME
+        quoted[f"dose-{against}"] = f"{told} ({SAME})" if same else told
     return quoted

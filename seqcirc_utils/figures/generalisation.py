@@ -190,7 +190,7 @@ def planned_told(found: Generalisation) -> Markdown:
     return Markdown(
         f"{said}\n\nHalf of the tests could have found a loss of "
         f"{table['needed'].median():.2f} nats per answer or less. In the median, random sets cost "
-        f"{table['random_loss'].median():.2f} and the circuits' heads "
+        f"{table['random_loss'].median():.2f} and the tested sets "
         f"{table['loss'].median():.2f}.{_twins_told(table)}"
     )
 
@@ -232,8 +232,9 @@ def headline(found: Generalisation) -> Markdown:
     if len(table):
         sure = (table["q"] < LEVEL).sum()
         said += (
-            f" Without the circuits' heads it loses {100 * table['gap'].mean():.0f} points more of "
-            f"them than without random heads, on average over {len(table)} planned tests. In "
+            f" Of what the paper reports on, it loses {100 * table['gap'].mean():.0f} points more "
+            "without the heads of the circuits, or the key heads, than without random ones, on "
+            f"average over {len(table)} planned tests. In "
             f"{sure} of these tests chance can be ruled out (q < {LEVEL:g})."
         )
     return in_short(said)

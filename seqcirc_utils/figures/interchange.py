@@ -242,11 +242,11 @@ def heads_told(found: Interchange) -> Markdown:
             f"{_title(r.source)} into {_title(r.base)} (q = {short(r.q)})"
             for r in sure.itertuples()
         )
-        least = short(0.5 ** tests["n"].max())
+        draws = tests["draws"].max()
         text = (
             f"\n\nPairs of tasks where the shared heads shift the answer more than random ones "
             f"(q < {LEVEL}): {len(sure)} of {len(tests)}{': ' + listed if listed else ''}. With "
-            f"{tests['n'].max()} pairs of prompts a test could give p = {least}."
+            f"{many(draws, 'random set')} a test could give p = {short(1 / (draws + 1))}."
         )
     return Markdown("From another task, as a deviation:\n\n" + "\n".join(lines) + text)
 

@@ -34,6 +34,8 @@ def _whole_build(folder: Path) -> Iterator[None]:
         before = store.read_json(marker)
         if marker.stat().st_mtime > time.time():
             raise UserError("built in the future")
+        if before.keys() - sources.keys():
+            raise UserError("Sphinx keeps the pages of what is gone")
         for file, digest in sources.items():
             if before.get(file) != digest:
                 os.utime(file)

@@ -10,6 +10,7 @@ from seqcirc_utils import components, store
 from seqcirc_utils.analyses import overlap
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
+from seqcirc_utils.workflow import records
 from seqcirc_utils.workflow.planning import DISCOVERY, Plan
 
 _MEANING = """\
@@ -32,7 +33,7 @@ def circuits(plans: Sequence[Plan]) -> tuple[pd.DataFrame, dict[tuple, Circuit]]
         for job in (job for job in plan.jobs() if job.stage == DISCOVERY):
             row = {"model": plan.model, "task": job.task, "seed": plan.seed, "done": False}
             file = job.record.with_name(f"{DISCOVERY}.circuit.json")
-            if file.is_file() and job.is_current():
+            if file.is_file() and job.is_current() and not records.skipped(job.record):
                 record, circuit = store.read_json(job.record), Circuit.load(file)
                 found[plan.model, job.task, plan.seed] = circuit
                 row |= {

@@ -41,12 +41,14 @@ class Run:
         stage: The stage.
         parameters: All of its parameters.
         record: What an earlier run recorded, where its findings still hold; empty otherwise.
+        sources: Fingerprints of what it is made with, as that was when it began.
         inputs: The records of other runs that were read, and the fingerprint of each.
     """
 
     stage: str
     parameters: dict[str, Any]
     record: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     begun: int = field(default_factory=lambda: len(store.WRITTEN))
@@ -174,7 +176,7 @@ class Run:
             | self.facts
         )
         # As they were written: one that another process, or a fault, changes is found out.
-        told |= {"files": self.record.get("files", {}) | written, "drawing": drawing(self.stage)}
+        told |= {"files": self.record.get("files", {}) | written} | self.sources
         return records.write(self.stage, self.parameters, self.directory, told)
 
 
@@ -203,7 +205,8 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> Run:
         asked = _assigned(namespace["In"])
         given = {name: value for name, value in given.items() if name in known or name in asked}
     parameters = check(stage, given)
-    run = Run(stage, parameters)
+    sources = {"library": fingerprint(stage, parameters), "drawing": drawing(stage)}
+    run = Run(stage, parameters, sources=sources)
     record = run.path("run.json")
     for kept in (record, records.last(record)):
         if records.is_current(stage, kept, parameters) and not records.skipped(kept):

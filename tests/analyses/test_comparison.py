@@ -144,6 +144,16 @@ def test_layer_matched_chance_agrees_with_simulation():
     assert overlap.overlap([heads(*range(10))] * 2, 40).p < 1e-6
 
 
+def test_mlps_take_no_head_s_place_by_chance():
+    """A layer's MLP was drawn as one more of its heads: 8 shared by chance where it was 19."""
+    some = [heads(0, 1, 11, 21), heads(0, 2, 12, 21)]
+    mlps = [{Component(layer, None) for layer in of} for of in ((0, 1, 2), (0, 1, 3))]
+    both = overlap.layer_overlap([a | b for a, b in zip(some, mlps, strict=True)], 4, 10)
+    apart = overlap.layer_overlap(some, 4, 10), overlap.overlap(mlps, 4)
+    assert both.expected == pytest.approx(sum(one.expected for one in apart))
+    assert both.total == 44 and len(both.shared) == 4 and both.p > apart[0].p
+
+
 def test_table_gives_the_layer_matched_null_for_heads_alone():
     mlps = {Component(0, None), Component(1, None)}
     circuits = {"a": heads(1, 2, 15) | mlps, "b": heads(2, 3, 15) | mlps}

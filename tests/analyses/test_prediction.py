@@ -141,7 +141,8 @@ def test_agreement_by_hand():
     assert rows.loc[("member", "wrong"), "n"] == 1
     assert rows.loc[("member", "all"), "agreement"] == 1
     assert rows.loc[("logit_diff", "all"), "agreement"] == pytest.approx(1)
-    assert rows.loc[("logit_diff", "all"), "p"] == pytest.approx(1 / 3)
+    # The draw that says the same of all prompts has no correlation: one is left.
+    assert rows.loc[("logit_diff", "all"), "p"] == pytest.approx(1 / 2)
     phi = np.corrcoef([1, 1, 0, 0], [1, 0, 0, 0])[0, 1]
     assert rows.loc[("errors", "all"), "agreement"] == pytest.approx(phi)
 

@@ -67,7 +67,9 @@ class Results:
         for stage in ("06_cross_task", "09_claims", "11_interchange"):
             self.record(where, stage)
 
-    def interchange(self, where, layers, best=True, n=8, across=(0.5, 1.0), random=0.125, **told):
+    def interchange(
+        self, where, layers, best=True, n=8, across=(0.5, 1.0), random=0.125, draws=39, **told
+    ):
         """Swaps before the first block and after the last, which is the one chosen."""
         told = {"best": layers if best else None, "n_layers": layers, "shared": ["1.0"]} | told
         store.write_json(where / "11_interchange.json", told)
@@ -97,7 +99,7 @@ class Results:
         ]
         self._table(where, Interchange, "heads", rows if told["shared"] else [])
         rows = [
-            {"source": a, "base": b, "n": n, "q": q}
+            {"source": a, "base": b, "draws": draws, "q": q}
             for (a, b), q in zip(pairs[1:3], (0.01, 0.2), strict=True)
         ]
         self._table(where, Interchange, "tests", rows if told["shared"] else [])
@@ -288,7 +290,7 @@ def test_where_the_interchange_works_is_told_of_each_model(both):
     ("told", "words"),
     [
         ({"best": False}, "nothing could be judged"),
-        ({"n": 4}, "was not tested: too few prompts"),
+        ({"draws": 8}, "was not tested: too few random sets"),
         ({"random": None}, "no random heads were drawn"),
         ({"across": (0.5, 0.5)}, "(in every pair of tasks; 8 pairs of prompts)"),
     ],
