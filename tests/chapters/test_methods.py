@@ -50,7 +50,7 @@ def setting(model, more=(), wrong=1.0, known_on=4):
             steps += [{"search": name} | step for step in way(evaluator, at["threshold"]).steps]
         return SimpleNamespace(
             steps=pd.DataFrame(steps),
-            circuit=SimpleNamespace(n_prompts=4),
+            n_searched=len(evaluator.prompts),
             cpu_seconds={"published sweep": 2.0, "ranked search": 1.0},
         )
 
