@@ -152,6 +152,20 @@ def rate(successes: torch.Tensor) -> Interval:
     return Interval(ci.point_estimate, ci.ci_low, ci.ci_high)
 
 
+def over_both(values: torch.Tensor, seed: int = 0) -> Interval:
+    """Mean of ``[set, n]`` values, with the bootstrap over sets and prompts together.
+
+    Values that are all alike have no width over sets; then it is the exact one of a share.
+    """
+    values, rng = values.double(), derive_generator(seed, "both")
+    if values.min() == values.max() and values[0, 0] in (0, 1):
+        return rate(values[0])
+    sets, prompts = (torch.randint(n, (DRAWS, n), generator=rng) for n in values.shape)
+    drawn = values[sets[:, :, None], prompts[:, None, :]].mean((1, 2))
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double())
+    return Interval(values.mean().item(), low.item(), high.item())
+
+
 def positive_baseline(logit_diff: torch.Tensor, what: str) -> float:
     """The mean logit difference that percentages refer to.
 

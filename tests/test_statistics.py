@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from seqcirc_utils.statistics import MIN_DRAWS, Tail, intervals, ratios, short
+from seqcirc_utils.statistics import MIN_DRAWS, Tail, interval, intervals, over_both, ratios, short
 
 
 @pytest.mark.parametrize("law", ["normal", "lognormal"])
@@ -103,3 +103,13 @@ def test_draws_whose_lower_mean_is_not_positive_say_nothing():
     assert all(bound.isnan().all() for bound in ratios(torch.ones(3, 2), -under.abs())[1:])
     _, low, high = ratios(torch.ones(1, 2), under)  # drawn: -1, 1 or 3, of which the first is out
     assert low.item() == pytest.approx(1 / 3) and high.item() == pytest.approx(1)
+
+
+def test_sets_that_differ_widen_the_interval_over_prompts():
+    values = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    apart = values + torch.arange(8)[:, None]  # each set has a level of its own
+    both, pooled = over_both(apart), interval(apart.flatten())
+    assert both.mean == pytest.approx(apart.mean().item())
+    assert both.high - both.low > 2 * (pooled.high - pooled.low)
+    none = over_both(torch.zeros(8, 16))  # exact, of 16 prompts: 1 - 0.025 ** (1 / 16)
+    assert (none.low, none.high) == (0, pytest.approx(0.206, abs=0.001))

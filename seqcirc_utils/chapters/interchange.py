@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformer_lens.utilities.statistics import derive_generator
 
 from seqcirc_utils.ablation.replay import Run, record
 from seqcirc_utils.analyses.interchange import KINDS, Ends, Outcome, Swap, pairs, subspace
@@ -21,7 +20,7 @@ from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, section
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.prompts.sequences import TASKS
-from seqcirc_utils.statistics import DRAWS, Interval, corrected, percentile_p, rate
+from seqcirc_utils.statistics import corrected, over_both, percentile_p
 
 _SHARES = dict.fromkeys(
     ("wanted", "wanted_low", "wanted_high", "own", "token", "other")
@@ -245,23 +244,9 @@ def _of_random(random: Sequence[Outcome], swap: Swap, seed: int) -> dict[str, fl
         "shift": torch.stack([one.shift(swap.intact) for one in random]),
     }
     for name, values in parts.items():  # [set, n]
-        both = _over_both(values, seed)
+        both = over_both(values, seed)
         found |= {f"{name}_low": both.low, f"{name}_high": both.high}
     return found
-
-
-def _over_both(values: torch.Tensor, seed: int = 0) -> Interval:
-    """Mean of ``[set, n]`` values, with the bootstrap over sets and prompts together.
-
-    Values that are all alike have no width over sets; then it is the exact one of a share.
-    """
-    values, rng = values.double(), derive_generator(seed, "both")
-    if values.min() == values.max() and values[0, 0] in (0, 1):
-        return rate(values[0])
-    sets, prompts = (torch.randint(n, (DRAWS, n), generator=rng) for n in values.shape)
-    drawn = values[sets[:, :, None], prompts[:, None, :]].mean((1, 2))
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975]).double())
-    return Interval(values.mean().item(), low.item(), high.item())
 
 
 def _row(
