@@ -54,7 +54,7 @@ def seconds(jobs: Sequence[Job], costs: Mapping[str, Any]) -> dict[Path, float]:
         Record of a job to its seconds on one core, without those that nothing is known of: a stage
         that was not measured at such a size, or another model.
     """
-    last, known = progress.recorded(jobs), {}
+    last, known = progress.recorded(jobs, of_one_core=True), {}
     for job in jobs:
         if job.name in last:
             known[job.record] = last[job.name]

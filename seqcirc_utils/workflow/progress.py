@@ -42,13 +42,20 @@ class Watched(Protocol):
         """The run's record."""
 
 
-def recorded(jobs: Iterable[Watched]) -> dict[str, float]:
-    """Seconds that jobs took when they were last run, by name; of those that ever were."""
+def recorded(jobs: Iterable[Watched], *, of_one_core: bool = False) -> dict[str, float]:
+    """Seconds that jobs took when they were last run, by name; of those that ever were.
+
+    Args:
+        jobs: The jobs.
+        of_one_core: Of a job that had several, what all of them worked.
+    """
     took = {}
     for job in jobs:
         for record in (records.last(job.record), job.record):
             with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
-                took[job.name] = float(store.read_json(record)["seconds"])
+                told = store.read_json(record)
+                worked = float(told.get("cpu_seconds", 0)) if of_one_core else 0.0
+                took[job.name] = max(float(told["seconds"]), worked)  # on a GPU a core waits
     return took
 
 

@@ -1,6 +1,7 @@
 """The estimate of a run's time."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_more_threads_are_as_fast_as_was_measured(monkeypatch):
     given = {"speedup": {"2": 1.5}}
     assert [costs.speedup(given, n) for n in (1, 2, 4)] == [1, 1.5, 1.5]
     assert costs.speedup({}, 2) == 1
-    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs, **how: {})
     monkeypatch.setattr(costs.Job, "is_current", lambda job: False)
     jobs, known = read_plan(store.ROOT / "params" / "laptop.yml", "").jobs(), costs.shipped()
 
@@ -79,7 +80,7 @@ def test_a_line_goes_through_what_was_measured():
 @pytest.mark.parametrize("file", SIZES)
 def test_a_measured_size_takes_what_was_measured(file, monkeypatch):
     """By stage, whatever stages there are by now; those not measured are unknown, and said."""
-    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs, **how: {})
     given, jobs = costs.shipped(), read_plan(store.ROOT / "params" / f"{file}.yml", "").jobs()
     assert set(given["cpu_seconds"]) <= set(stages.STAGES)
     known = costs.seconds(jobs, given)
@@ -90,7 +91,7 @@ def test_a_measured_size_takes_what_was_measured(file, monkeypatch):
 
 
 def test_a_stage_that_was_not_measured_is_told_and_all_else_goes_on(monkeypatch):
-    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs, **how: {})
     monkeypatch.setattr(costs.Job, "is_current", lambda job: False)
     given, jobs = costs.shipped(), read_plan(store.ROOT / "params" / "laptop.yml", "").jobs()
     del given["cpu_seconds"]["03_patching"]
@@ -105,11 +106,28 @@ def test_a_stage_that_was_not_measured_is_told_and_all_else_goes_on(monkeypatch)
 def test_another_model_is_not_guessed_and_earlier_runs_go_first(monkeypatch):
     given, file = costs.shipped(), store.ROOT / "params" / "laptop.yml"
     jobs = read_plan(file, "gpt2").jobs()
-    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {})
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs, **how: {})
     assert not costs.seconds(jobs, given)
     assert "not known" in costs.told(jobs)
-    monkeypatch.setattr(costs.progress, "recorded", lambda jobs: {jobs[0].name: 7.0})
+    monkeypatch.setattr(costs.progress, "recorded", lambda jobs, **how: {jobs[0].name: 7.0})
     assert costs.seconds(jobs, given) == {jobs[0].record: 7.0}
+
+
+def test_what_several_cores_worked_is_what_one_would_take(tmp_path):
+    """After a run on many cores the plan for two was too short."""
+    values = {"model": "some-model", "n_prompts": 3}
+    jobs = []
+    for name, told in (
+        ("many", {"seconds": 10.0, "cpu_seconds": 38.0}),
+        ("gpu", {"seconds": 9.0, "cpu_seconds": 4.0}),
+        ("old", {"seconds": 5.0}),
+    ):
+        record = store.write_json(tmp_path / f"{name}.run.json", told)
+        plan = SimpleNamespace(model="some-model", values=values)
+        jobs.append(SimpleNamespace(name=name, record=record, stage=name, plan=plan))
+    known = costs.seconds(jobs, {"model": "other", "cpu_seconds": {}})
+    assert [known[job.record] for job in jobs] == [38.0, 9.0, 5.0]
+    assert costs.progress.recorded(jobs) == {"many": 10.0, "gpu": 9.0, "old": 5.0}
 
 
 def test_without_the_file_nothing_is_known(tmp_path, monkeypatch):
