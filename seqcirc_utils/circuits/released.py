@@ -57,7 +57,7 @@ def edge_step_by_piece(
         nodes: The node circuit.
         corrupted: The run of corrupted prompts, as many as there are prompts.
         threshold: An edge stays if the score without it is a smaller share of the whole model's
-            (or of what the circuit keeps, where that is less).
+            (or of what the circuit keeps less ``screen``, where that is less: no estimate decides).
         senders: Only edges out of these; out of all when ``None``.
         screen: Cuts of a smaller estimated effect, as a share, are estimated.
 
@@ -74,7 +74,7 @@ def edge_step_by_piece(
 
     def kept(on: Evaluator, which: Iterable[str], about: Callable[[Edge], bool]) -> set[Edge]:
         circuit = ReleasedEdges(on, nodes, corrupted, which)
-        bar = min(threshold, circuit.score.mean().item() / whole)
+        bar = min(threshold, circuit.score.mean().item() / whole - screen)
         edges = [e for e in circuit.edges if e.sender in some and about(e)]
         if not edges:
             return set()
