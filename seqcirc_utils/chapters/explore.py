@@ -129,13 +129,7 @@ class Explore(Findings):
 
 
 def _few(at: Setting) -> range:
-    """The evaluation prompts that are shown.
-
-    Raises:
-        UserError: for less than one.
-    """
-    if at["n_shown"] < 1:
-        raise UserError(f"n_shown is {at['n_shown']}: at least one prompt must be shown.")
+    """The evaluation prompts that are shown."""
     return range(min(at["n_shown"], at["n_prompts"]))
 
 
@@ -217,11 +211,9 @@ def _swaps(at: Setting, chosen: Mapping[str, Prompts]) -> pd.DataFrame:
     """Every prompt's place in its sequence, put into every other prompt, layer by layer.
 
     Raises:
-        UserError: for a step below 1, or a model whose last stream says nothing.
+        UserError: for a model whose last stream says nothing.
         CannotDo: where no two prompts fit.
     """
-    if at["swap_step"] < 1:
-        raise UserError(f"swap_step is {at['swap_step']}: it must be at least 1.")
     lm, last = at.model, at.model.n_layers
     places = sorted({*range(0, last, at["swap_step"]), last})
     # The mean of prompts that are in no pair, as in the chapter on interchange.

@@ -15,7 +15,7 @@ from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
-from seqcirc_utils.errors import CannotDo, section, unknown
+from seqcirc_utils.errors import CannotDo, section
 from seqcirc_utils.prompts.probes import probes
 from seqcirc_utils.prompts.questions import Fitted
 from seqcirc_utils.prompts.sequences import TASKS
@@ -86,9 +86,6 @@ class Generalisation(Findings):
     @classmethod
     def measure(cls, at: Setting) -> Self:
         """Ask every probe, and those that the model can do again with heads ablated."""
-        for kind in at["compared"]:
-            if kind not in KINDS:
-                raise unknown("ablation", kind, KINDS)
         asked = probes([] if at["probes"] == ["all"] else at["probes"], at["seed"])
         circuits, costs, without = _tasks(at)
         key_heads = _key_heads(costs, at["n_key"])

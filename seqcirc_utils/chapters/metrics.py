@@ -30,11 +30,10 @@ from seqcirc_utils.chapters.metric_tasks import (
     Found,
     Task,
 )
-from seqcirc_utils.chapters.ranked_tasks import checked
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.circuits.chance import random_like
 from seqcirc_utils.components import Component, components
-from seqcirc_utils.errors import UserError, section
+from seqcirc_utils.errors import section
 from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import intervals, rate, ratios
 
@@ -135,12 +134,8 @@ class Metrics(Findings):
         """Find by each metric and judge by all; see the class.
 
         Raises:
-            UserError: for numbers that leave nothing to compare.
             CannotDo: where no task can be done.
         """
-        checked(at, shares=("share_kept", "threshold"))
-        if at["n_searched"] < 0:
-            raise UserError(f"n_searched is {at['n_searched']}: it must be at least 0.")
         everything = components(at.model)
         size = max(1, round(at["share_kept"] * len(everything)))
         left_out: dict[str, str] = {}

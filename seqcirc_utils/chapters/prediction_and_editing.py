@@ -97,8 +97,6 @@ class PredictionAndEditing(Findings):
     @classmethod
     def measure(cls, at: Setting) -> Self:
         """Predict with every task's circuit, and edit its strongest components."""
-        editing.check_factors(at["factors"])
-        prediction.check_pool(at["pool_templates"], at["lengths"])
         tasks, skipped = _tasks(at)
         circuits = {task: known.circuit for task, known in tasks.items()}
         predicted, left_out = _predicted(at, circuits)

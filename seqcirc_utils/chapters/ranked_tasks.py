@@ -15,11 +15,11 @@ from seqcirc_utils.ablation.replay import mean_activations
 from seqcirc_utils.analyses.shuffling import shuffled_weights
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component
-from seqcirc_utils.errors import CannotDo, UserError, section, unknown
-from seqcirc_utils.methods.registry import ALONE, by_prompt
+from seqcirc_utils.errors import CannotDo, section
+from seqcirc_utils.methods.registry import by_prompt
 from seqcirc_utils.prompts import drawing, outside
 from seqcirc_utils.prompts.prompts import Prompts, PromptSets
-from seqcirc_utils.prompts.sequences import TASKS, TEMPLATES
+from seqcirc_utils.prompts.sequences import TASKS
 from seqcirc_utils.statistics import positive_baseline, ratios
 
 Score = Callable[[Evaluator, Sequence[Sequence[Component]]], torch.Tensor]
@@ -30,30 +30,6 @@ words nor sentences with them."""
 
 KINDS = (SEQUENCES, REPEAT, OUTSIDE)
 TITLES = {name: task.title for name, task in TASKS.items()} | outside.TITLES
-
-
-def checked(at: Setting, shares: Sequence[str] = ("share_ablated", "share_kept")) -> None:
-    """Refuse numbers that leave nothing to compare.
-
-    Args:
-        at: The run; a chapter without ``more_templates`` asks for no further sentences.
-        shares: Parameters that are shares.
-
-    Raises:
-        UserError: for shares outside 0 to 1, fewer than two prompts to rank on or to judge on,
-            fewer than 20 repeats, and unknown sentences or rankings.
-    """
-    for name in shares:
-        if not 0 < at[name] < 1:
-            raise UserError(f"{name} is {at[name]}: it must lie between 0 and 1.")
-    for name, least in (("n_held", 2), ("n_ranked", 2), ("n_resampled", 20)):
-        if at[name] < least:
-            raise UserError(f"{name} is {at[name]}: it must be at least {least}.")
-    for template in at.parameters.get("more_templates", ()):
-        if template not in TEMPLATES:
-            raise unknown("template", template, TEMPLATES)
-    if at["ranking"] not in ALONE:
-        raise unknown("ranking", at["ranking"], ALONE)
 
 
 @dataclass

@@ -22,7 +22,6 @@ from seqcirc_utils.chapters.ranked_tasks import (
     SEQUENCES,
     Score,
     Tried,
-    checked,
     compare,
     left,
     lost,
@@ -142,7 +141,6 @@ class Specificity(Findings):
         Raises:
             CannotDo: with fewer than two sequence tasks that the model can do.
         """
-        checked(at)
         lm, total = at.model, len(components(at.model))
         tried = compare(at)
         sizes = [max(1, round(at[name] * total)) for name in ("share_ablated", "share_kept")]

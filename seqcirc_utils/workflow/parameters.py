@@ -8,7 +8,7 @@ import ast
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from seqcirc_utils.workflow.stages import notebook
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 _QUOTE = "put it in quotes (papermill: -r, not -p), for YAML reads numbers, yes and no otherwise"
 _CHOICES = {"device": zoo.DEVICES, "dtype": ("float32", "bfloat16", "float16")}
+# 0 leaves a part out. One prompt has no interval, and few repeats have no frequency.
+_LEAST = dict.fromkeys(("seed", "das_epochs", "n_attention", "n_searched", "n_specific_random"), 0)
+_LEAST |= dict.fromkeys(("das_rank", "layer_step", "swap_step"), 1)
+_LEAST |= {"n_prompts": 2, "n_held": 2, "n_ranked": 2, "n_resampled": 20}
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ def check(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in full.items():
         full[name] = _typed(stage, known[name], value)
         _check_value(stage, name, full[name])
+        if full[name] != known[name].default or name == "model":
+            try:
+                _check_where_used(name, full[name])
+            except UserError as error:
+                raise UserError(f"{stage}: {name}: {error}") from None
     return full
 
 
@@ -117,16 +126,16 @@ def _typed(stage: str, parameter: Parameter, value: Any) -> Any:
     return value
 
 
-def _least(name: str) -> int:
-    """The least count: one prompt has no interval."""
-    return 2 if name == "n_prompts" else 1
+def _least(name: str) -> int | None:
+    """The least whole number, of parameters that have one."""
+    return _LEAST.get(name, 1 if name.startswith("n_") else None)
 
 
 def _allowed(name: str) -> str:
-    if name.startswith("n_"):
-        return f"allowed is a whole number of at least {_least(name)}"
-    if name == "seed":
-        return "allowed is a whole number of at least 0"
+    if (least := _least(name)) is not None:
+        return f"allowed is a whole number of at least {least}"
+    if name.startswith("share_"):
+        return "allowed is a number above 0 and below 1"
     if name == "threshold":
         return "allowed is a number above 0 and at most 1"
     if name == "prepend":
@@ -135,9 +144,10 @@ def _allowed(name: str) -> str:
 
 
 def _check_value(stage: str, name: str, value: Any) -> None:
+    least = _least(name)
     wrong = (
-        (name.startswith("n_") and value < _least(name))
-        or (name == "seed" and not 0 <= value < 2**63)
+        (least is not None and not least <= value < 2**63)
+        or (name.startswith("share_") and not 0 < value < 1)
         or (name == "threshold" and not 0 < value <= 1)
         or (name == "prepend" and not value)
     )
@@ -152,17 +162,50 @@ def _check_value(stage: str, name: str, value: Any) -> None:
             raise UserError(f"{stage}: {name} is empty: name at least one.")
         if len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
             raise UserError(f"{stage}: {name} names something twice: {value}.")
-    if name in ("task", "tasks", "templates"):
-        allowed = TEMPLATES if name == "templates" else TASKS
+    if name in ("task", "tasks") or name.endswith("templates"):
+        allowed = TEMPLATES if name.endswith("templates") else TASKS
         for item in [value] if isinstance(value, str) else value:
             if item not in allowed:
                 raise unknown(f"{name.removesuffix('s')} of {stage}", item, allowed)
     if name in _CHOICES and value not in _CHOICES[name]:
         raise unknown(f"{name} of {stage}", value, _CHOICES[name])
-    if name == "model":
-        try:
-            zoo.resolve(value)
-        except UserError as error:
-            raise UserError(f"{stage}: {error}") from None
     if name == "results" and not value.strip():
         raise UserError(f"{stage}: results is empty: give a directory, as in 'results/default'.")
+
+
+def _check_where_used(name: str, value: Any) -> None:
+    """Refuse what the part that uses a parameter refuses.
+
+    That part may be slow to import, so it is asked only about what is not the default.
+    """
+    if name == "model":
+        zoo.resolve(value)
+    elif name == "compare":
+        for item in value:
+            zoo.resolve(item)
+    elif name == "probes" and value != ["all"]:
+        from seqcirc_utils.prompts.probes import probes
+
+        probes(value)
+    elif name == "lengths":
+        from seqcirc_utils.analyses.prediction import check_pool
+
+        check_pool([], value)
+    elif name == "factors":
+        from seqcirc_utils.analyses.editing import check_factors
+
+        check_factors(value)
+    elif name == "ranking":
+        from seqcirc_utils.methods.registry import ALONE
+
+        _among(name, [value], ALONE)
+    elif name == "compared":
+        from seqcirc_utils.ablation.answers import KINDS
+
+        _among("ablation", value, KINDS)
+
+
+def _among(what: str, values: Iterable[str], allowed: Iterable[str]) -> None:
+    for value in values:
+        if value not in allowed:
+            raise unknown(what, value, allowed)

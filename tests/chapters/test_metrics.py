@@ -307,22 +307,6 @@ def test_roles_that_cannot_be_told_leave_the_rest(model, setting):
     assert figures.roles_table(found).data == "Not here: no roles here."
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"share_kept": 1.0},
-        {"threshold": 0.0},
-        {"n_held": 1},
-        {"n_searched": -1},
-        {"n_resampled": 5},
-        {"ranking": "x"},
-    ],
-)
-def test_bad_numbers_are_refused_before_any_compute(setting, changes):
-    with pytest.raises(UserError):
-        Metrics.measure(setting(**changes))
-
-
 def test_without_a_task_nothing_is_compared(setting, monkeypatch):
     def cannot(*args, **options):
         raise CannotDo("it cannot.")

@@ -95,6 +95,52 @@ def test_every_stage_with_a_model_lets_one_choose_what_stands_in_front(stage):
         assert fingerprint(stage, one) != fingerprint(stage, other)
 
 
+@pytest.mark.parametrize(
+    ("stage", "bad", "said"),
+    [
+        ("11_interchange", {"layer_step": 0}, "at least 1"),
+        ("11_interchange", {"layer_step": -3}, "at least 1"),
+        ("11_interchange", {"das_rank": 0}, "at least 1"),
+        ("11_interchange", {"das_epochs": -1}, "at least 0"),
+        ("14_explore", {"swap_step": 0}, "at least 1"),
+        ("14_explore", {"n_shown": 0}, "at least 1"),
+        ("12_specificity", {"n_ranked": 1}, "at least 2"),
+        ("15_metrics", {"n_held": 1}, "at least 2"),
+        ("15_metrics", {"n_searched": -1}, "at least 0"),
+        ("12_specificity", {"n_resampled": 19}, "at least 20"),
+        ("12_specificity", {"share_ablated": 0.0}, "above 0 and below 1"),
+        ("15_metrics", {"share_kept": 1.0}, "above 0 and below 1"),
+        ("12_specificity", {"ranking": "random"}, "unknown ranking 'random'"),
+        ("12_specificity", {"more_templates": ["bron"]}, "did you mean 'born'"),
+        ("08_prediction_and_editing", {"pool_templates": ["borne"]}, "did you mean 'born'"),
+        ("08_prediction_and_editing", {"lengths": [2, 5]}, "from 1 to 4"),
+        ("08_prediction_and_editing", {"factors": [1]}, "is no edit"),
+        ("07_generalisation", {"probes": ["plus_22"]}, "did you mean 'plus_2'"),
+        ("07_generalisation", {"compared": ["men"]}, "did you mean 'mean'"),
+        ("13_across_models", {"compare": ["gpt3"]}, "did you mean 'gpt2'"),
+    ],
+)
+def test_what_a_chapter_cannot_use_is_refused_before_it_begins(stage, bad, said):
+    with pytest.raises(UserError, match=stage) as caught:
+        check(stage, bad)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "good"),
+    [
+        ("11_interchange", {"layer_step": 1, "das_epochs": 0}),
+        ("15_metrics", {"n_searched": 0, "threshold": 1.0, "ranking": "RelP"}),
+        ("12_specificity", {"n_specific_random": 0, "n_ranked": 2}),
+        ("07_generalisation", {"probes": ["all"], "compared": ["mean", "zero"]}),
+        ("08_prediction_and_editing", {"lengths": [1, 4], "factors": [0.0, 3.0]}),
+        ("13_across_models", {"compare": ["gpt2"]}),
+    ],
+)
+def test_what_a_chapter_can_use_is_not(stage, good):
+    assert good.items() <= check(stage, good).items()
+
+
 def test_refuses_bad_tasks_and_stages(project):
     for tasks in ([], ["months", "months"], ["moths"]):
         with pytest.raises(UserError, match="06_cross_task"):
