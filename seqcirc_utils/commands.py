@@ -93,7 +93,8 @@ def book_of(folder: Path) -> Path:
 def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """Make the books of all models that are compared, side by side, and the page before them.
 
-    Each model's chapters are run first, then those that compare the models. A model that fails
+    Each model's chapters are run first, then those that read the paper's model's results where they
+    lie beside, then those that compare all models. A model that fails
     takes none of the others with it: the page before the books says why it is missing.
 
     Args:
@@ -106,7 +107,9 @@ def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """
     compared = parameters.check(stages.ACROSS, plan.parameters(stages.ACROSS))["compare"]
     names = [plan.model, *compared]
-    alone = [name for name, stage in stages.STAGES.items() if not stage.across]
+    reading = {name: (s.beside_paper, s.across) for name, s in stages.STAGES.items()}
+    alone = [name for name, others in reading.items() if not any(others)]
+    beside = [name for name, others in reading.items() if others == (True, False)]
     plans, failed = [dataclasses.replace(plan, model=m) for m in dict.fromkeys(names)], {}
 
     def attempt(one: Plan, do: Callable[[], Any]) -> None:
@@ -117,8 +120,9 @@ def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
             failed[one.model] = str(error)
             print(f"{one.model}: {error}", file=sys.stderr)
 
-    for one in plans:
-        attempt(one, partial(run, one, cores, alone, profile))
+    for some in (alone, beside):
+        for one in plans:
+            attempt(one, partial(run, one, cores, some, profile))
     for one in reversed(plans):  # so that _build/html holds the plan's own in the end
         attempt(one, partial(_shelved, one, cores, profile))
     page = shelf.write(plans, failed)

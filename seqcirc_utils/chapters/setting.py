@@ -24,6 +24,8 @@ class Setting:
         read: Gives the findings of another chapter (and task).
         model: A loaded model; from the parameters when ``None``.
         made: Gives the directory with another stage's results (of a task), made first if need be.
+        current: Tells whether the results that a record is of are whole, and made by the present
+            version; all are taken to be when ``None``.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Setting:
         read: Callable[[type[Findings], str | None], Any] | None = None,
         model: Model | None = None,
         made: Callable[[str, str | None], Path] | None = None,
+        current: Callable[[Path], bool] | None = None,
     ) -> None:
         self.parameters = parameters
         self._checkpoints, self._read, self._made = checkpoints, read, made
+        self._current = current
         self._sets: dict[str, PromptSets] = {}
         self._means: dict[str, Activations] = {}
         if model is not None:
@@ -107,6 +111,10 @@ class Setting:
         """
         assert self._read is not None, "this setting knows no other chapter"
         return self._read(kind, task)
+
+    def current(self, record: Path) -> bool:
+        """Whether the results that a record is of are whole, and made by the present version."""
+        return self._current is None or self._current(record)
 
     def made(self, stage: str, task: str | None = None) -> Path:
         """The directory with another stage's results, made first when missing or outdated.

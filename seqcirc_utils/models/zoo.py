@@ -15,6 +15,8 @@ from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.store import sha256
 
 DEFAULT = "smollm2-135m-instruct"
+PAPER = "gpt2"
+"""The paper's model."""
 GPUS = ("cuda", "mps")
 """Kinds of GPU, in the order in which ``auto`` tries them."""
 DEVICES = ("auto", "cpu", *GPUS)

@@ -24,6 +24,7 @@ from seqcirc_utils.chapters.interchange import Interchange
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.models import zoo
+from seqcirc_utils.paper.evidence import OUTDATED
 from seqcirc_utils.paper.verdicts import Claims
 
 LEVEL = 0.05
@@ -169,6 +170,8 @@ class _Results:
         other = [k for k in own if k in made and k not in _OWN and own[k] != made[k]]
         if other:
             raise UserError(f"{stage} was run with another value of {', '.join(other)}")
+        if not self.at.current(record):
+            raise UserError(f"{stage} of {task or 'all tasks'} {OUTDATED}")
         return where
 
     def _read_shared(self) -> None:

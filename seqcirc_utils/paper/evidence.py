@@ -23,6 +23,7 @@ from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.circuits.circuit import Circuit
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.models import zoo
 from seqcirc_utils.paper.estimates import Estimate
 from seqcirc_utils.prompts.sequences import TASKS as _ALL_TASKS
 
@@ -30,9 +31,9 @@ TASKS = ("digits", "number_words", "months")
 """The paper's tasks; three figures in a row are theirs, in this order."""
 CIRCUITS = tuple(f"{_ALL_TASKS[task].title.lower()} circuit" for task in TASKS)
 """Their circuits, as the results beyond the tasks name them."""
-GPT2 = "gpt2"
-"""The paper's model, as the zoo names it."""
 NOT_TESTED = "not testable here"
+OUTDATED = "was made by another version of the project, or its files have changed: run it again"
+"""What is said of another model's results that no longer hold."""
 CHAPTERS: tuple[type[Findings], ...] = (
     *(TaskConstruction, LogitAttribution, Patching, CircuitDiscovery),
     *(ComponentRoles, CrossTask, Generalisation, PredictionAndEditing),
@@ -98,7 +99,7 @@ class Evidence:
     @property
     def named(self) -> bool:
         """Whether this is the paper's model, so that heads can be asked for by name."""
-        return self.model.get("zoo") == GPT2
+        return self.model.get("zoo") == zoo.PAPER
 
     def of_gpt2(self) -> "Evidence | None":
         """Results of the paper's model that lie beside these, if there are any.

@@ -10,7 +10,7 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.errors import UserError
 from seqcirc_utils.paper import claims, faults
 from seqcirc_utils.paper.effects import CARRIED, SUPPORTED, VERDICTS
-from seqcirc_utils.paper.evidence import TASKS, Evidence, published
+from seqcirc_utils.paper.evidence import OUTDATED, TASKS, Evidence, published
 
 OF_TASKS: dict[str, tuple[str, ...]] = {
     "01_task_construction": (),
@@ -22,6 +22,7 @@ OF_TASKS: dict[str, tuple[str, ...]] = {
 """The stages whose results of each task are evidence, and the stages that these need."""
 OVERALL = ("06_cross_task", "07_generalisation", "08_prediction_and_editing")
 """Those whose results concern all tasks."""
+_STAGES = (*((s, t) for s in OF_TASKS for t in TASKS), *((s, None) for s in OVERALL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Claims(Findings):
     def measure(cls, at: Setting) -> Self:
         """Judge every claim by the results of the other chapters; no model is run."""
         evidence = Evidence(at.directory, _problems(at))
-        gpt2 = evidence.of_gpt2()
+        gpt2 = _of_gpt2(at, evidence)
         verdicts, effects = claims.claims_table(evidence, gpt2), faults.faults_table(evidence)
         known = [claim["id"] for claim in published()["claims"]]
         assert verdicts["claim"].to_list() == known
@@ -63,10 +64,26 @@ class Claims(Findings):
         return cls(verdicts=verdicts, effects=effects, counts=counts, gpt2=told, title=title)
 
 
+def _of_gpt2(at: Setting, evidence: Evidence) -> Evidence | None:
+    """Results of the paper's model beside these, as far as they are the present version's."""
+    found = evidence.of_gpt2()
+    if found is None or found is evidence:
+        return found
+    problems: dict[tuple[str, str | None], str] = {}
+    for stage, task in _STAGES:
+        record = found.directory / (task or "") / f"{stage}.run.json"
+        if not record.is_file():
+            problems[stage, task] = "it was not run."
+        elif not at.current(record):
+            problems[stage, task] = f"it {OUTDATED}."
+    found = Evidence(found.directory, problems)
+    return found if found.named else None
+
+
 def _problems(at: Setting) -> dict[tuple[str, str | None], str]:
     """Stage and task (``None``: all tasks) to why there are no results; the others are made."""
     problems: dict[tuple[str, str | None], str] = {}
-    for stage, task in [*((s, t) for s in OF_TASKS for t in TASKS), *((s, None) for s in OVERALL)]:
+    for stage, task in _STAGES:
         lacking = [need for need in OF_TASKS.get(stage, ()) if (need, task) in problems]
         if task and task not in at["tasks"]:
             problems[stage, task] = "the task is not among those of this run."

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,24 +128,48 @@ def fingerprint(stage: str, parameters: Mapping[str, Any]) -> str:
     values = {name: value for name, value in parameters.items() if name != "results"}
     identity = zoo.identity(values["model"]) if "model" in values else ""
     digest.update(json.dumps([values, identity, versions()], sort_keys=True).encode())
-    if stage_named(stage).across:
-        digest.update(json.dumps(_of_others(stage, parameters), sort_keys=True).encode())
+    others = _others(stage, parameters)
+    if others is not None:
+        told = _of_others(stage, parameters["tasks"], others)
+        digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _of_others(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _others(stage: str, parameters: Mapping[str, Any]) -> list[Path] | None:
+    """Where other models' results are that a stage reads; ``None`` for one that reads none."""
+    asked = stage_named(stage)
+    if not (asked.across or asked.beside_paper):
+        return None
+    own = directory(parameters["results"], parameters["model"])
+    if asked.across:
+        found = []
+        for model in parameters["compare"]:
+            with contextlib.suppress(UserError):  # no such model
+                found.append(directory(parameters["results"], model))
+    else:
+        found = [path for path in own.parent.glob("*") if _of_paper(path)]
+    return [path for path in sorted(set(found)) if path != own]  # its own are inputs
+
+
+def _of_paper(directory: Path) -> bool:
+    """Whether results are of the paper's model, as Evidence knows it."""
+    for record in sorted(directory.glob("*/03_patching.run.json")):
+        with contextlib.suppress(UserError, AttributeError):
+            if store.read_json(record).get("model", {}).get("zoo") == zoo.PAPER:
+                return True
+    return False
+
+
+def _of_others(stage: str, tasks: Sequence[str], others: Sequence[Path]) -> dict[str, Any]:
     """The result files of other models that a stage reads, by hash, as their records tell."""
     found: dict[str, Any] = {}
-    for model in dict.fromkeys(parameters["compare"]):
-        if model == parameters["model"]:  # its own are inputs
-            continue
+    for where in others:
         for need in stage_named(stage).needs:
-            for task in parameters["tasks"] if stage_named(need).per_task else [None]:
-                with contextlib.suppress(UserError):  # not there, or no such model
-                    where = directory(parameters["results"], model, task)
-                    told = store.read_json(where / f"{need}.run.json")
-                    kept = {k: told.get(k) for k in ("files", "parameters", "skipped")}
-                    found[f"{model} {need} {task}"] = kept
+            for task in tasks if stage_named(need).per_task else [""]:
+                with contextlib.suppress(UserError):  # not there
+                    told = store.read_json(where / task / f"{need}.run.json")
+                    kept = {k: told.get(k) for k in ("files", "parameters", "skipped", "library")}
+                    found[f"{where.name} {need} {task}"] = kept
     return found
 
 

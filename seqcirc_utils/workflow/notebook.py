@@ -92,7 +92,9 @@ class Run:
             records.set_aside(self.path("run.json"))  # until finish(), its results are half made
             torch.manual_seed(self.parameters.get("seed", 0))
             own = self.directory / self.stage
-            setting = Setting(self.parameters, own, self._read, made=self._made)
+            setting = Setting(
+                self.parameters, own, self._read, made=self._made, current=records.holds
+            )
             kind.measure(setting).save(self.directory)
             model = vars(setting).get("model")
             self.facts = {"model": dataclasses.asdict(model.facts)} if model else {}

@@ -103,6 +103,11 @@ def is_current(stage: str, record: Path, shared: Mapping[str, Any] | None = None
     return True
 
 
+def holds(record: Path) -> bool:
+    """Tell whether the results of a record are whole and made by the present sources."""
+    return is_current(record.name.removesuffix(".run.json"), record)
+
+
 def is_drawn(stage: str, record: Path) -> bool:
     """Tell whether a stage's page was made by the present notebook and figures."""
     with contextlib.suppress(UserError, KeyError, TypeError):

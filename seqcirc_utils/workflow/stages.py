@@ -21,6 +21,8 @@ class Stage:
             ``chapters`` that is named as the notebook is.
         across: Whether it also reads what these stages found of other models (its parameter
             ``compare``), as far as that is there.
+        beside_paper: Whether it also reads what these stages found of the paper's model, where that
+            lies beside.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     measured_in: str = ""
     across: bool = False
+    beside_paper: bool = False
 
     @property
     def chapter(self) -> str:
@@ -68,6 +71,7 @@ STAGES: dict[str, Stage] = {
             "09_claims",
             per_task=False,
             measured_in="paper/verdicts.py",  # paper stands above chapters
+            beside_paper=True,
             needs=(
                 *("01_task_construction", "02_logit_attribution", "03_patching"),
                 *("04_circuit_discovery", "05_component_roles", "06_cross_task"),

@@ -113,14 +113,14 @@ class Results:
         made = {"n_prompts": 4, "model": where.name, "device": "cpu"}
         store.write_json(where / f"{stage}.run.json", {"parameters": made} | told)
 
-    def measure(self, compare=(OWN, OTHER), n_prompts=4, model=OWN):
+    def measure(self, compare=(OWN, OTHER), n_prompts=4, model=OWN, current=None):
         def made(stage, task):
             return self.root / model / (task or "")
 
         given = {"model": model, "tasks": TASKS, "compare": list(compare), "device": "auto"}
         given |= {"n_prompts": n_prompts, "results": f"results/{self.root.name}"}
         return AcrossModels.measure(
-            Setting(given, self.root / model / AcrossModels.stage, made=made)
+            Setting(given, self.root / model / AcrossModels.stage, made=made, current=current)
         )
 
 
@@ -235,6 +235,16 @@ def test_results_of_other_parameters_are_not_compared(both):
     assert found.compared == [OWN]
     told = found.models.set_index("name").loc[OTHER, "missing"]
     assert "06_cross_task was run with another value of n_prompts" in told
+
+
+def test_results_of_another_version_are_not_compared(both):
+    stale = both.root / OTHER / "11_interchange.run.json"
+    found = both.measure(current=lambda record: record != stale)
+    assert found.compared == [OWN, OTHER]
+    told = found.models.set_index("name").loc[OTHER, "missing"]
+    assert told.startswith("interchange: 11_interchange of all tasks was made by another version")
+    assert set(found.swaps["model"]) == {OWN} and set(found.shared["model"]) == {OWN, OTHER}
+    assert both.measure(current=lambda record: False).compared == [OWN]
 
 
 def test_a_part_that_is_missing_ends_only_itself(both):

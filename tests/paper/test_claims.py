@@ -64,7 +64,10 @@ class World:
         for t in TASKS:
             self.write_task(t)
             facts = {"model": {"name": name, "zoo": zoo, "known_by": known_by, "title": "Made Up"}}
-            store.write_json(self.path("03_patching.run.json", t), facts)
+            for stage in OF_TASKS:
+                store.write_json(self.path(f"{stage}.run.json", t), facts)
+        for stage in OVERALL:
+            store.write_json(self.path(f"{stage}.run.json"), {})
         self.write_overall()
 
     def path(self, name, task=None):
@@ -749,8 +752,8 @@ def test_numbers_in_words():
     assert claims.in_words({"a": [2, None]}, {"a": [1.5, 3]}) == "a: 2 (+0.5) / –"
 
 
-def measured(world, made=lambda stage, task: None, tasks=TASKS):
-    at = Setting({"tasks": list(tasks)}, world.path("09_claims"), made=made)
+def measured(world, made=lambda stage, task: None, tasks=TASKS, current=None):
+    at = Setting({"tasks": list(tasks)}, world.path("09_claims"), made=made, current=current)
     Claims.measure(at).save(world.directory)
     return Claims.load(world.directory)
 
@@ -793,6 +796,17 @@ def test_what_was_found_comes_back_from_the_files(world, gpt2):
         "GPT-2 was run too (`any-name`, known by its source)" in figures.verdicts_told(found).data
     )
     assert "reproduced</th>" in figures.verdict_table(found).data
+    outdated = {gpt2.path("06_cross_task.run.json"), gpt2.path("03_patching.run.json", "digits")}
+    partly = measured(world, current=lambda record: record not in outdated)
+    assert partly.gpt2 == found.gpt2 and not (partly.verdicts["reproduced"] == "").all()
+    changed = partly.verdicts["reproduced"] != found.verdicts["reproduced"]
+    assert changed.any() and (partly.verdicts["reproduced"][changed] == "").all()
+    assert "C7" in set(partly.verdicts["claim"][changed])  # what circuits do on other tasks
+    gpt2.path("06_cross_task.run.json").unlink()  # half made
+    pd.testing.assert_frame_equal(
+        measured(world, current=lambda record: record not in outdated).verdicts, partly.verdicts
+    )
+    assert measured(world, current=lambda record: False).gpt2 == {}
     alone = figures.verdict_table(dataclasses.replace(found, gpt2={})).data
     assert "reproduced" not in alone and "<b>" not in alone
     told = figures.rules_told(found).data.splitlines()

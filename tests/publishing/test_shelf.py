@@ -50,9 +50,12 @@ def done(monkeypatch):
 def test_every_model_is_run_before_any_is_compared(plan, done, capsys):
     page = commands.models(plan)
     assert [step[:2] for step in done.steps] == [
-        *(("run", zoo.DEFAULT), ("run", OTHER), ("book", OTHER), ("book", zoo.DEFAULT))
+        *(("run", zoo.DEFAULT), ("run", OTHER)) * 2,  # the verdicts last
+        *(("book", OTHER), ("book", zoo.DEFAULT)),
     ]
-    assert STAGE not in done.steps[0][2] and set(done.steps[0][2]) | {STAGE} == set(stages.STAGES)
+    first, *_, last = (set(step[2]) for step in done.steps[:4])
+    assert last == {"09_claims"} and first | last | {STAGE} == set(stages.STAGES)
+    assert not first & {"09_claims", STAGE}
     for model in (zoo.DEFAULT, OTHER):
         assert (page.parent / model / "index.html").read_text() == f"book of {model}"
     for model, title in ((zoo.DEFAULT, "SmolLM2-135M-Instruct"), (OTHER, "Gemma 3 270M")):
@@ -98,6 +101,24 @@ def test_a_second_book_replaces_the_first(plan, done):
     stale.write_text("x")
     shelf.put(replace(plan, model=OTHER))
     assert not stale.exists() and (stale.parent / "index.html").is_file()
+
+
+def test_results_of_the_papers_model_outdate_the_verdicts_beside_them(plan, done):
+    def found(stage="09_claims"):
+        return fingerprint(stage, check(stage, plan.parameters(stage)))
+
+    def write(model, zoo, n):
+        where = stages.directory(plan.results, model, "months") / "03_patching.run.json"
+        store.write_json(where, {"files": {"a.csv": str(n)}, "model": {"zoo": zoo}})
+
+    before, other = found(), found("06_cross_task")
+    write(OTHER, "gemma3-270m", 1)
+    write(zoo.DEFAULT, "gpt2", 1)  # its own are inputs
+    assert found() == before
+    write("gpt2", "gpt2", 1)
+    first = found()
+    write("gpt2", "gpt2", 2)
+    assert len({before, first, found()}) == 3 and found("06_cross_task") == other
 
 
 def test_the_results_of_other_models_outdate_the_comparison(plan):
