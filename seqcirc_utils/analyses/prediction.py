@@ -91,7 +91,8 @@ def pool(
             except UserError as error:
                 left_out[f"{template}, {length} members"] = str(error)
                 continue
-            prompts = prompts[np.linspace(0, len(prompts) - 1, n).round().astype(int).tolist()]
+            spread = np.linspace(0, len(prompts) - 1, n).round().astype(int)
+            prompts = prompts[np.argsort(prompts.starts, kind="stable")[spread].tolist()]
             pos = prompts.tokens.shape[1]
             cells.append(Cell(prompts, Activations(means.z[:, :, :pos], means.mlp[:, :, :pos])))
     return cells, left_out

@@ -161,11 +161,12 @@ def _swap(at: Setting, means: Mapping[str, Ends], source: str, base: str, run: R
     return Swap(at.model, chosen, means[base], means[source], seed=at["seed"], run=run)
 
 
-def _halves(outcome: Outcome) -> dict[str, Outcome]:
-    """The even rows, where the layer is chosen, and the odd ones, where it is judged."""
+def _halves(outcome: Outcome, starts: Sequence[int]) -> dict[str, Outcome]:
+    """Where the layer is chosen, and where it is judged: every start has prompts in both."""
+    rows = torch.tensor(starts).argsort(stable=True)
     return {
         name: Outcome(
-            *({k: v[i::2] for k, v in part.items()} for part in (outcome.says, outcome.log_prob))
+            *({k: v[rows[i::2]] for k, v in p.items()} for p in (outcome.says, outcome.log_prob))
         )
         for i, name in enumerate(("choosing", "judging"))
     }
@@ -180,7 +181,8 @@ def _layers(at: Setting, swaps: Mapping[tuple[str, str], Swap]) -> pd.DataFrame:
         for layer, kind in product(places, KINDS):
             if kind == "placebo" and source != base:
                 continue  # its direction is random: the source hardly matters
-            outcomes, before = _halves(swap.stream(layer, kind)), _halves(swap.intact)
+            of = swap.pairs.base.starts
+            outcomes, before = _halves(swap.stream(layer, kind), of), _halves(swap.intact, of)
             for half, outcome in outcomes.items():
                 if not len(outcome.says["own"]):
                     continue

@@ -51,6 +51,18 @@ class Writer:
             )
         self.fillers = {name: self._single_token_fillers(name) for name in templates}
 
+    def source(self, seed: int, purpose: str) -> random.Random:
+        """What draws one set of prompts: other names and starts for each sentence and length."""
+        written = f"{'+'.join(self.fillers)}:{self.n_members}"
+        return random.Random(f"{seed}:{self.task}:{written}:{purpose}")
+
+    def turns(self, rng: random.Random) -> list[int]:
+        """The starts in the order that they take turns in.
+
+        By chance, so that the first prompts of a set are no particular part of the sequence.
+        """
+        return rng.sample(self.starts, len(self.starts))
+
     def _single_token_fillers(self, name: str) -> tuple[str, ...]:
         tokenizer = self.model.tokenizer
         kept = tuple(
@@ -65,17 +77,17 @@ class Writer:
             )
         return kept
 
-    def draw(self, rng: random.Random, index: int, used: set) -> Draft:
+    def draw(self, rng: random.Random, turns: Sequence[int], index: int, used: set) -> Draft:
         """Draw a clean prompt; fillers are never used twice.
 
-        Starts take turns, and so do templates; of all pairs of both none comes again before every
-        other has come.
+        Starts take ``turns``, and so do templates; of all pairs of both none comes again before
+        every other has come.
         """
         names = list(self.fillers)
         # Two cycles that have come round together would repeat their pairs: one goes on by one.
-        rounds = index // math.lcm(len(self.starts), len(names))
+        rounds = index // math.lcm(len(turns), len(names))
         template = names[(index + rounds) % len(names)]
-        start = self.starts[index % len(self.starts)]
+        start = turns[index % len(turns)]
         for _ in range(1000):
             fillers = tuple(rng.sample(self.fillers[template], self.n_members + 1))
             if (template, fillers) not in used:
@@ -203,9 +215,9 @@ def clean_prompts(
     """``n`` clean prompts of any number of members; starts and templates take turns."""
     _positive("n", n)
     writer = Writer(model, task, templates, n_members)
-    rng = random.Random(f"{seed}:{task}:clean:{n_members}")
-    used: set = set()
-    return writer.write([writer.draw(rng, i, used) for i in range(n)])
+    rng = writer.source(seed, "clean")
+    turns, used = writer.turns(rng), set()
+    return writer.write([writer.draw(rng, turns, i, used) for i in range(n)])
 
 
 def prompt_sets(
@@ -244,7 +256,8 @@ def prompt_sets(
 
     def fill(purpose: str, wanted: int) -> list[Draft]:
         nonlocal drawn
-        rng = random.Random(f"{seed}:{task}:{purpose}")
+        rng = writer.source(seed, purpose)
+        turns = writer.turns(rng)
         kept: list[Draft] = []
         tried = 0
         while len(kept) < wanted:
@@ -253,7 +266,7 @@ def prompt_sets(
                     f"the filter kept {len(kept)} of {tried} {task} prompts, {wanted} are needed: "
                     f"{model.facts.title} cannot do the task well enough; leave paper_filter off."
                 )
-            batch = [writer.draw(rng, tried + i, used) for i in range(wanted)]
+            batch = [writer.draw(rng, turns, tried + i, used) for i in range(wanted)]
             tried += len(batch)
             mask = [True] * len(batch) if keep is None else keep(writer.write(batch)).tolist()
             kept += [draft for draft, good in zip(batch, mask, strict=True) if good]
@@ -261,12 +274,13 @@ def prompt_sets(
         return kept[:wanted]
 
     def corrupt(drafts: list[Draft], purpose: str) -> Prompts:
-        rng = random.Random(f"{seed}:{task}:{purpose}:corrupted")
+        rng = writer.source(seed, f"{purpose}:corrupted")
         return writer.write([writer.corrupt(rng, draft) for draft in drafts])
 
     evaluation, discovery = fill("evaluation", n_prompts), fill("discovery", n_discovery)
-    rng = random.Random(f"{seed}:{task}:means")
-    means = [writer.draw(rng, i, used) for i in range(n_means)]
+    rng = writer.source(seed, "means")
+    turns = writer.turns(rng)
+    means = [writer.draw(rng, turns, i, used) for i in range(n_means)]
     return PromptSets(
         evaluation=writer.write(evaluation),
         corrupted=corrupt(evaluation, "evaluation"),

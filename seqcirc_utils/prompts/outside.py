@@ -112,10 +112,11 @@ def variant_sets(
     used: set = set()
     drafts: dict[str, list[tuple[Draft, int, int]]] = {}
     for purpose, n in wanted.items():
-        rng = random.Random(f"{seed}:{task}:{variant}:{purpose}")
+        rng = writer.source(seed, f"{variant}:{purpose}")
+        turns = writer.turns(rng)
         drafts[purpose] = []
         for i in range(n):
-            draft = writer.draw(rng, i, used)
+            draft = writer.draw(rng, turns, i, used)
             if variant == "repeat":
                 answer, wrong = rng.sample(allowed, 2)
                 shown = (answer,) * 4
@@ -126,7 +127,7 @@ def variant_sets(
             drafts[purpose].append((replace(draft, shown=tuple(shown)), answer, wrong))
 
     def write(purpose: str, corrupted: bool = False) -> Prompts:
-        rng = random.Random(f"{seed}:{task}:{variant}:{purpose}:corrupted")
+        rng = writer.source(seed, f"{variant}:{purpose}:corrupted")
         made = [writer.corrupt(rng, d) if corrupted else d for d, _, _ in drafts[purpose]]
         answers = [answer for _, answer, _ in drafts[purpose]]
         return replace(

@@ -15,7 +15,7 @@ from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.figures import patching as figures
 
-PARAMETERS = {"task": "months", "templates": ["born"], "n_prompts": 4, "n_means": 4, "seed": 0}
+PARAMETERS = {"task": "months", "templates": ["born"], "n_prompts": 4, "n_means": 4, "seed": 2}
 PARAMETERS |= {"n_exact": 64}
 
 

@@ -28,7 +28,7 @@ PARAMETERS = {
     "n_prompts": 8,
     "n_means": 4,
     "n_random": 3,
-    "seed": 0,
+    "seed": 2,
 }
 
 
@@ -95,7 +95,8 @@ def test_predictions_are_those_of_the_pool(found, gpt2):
     assert rows.loc[("months", "vocabulary", "all"), "n"] == 8
     # The first cell is the first two of the pool: two members, spread over the whole sequence.
     starts = len(chapter.vocabulary("months", gpt2.tokenizer).starts(2))
-    prompts = drawing.clean_prompts(gpt2, "months", starts, n_members=2)[[0, -1]]
+    prompts = drawing.clean_prompts(gpt2, "months", starts, n_members=2, seed=PARAMETERS["seed"])
+    prompts = prompts[[prompts.starts.index(start) for start in (0, starts - 1)]]
     with torch.no_grad():
         logits = gpt2.bridge(prompts.tokens)[:, -1]
     expected = scores.Scores.read(logits, prompts)
@@ -124,7 +125,8 @@ def test_edits_are_of_the_parts_that_the_rule_picks(found, gpt2):
         ("digits", "MLP"): "mlp0",
     }
     assert list(found.edits["target"].unique()) == ["months", "digits", "text"]
-    prompts = drawing.clean_prompts(gpt2, "months", 4)  # half of the prompts
+    seed = PARAMETERS["seed"]
+    prompts = drawing.clean_prompts(gpt2, "months", 4, seed=seed)  # half of the prompts
     before = scores.score(gpt2, prompts).logit_diff
 
     def after(component):
@@ -145,7 +147,7 @@ def test_edits_are_of_the_parts_that_the_rule_picks(found, gpt2):
     expected = before.mean().item(), after(Component(1, 2)).mean().item()
     assert (row["score_before"], row["score_after"]) == pytest.approx(expected, abs=1e-4)
     random = chapter.editing.random_components(
-        [Component.parse(name) for name in picked["component"]], 3, 4, PARAMETERS["n_random"]
+        [Component.parse(name) for name in picked["component"]], 3, 4, PARAMETERS["n_random"], seed
     )
     heads = [c for c in random if c.head is not None]
     null = [(after(c) - before)[:2].mean().item() for c in heads]  # an eighth, but two at least
@@ -316,13 +318,3 @@ def test_without_a_task_everything_is_missing_and_nothing_fails(gpt2, tmp_path):
     assert {figure(found).data for figure in draw} == {"Not here: no task can be examined."}
     assert "cannot be compared" in edit_figures.selectivity_told(found).data
     assert "No circuit could be held against" in figures.headline(found).data
-
-
-def test_parameters_are_refused_before_anything_is_computed():
-    for changes, said in (
-        ({"factors": [1.0]}, "is no edit"),
-        ({"pool_templates": ["borne"]}, "unknown template 'borne'"),
-        ({"lengths": [5]}, "from 1 to 4"),
-    ):
-        with pytest.raises(UserError, match=said):
-            measure(None, **changes)

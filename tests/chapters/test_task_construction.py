@@ -36,8 +36,10 @@ def test_scores_are_those_of_plain_passes(at, found):
     right = (logits.argmax(-1) == prompts.answer_ids).float()
     assert found.n == 8 and found.accuracy["mean"] == pytest.approx(right.mean().item())
     assert found.logit_diff["mean"] == pytest.approx(difference.mean().item(), rel=1e-4)
-    assert [row["first member"] for row in found.by_start] == [p[0] for p in prompts.members]
-    for row, expected in zip(found.by_start, difference.tolist(), strict=True):
+    order = sorted(n, key=prompts.starts.__getitem__)
+    firsts = [row["first member"] for row in found.by_start]
+    assert firsts == [prompts.members[i][0] for i in order] and found.starts == {}
+    for row, expected in zip(found.by_start, difference[order].tolist(), strict=True):
         assert row["logit_diff"] == pytest.approx(expected, rel=1e-4, abs=1e-6) and row["n"] == 1
     assert [row["members shown"] for row in found.by_length] == list(range(1, 9))
     assert [row["template"] for row in found.by_template] == [f"… {t} in …" for t in TEMPLATES]

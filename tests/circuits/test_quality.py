@@ -48,7 +48,7 @@ def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     assert found["kl"]["mean"] == pytest.approx(kl, abs=1e-4) and kl > 0.01
     assert found["accuracy"]["mean"] == pytest.approx(correct)
     assert found == quality.quality(judge, CIRCUIT, 0)  # numbers of the book hang on this seed
-    assert found["distance"]["low"] != quality.quality(judge, CIRCUIT, 1)["distance"]["low"]
+    assert found["distance"] != quality.quality(judge, CIRCUIT, 1)["distance"]
     everything = quality.quality(judge, components(gpt2))
     # What leaves everything keeps exactly all, whichever prompts are drawn: no interval is left.
     assert list(everything["faithfulness"].values()) == pytest.approx([1, 1, 1], abs=1e-5)

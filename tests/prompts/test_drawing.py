@@ -3,9 +3,11 @@
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import word_tokenizer
+from scipy.stats import chisquare
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, Qwen2Config
 
@@ -180,7 +182,29 @@ def test_starts_and_templates_and_their_pairs_take_turns(templates, without):
         for n in range(1, 61):  # as equally often as can be, from the first prompt on
             counts = {drawn[:n].count(kind) for kind in kinds}
             assert max(counts) - min(counts) <= 1, (n, kinds)
-    assert prompts.starts == (starts * 20)[:60]
+    turns = prompts.starts[: len(starts)]
+    assert sorted(turns) == starts and prompts.starts == (turns * 20)[:60]
+
+
+def test_the_first_prompts_are_no_particular_part_of_the_sequence(spaced):
+    """Pairs, scored prompts and repeated searches take the first: 0 to 3 alone, once."""
+    first = [drawing.clean_prompts(spaced, "months", 4, seed=seed).starts for seed in range(200)]
+    assert {tuple(sorted(starts)) for starts in first} >= {(0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)}
+    counts = np.bincount(np.ravel(first), minlength=8)
+    assert chisquare(counts).pvalue > 0.01
+
+
+def test_every_sentence_and_length_has_names_and_starts_of_its_own(spaced):
+    """Prompts of "lost" and "done", which share their things, were the same but for the verb."""
+    kinds = [("lost", 4), ("done", 4), ("lost", 3)]
+    drawn = [
+        drawing.clean_prompts(spaced, "digits", 30, templates=[name], n_members=n)
+        for name, n in kinds
+    ]
+    for one, other in itertools.combinations(drawn, 2):
+        alike = sum(a[:4] == b[:4] for a, b in zip(one.fillers, other.fillers, strict=True))
+        assert alike <= 1
+    assert len({tuple(prompts.starts) for prompts in drawn}) == 3
 
 
 def test_every_set_alternates_templates(spaced):
@@ -191,10 +215,10 @@ def test_every_set_alternates_templates(spaced):
 def test_one_template_draws_what_it_always_drew(spaced):
     """Numbers of the book hang on these prompts."""
     prompts = draw(spaced, templates=("born",), n_prompts=3).evaluation
-    assert prompts.starts == [0, 1, 2] and prompts.fillers == [
-        ("Henry", "William", "Jim", "Charles", "Samuel"),
-        ("Arthur", "Bill", "Max", "Matthew", "Samuel"),
-        ("James", "Anna", "Simon", "Jacob", "Kate"),
+    assert prompts.starts == [5, 3, 1] and prompts.fillers == [
+        ("Rose", "John", "Martin", "Chris", "Elizabeth"),
+        ("Jane", "Mary", "Linda", "Edward", "Laura"),
+        ("Victor", "Neil", "Matt", "Samuel", "Jacob"),
     ]
 
 
