@@ -146,6 +146,45 @@ DRAWS = 1000
 """Resamples of the prompts behind an interval of :func:`ratios`."""
 
 
+def over_groups(
+    over: torch.Tensor, under: torch.Tensor, groups: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """95% bounds of :func:`ratios` ``[m]`` where whole groups, not prompts, count as drawn.
+
+    What a ratio of means varies by, to first order, summed by group, with Student's t of one degree
+    of freedom less than there are groups (Cochran 1977, Sampling Techniques, chapters 6 and 9). Of
+    means, give ones as ``under``. NaN for one group.
+    """
+    over, under = over.double(), under.double()
+    ratio = over.mean(1, keepdim=True) / under.mean()
+    found, member = np.unique(np.asarray(groups), return_inverse=True)
+    parts = torch.zeros(len(over), len(found), dtype=over.dtype)  # [m, group]
+    parts.index_add_(1, torch.as_tensor(member), over - ratio * under)
+    k = len(found)
+    if k < 2:
+        return torch.full((len(over),), torch.nan), torch.full((len(over),), torch.nan)
+    spread = (k / (k - 1) * parts.square().sum(1)).sqrt() / under.sum().abs()
+    half = float(t.isf(0.025, k - 1)) * spread
+    return ratio[:, 0] - half, ratio[:, 0] + half
+
+
+def between_groups(values: torch.Tensor, groups: Sequence[int]) -> float:
+    """Share of the variance of ``[n]`` values that lies between groups, not within them.
+
+    The intraclass correlation of one-way analysis of variance (Fisher 1925), 0 at least; NaN where
+    no group has two values, or all values are alike.
+    """
+    of = pd.Series(values.double().numpy()).groupby(np.asarray(groups))
+    n, sizes, k = len(values), of.size(), of.ngroups
+    if not 1 < k < n:
+        return float("nan")
+    within = ((of.obj - of.transform("mean")) ** 2).sum() / (n - k)
+    among = (sizes * (of.mean() - of.obj.mean()) ** 2).sum() / (k - 1)
+    size = (n - (sizes**2).sum() / n) / (k - 1)
+    total = among + (size - 1) * within
+    return max(0.0, float((among - within) / total)) if total > 0 else float("nan")
+
+
 def rate(successes: torch.Tensor) -> Interval:
     """Share of ``[n]`` successes with the exact (Clopper-Pearson) interval."""
     ci = success_rate_ci(successes.tolist())

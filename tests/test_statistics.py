@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import kstest, sem, t
 
-from seqcirc_utils.statistics import MIN_DRAWS, Tail, interval, intervals, over_both, ratios, short
+from seqcirc_utils.statistics import (
+    MIN_DRAWS,
+    Tail,
+    between_groups,
+    interval,
+    intervals,
+    over_both,
+    over_groups,
+    ratios,
+    short,
+)
 
 
 @pytest.mark.parametrize("law", ["normal", "lognormal"])
@@ -113,3 +123,41 @@ def test_sets_that_differ_widen_the_interval_over_prompts():
     assert both.high - both.low > 2 * (pooled.high - pooled.low)
     none = over_both(torch.zeros(8, 16))  # exact, of 16 prompts: 1 - 0.025 ** (1 / 16)
     assert (none.low, none.high) == (0, pytest.approx(0.206, abs=0.001))
+
+
+def test_groups_that_count_as_drawn_widen_what_they_differ_by():
+    """Coverage of the mean of all groups there might be, by 6 groups of 5 prompts."""
+    rng = np.random.default_rng(3)
+    groups = np.arange(30) % 6
+    hit = {"groups": 0, "prompts": 0}
+    for _ in range(400):
+        values = 1 + rng.normal(0, 1, 6)[groups] + rng.normal(0, 0.5, 30)
+        values = torch.tensor(values)[None]
+        (low,), (high,) = over_groups(values, torch.ones(30), groups)
+        _, (own_low,), (own_high,) = intervals(values)
+        hit["groups"] += bool(low <= 1 <= high)
+        hit["prompts"] += bool(own_low <= 1 <= own_high)
+    assert 0.92 < hit["groups"] / 400 < 0.98 and hit["prompts"] / 400 < 0.75
+
+
+def test_with_a_group_for_each_value_the_bounds_are_students():
+    values = torch.tensor([[1.0, 2.0, 4.0, 9.0]])
+    low, high = over_groups(values, torch.ones(4), [7, 3, 5, 1])
+    expected = t.interval(0.95, 3, values.mean().item(), sem(values[0].numpy()))
+    assert (low.item(), high.item()) == pytest.approx(expected)
+    under = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    low, high = over_groups(under[None] / 2, under, [0, 0, 1, 1])
+    assert (low.item(), high.item()) == pytest.approx((0.5, 0.5))  # a share that never varies
+    assert all(bound.isnan() for bound in over_groups(values, torch.ones(4), [0] * 4))
+
+
+def test_the_share_of_variance_between_groups():
+    rng = np.random.default_rng(0)
+    groups = np.arange(600) % 60
+    for among in (0.0, 1.0, 3.0):  # standard deviations; 1 within
+        values = rng.normal(0, among, 60)[groups] + rng.normal(0, 1, 600)
+        share = between_groups(torch.tensor(values), groups)
+        assert share == pytest.approx(among**2 / (among**2 + 1), abs=0.1)
+    assert between_groups(torch.tensor([1.0, -1, 1, -1]), [0, 0, 1, 1]) == 0
+    for values, of in (([1.0, 2, 3], [0, 1, 2]), ([1.0, 2], [0, 0]), ([2.0] * 4, [0, 0, 1, 1])):
+        assert np.isnan(between_groups(torch.tensor(values), of))

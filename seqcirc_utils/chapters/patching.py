@@ -18,7 +18,7 @@ from seqcirc_utils.chapters.findings import Findings, array, each, table
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import section
-from seqcirc_utils.statistics import positive_baseline, ratios
+from seqcirc_utils.statistics import over_groups, positive_baseline, ratios
 
 N_SENDERS = 3
 """Heads whose paths are patched."""
@@ -33,9 +33,9 @@ class Patching(Findings):
 
     Attributes:
         effects: A row per component: the ``ablation`` and ``patching`` effect, means over prompts
-            with 95% intervals, and ``n_ablated``, the prompts on which it was ablated. Where these
-            are not all, the rest is estimated:
-            :func:`~seqcirc_utils.ablation.screening.single_effects`.
+            with 95% intervals (``by_start``: of ablation where starts, not prompts, count as
+            drawn), and ``n_ablated``, the prompts on which it was ablated. Where these are not all,
+            the rest is estimated: :func:`~seqcirc_utils.ablation.screening.single_effects`.
         positions: A row per component: the estimated recovery at each group of positions
             (attribution patching).
         exact: The same by exact restoring, for the strongest components.
@@ -56,6 +56,7 @@ class Patching(Findings):
         {"component": str, "layer": int, "head": "Int64"}
         | each(float, "ablation", "ablation_low", "ablation_high")
         | each(float, "patching", "patching_low", "patching_high")
+        | each(float, "by_start_low", "by_start_high")
         | {"n_ablated": int},
     )
     positions: pd.DataFrame = table("positions.csv", component=str, more=float)
@@ -89,6 +90,8 @@ class Patching(Findings):
 
         shares = {"ablation": (values, whole), "patching": (recovered, between)}
         effects = _effects(everything, shares, at["seed"])
+        ends = over_groups(values, whole, sets.evaluation.starts)
+        effects["by_start_low"], effects["by_start_high"] = (end.numpy() for end in ends)
         effects["n_ablated"] = (~ablated.isnan()).sum(1).numpy()
         strength = effects["ablation"].abs() + effects["patching"].abs()
         top = [everything[i] for i in strength.nlargest(at["n_top"]).index]

@@ -1,6 +1,7 @@
 """What is asked of the model, in which words, and whether it can do it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from seqcirc_utils.prompts.drawing import clean_prompts, tally
 from seqcirc_utils.prompts.scores import Scores, passes_paper_filter, score
 from seqcirc_utils.prompts.sequences import TEMPLATES
 from seqcirc_utils.prompts.vocabulary import vocabulary
-from seqcirc_utils.statistics import interval, rate
+from seqcirc_utils.statistics import between_groups, interval, over_groups, rate
 
 LENGTHS = range(1, 9)
 """How many members are shown, where the task has as many."""
@@ -43,6 +44,9 @@ class TaskConstruction(Findings):
         filtered: Where that filter was on, how many prompts were ``kept`` of how many ``drawn``,
             and how many of each template (``templates``); empty where it was off.
         by_start: The evaluation prompts by first member.
+        starts: The share of the logit difference's variance that lies ``between`` starts, and the
+            bounds ``low`` and ``high`` of its mean where starts, not prompts, count as drawn; empty
+            where no start has two prompts.
         by_length: Others, by number of members shown.
         by_template: Others, by template.
         templates: How many prompts each template got.
@@ -68,6 +72,7 @@ class TaskConstruction(Findings):
     paper_filter_keeps: int
     filtered: dict[str, Any]
     by_start: list[dict[str, Any]]
+    starts: dict[str, float]
     by_length: list[dict[str, Any]]
     by_template: list[dict[str, Any]]
     templates: str
@@ -111,6 +116,7 @@ class TaskConstruction(Findings):
                 | _summary(scores[starts == start], at["seed"])
                 for start in sorted(set(prompts.starts))
             ],
+            starts=_by_starts(scores.logit_diff, prompts.starts),
             by_length=by_length,
             by_template=by_template,
             templates=at.tally(),
@@ -130,6 +136,15 @@ def _on_others(
             prompts = clean_prompts(at.model, at["task"], at["n_prompts"], **asked)
             rows.append({label: choice} | _summary(score(at.model, prompts), at["seed"]))
     return rows, missing
+
+
+def _by_starts(logit_diff: torch.Tensor, starts: Sequence[int]) -> dict[str, float]:
+    """What starts make of the logit difference; see the class."""
+    between = between_groups(logit_diff, starts)
+    if math.isnan(between):
+        return {}
+    low, high = over_groups(logit_diff[None], torch.ones(len(starts)), starts)
+    return {"between": between, "low": low.item(), "high": high.item()}
 
 
 def _summary(scores: Scores, seed: int) -> dict[str, float]:

@@ -52,13 +52,19 @@ def effects_told(found: Patching) -> Markdown:
         f"{every} prompts: by the gradient on all prompts, corrected on these, none of them moves "
         f"the score by more than {MATTERS:.0%}. The others were ablated on all."
     )
+    clear, clearer = (
+        (found.effects[f"{of}_low"] > 0) | (found.effects[f"{of}_high"] < 0)
+        for of in ("ablation", "by_start")
+    )
     agree = spearmanr(-found.effects["ablation"], found.effects["patching"]).statistic
     return Markdown(
         f"The heads that matter most are {listed}; the MLPs, {listed_mlps}. The average head "
         f"matters little: {heads.clip(upper=0).mean():+.1%} (gains counted as zero). The logit "
         f"difference *rises* by more than {HARM:.0%} when any one of {(heads > HARM).sum()} heads "
         "is ablated. Over all components, the rank correlation (Spearman) of the cost of ablation "
-        f"and the recovery by patching is {agree:.2f}." + (estimated if fewer.any() else "")
+        f"and the recovery by patching is {agree:.2f}. {clear.sum()} effects of ablation are clear "
+        f"of zero where prompts count as drawn; of these {(clear & clearer).sum()} where starts do "
+        "(Student's t)." + (estimated if fewer.any() else "")
     )
 
 
