@@ -75,7 +75,7 @@ def book(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """
     run(plan, cores, profile=profile)
     pages.publish(plan)
-    return building.build()
+    return building.build(plan)
 
 
 def book_of(folder: Path) -> Path:
@@ -87,7 +87,7 @@ def book_of(folder: Path) -> Path:
     """
     plan = release.read(folder)
     pages.publish(plan)
-    return building.build()
+    return building.build(plan)
 
 
 def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:

@@ -15,6 +15,7 @@ import yaml
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.workflow.planning import Plan
 
 
 def _files(toc: Any) -> list[str]:
@@ -61,13 +62,32 @@ def jupyter_book(output: Path, *options: str) -> list[str]:
     return command + (["--config", str(config)] if config.is_file() else [])
 
 
-def build() -> Path:
-    """Build the published pages into ``_build/html``; warnings are errors.
+def _results() -> Path:
+    """The file that tells which results the built book shows."""
+    return store.ROOT / "_build" / ".results.json"
+
+
+def _made_of(plan: Plan) -> dict[str, str]:
+    """The records of a plan's results, by hash."""
+    paths = (job.record for job in plan.jobs())
+    return {str(path.relative_to(store.ROOT)): store.sha256(path) for path in paths}
+
+
+def shows(plan: Plan) -> bool:
+    """Tell whether the built book is of these results, as they are now."""
+    with contextlib.suppress(UserError, OSError):
+        return store.read_json(_results()) == _made_of(plan)
+    return False
+
+
+def build(plan: Plan) -> Path:
+    """Build the published pages of a plan into ``_build/html``; warnings are errors.
 
     Raises:
         UserError: for a page that is missing or a build that warns.
     """
     folder, toc = store.ROOT / "book", _built_toc()
+    _results().unlink(missing_ok=True)
     with _whole_build(folder):
         if subprocess.run(
             jupyter_book(store.ROOT, "-n", "-W", "--keep-going"), cwd=store.ROOT
@@ -79,5 +99,6 @@ def build() -> Path:
     if missing:
         raise UserError(f"the built book lacks the pages {', '.join(missing)}.")
     index = html / "index.html"
+    store.write_json(_results(), _made_of(plan))
     print(f"The book is in {index}: open it, or run make serve")
     return index

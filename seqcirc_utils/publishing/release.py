@@ -6,6 +6,7 @@ Its results can be read back: the book is made from them without a model.
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 
 from seqcirc_utils import store
 from seqcirc_utils.errors import UserError
+from seqcirc_utils.publishing import building
 from seqcirc_utils.versions import versions
 from seqcirc_utils.workflow import records
 from seqcirc_utils.workflow.parameters import check
@@ -44,6 +46,11 @@ def write(plan: Plan) -> Path:
     _check(plan, f"{plan.results} cannot be released: run `make book` with these parameters first")
     if not (site / "index.html").is_file():
         raise UserError("there is no book in _build/html: run `make book` first.")
+    if not building.shows(plan):
+        raise UserError("the book in _build/html is of other results: run `make book` with these.")
+    paper = build / "book.pdf"
+    if old := paper.is_file() and paper.stat().st_mtime < (site / "index.html").stat().st_mtime:
+        print("_build/book.pdf is older than the book: it is left out.", file=sys.stderr)
     half = Path(tempfile.mkdtemp(prefix=".release-", dir=build))
     try:
         shutil.copytree(site, half / "site", ignore=shutil.ignore_patterns(".buildinfo"))
@@ -52,8 +59,8 @@ def write(plan: Plan) -> Path:
         _copy(half / "environment", *(store.ROOT / name for name in _ENVIRONMENT))
         _copy(half / "params", plan.file)
         _copy(half, *(store.ROOT / name for name in _DOCUMENTS))
-        if (build / "book.pdf").is_file():
-            _copy(half, build / "book.pdf")
+        if paper.is_file() and not old:
+            _copy(half, paper)
         told = [store.read_json(job.record) for job in plan.jobs()]
         about = {
             "format": FORMAT,
@@ -129,7 +136,11 @@ def _reason(job: Job) -> str:
     made = store.read_json(job.record).get("parameters", {})
     wanted = check(job.stage, job.plan.parameters(job.stage, job.task))
     other = [k for k, v in wanted.items() if k != "results" and k in made and made[k] != v]
-    return f"of another {', '.join(other)}" if other else "of other sources, or changed since"
+    used, here = store.read_json(job.record).get("versions", {}), versions()
+    moved = [f"{k} {used[k]}, here {v}" for k, v in here.items() if used.get(k, v) != v]
+    if other:
+        return f"of another {', '.join(other)}"
+    return f"of other versions ({'; '.join(moved)})" if moved else "of other sources, or changed"
 
 
 def _about(folder: Path) -> dict[str, Any]:

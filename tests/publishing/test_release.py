@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from stage_project import make, parameters, pretend
 
 from seqcirc_utils import commands, store
 from seqcirc_utils.errors import UserError
-from seqcirc_utils.publishing import release
+from seqcirc_utils.publishing import building, release
 from seqcirc_utils.workflow import planning
 
 
@@ -31,7 +32,13 @@ def plan(project):
     plan = planning.read_plan(parameters(project))
     for job in plan.jobs():
         pretend(plan, job.stage, job.task)
+    built(plan)
     return plan
+
+
+def built(plan):
+    """Take the book to be built from the plan's results."""
+    store.write_json(building._results(), building._made_of(plan))
 
 
 @pytest.fixture
@@ -117,6 +124,10 @@ def test_results_of_other_sources_parameters_or_stages_are_refused(folder, monke
     kept = store.read_json(record)
     for change, said in (
         ({"library": "x"}, "03_patching months is of other sources"),
+        (
+            {"library": "x", "versions": kept["versions"] | {"torch": "0.1+cpu"}},
+            "of other versions .torch 0.1.cpu, here ",
+        ),
         ({"parameters": kept["parameters"] | {"n_prompts": 9}}, "is of another n_prompts"),
     ):
         store.write_json(record, kept | change)
@@ -149,7 +160,27 @@ def test_without_a_book_or_with_old_results_nothing_is_released(plan):
     pretend(plan, plan.jobs()[0].stage, plan.jobs()[0].task)
     with pytest.raises(UserError, match="there is no book in _build/html"):
         release.write(plan)
-    assert [p.name for p in (store.ROOT / "_build").iterdir()] == ["release"]
+    assert {p.name for p in (store.ROOT / "_build").iterdir()} == {"release", ".results.json"}
+
+
+def test_the_book_of_other_results_is_not_released(plan, capsys):
+    store.write_text(store.ROOT / "_build" / "book.pdf", "on paper")
+    assert (release.write(plan) / "book.pdf").is_file() and not capsys.readouterr().err
+    os.utime(store.ROOT / "_build" / "book.pdf", (1, 1))
+    assert not (release.write(plan) / "book.pdf").exists()
+    assert "book.pdf is older than the book" in capsys.readouterr().err
+    text = plan.file.read_text() + "seed: 1\n"
+    other = planning.read_plan(store.write_text(plan.file.with_name("other.yml"), text))
+    for job in other.jobs():
+        pretend(other, job.stage, job.task)
+    built(other)  # of other parameters, last
+    with pytest.raises(UserError, match="is of other results"):
+        release.write(plan)
+    built(plan)
+    release.write(plan)
+    rename(plan.jobs()[0].record, timestamp="later")  # run again since
+    with pytest.raises(UserError, match="is of other results"):
+        release.write(plan)
 
 
 def test_a_release_has_its_own_parameters(capsys):
