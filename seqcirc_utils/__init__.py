@@ -1,8 +1,9 @@
 """Reproduce, check and extend the shared sequence-continuation circuits of arXiv 2311.04131.
 
 The ground that all else stands on is ``errors``, ``store`` (files, whole or not at all),
-``statistics``, ``components`` (heads, MLPs and edges by name), ``typography`` (signs in what is
-shown) and ``versions``. The rooms, each of which imports only from those before it:
+``choices`` (what a run may choose among), ``statistics``, ``components`` (heads, MLPs and edges by
+name), ``typography`` (signs in what is shown) and ``versions``. The rooms, each of which imports
+only from those before it:
 
 - ``models``: from a name to a loaded model
 - ``prompts``: what a model is asked, and scores of its answers

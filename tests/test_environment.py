@@ -225,7 +225,7 @@ def test_rooms_import_only_from_those_before_them():
     order = ["models", "prompts", "ablation", "circuits", "methods", "planted", "analyses"]
     order += ["chapters", "paper", "figures", "answers", "workflow", "publishing"]
     package = ROOT / "seqcirc_utils"
-    ground = ["errors", "store", "statistics", "components", "typography", "versions"]
+    ground = ["errors", "store", "choices", "statistics", "components", "typography", "versions"]
     for path in package.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         used = set(re.findall(r"(?m)^\s*from seqcirc_utils\.(\w+)", text))

@@ -8,12 +8,11 @@ import torch
 from seqcirc_utils.ablation.engine import Replay
 from seqcirc_utils.ablation.readout import continuations
 from seqcirc_utils.ablation.replay import hook_name, record, run_blocks
+from seqcirc_utils.choices import KINDS
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.questions import Batch, Encoded, Fitted, batches_of
-
-KINDS = ("mean", "zero")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations, record
 from seqcirc_utils.ablation.text import losses, record_text
 from seqcirc_utils.components import Component, by_kind
-from seqcirc_utils.errors import UserError
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts
 from seqcirc_utils.statistics import interval, percentile_p
@@ -259,20 +258,6 @@ def edit_table(
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def check_factors(factors: Sequence[float]) -> None:
-    """Refuse factors that are no edit.
-
-    Raises:
-        UserError: for a factor below 0, or 1.
-    """
-    for factor in factors:
-        if not factor >= 0 or factor == 1:
-            raise UserError(
-                f"factor {factor} is no edit: 0 removes a component, below 1 damps it, above 1 "
-                "boosts it."
-            )
 
 
 def selectivity(

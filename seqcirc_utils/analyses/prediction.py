@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from seqcirc_utils.ablation.evaluator import Evaluator
 from seqcirc_utils.ablation.replay import Activations, mean_activations
+from seqcirc_utils.choices import LONGEST
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models.loading import Model
@@ -26,28 +27,12 @@ from seqcirc_utils.prompts.sequences import TEMPLATES
 from seqcirc_utils.prompts.vocabulary import vocabulary
 from seqcirc_utils.statistics import finite, percentile_p, rate
 
-LONGEST = 4
-"""Members of the corrupted prompts behind the means; no prompt of a pool may show more."""
-
 
 class Cell(NamedTuple):
     """Prompts of one template and length, and what replaced components write there (a mean)."""
 
     prompts: Prompts
     means: Activations
-
-
-def check_pool(templates: Sequence[str], lengths: Sequence[int]) -> None:
-    """Refuse what no pool can hold.
-
-    Raises:
-        UserError: for an unknown template, or a length outside 1 to :data:`LONGEST`.
-    """
-    for template in templates:
-        if template not in TEMPLATES:
-            raise unknown("template", template, TEMPLATES)
-    if not all(1 <= length <= LONGEST for length in lengths):
-        raise UserError(f"lengths must be from 1 to {LONGEST} members, got {list(lengths)}.")
 
 
 def pool(
@@ -71,9 +56,13 @@ def pool(
         The cells, and why others are left out: ``"template, length"`` to reason.
 
     Raises:
-        UserError: as :func:`check_pool`.
+        UserError: for an unknown template, or a length outside 1 to :data:`LONGEST`.
     """
-    check_pool(templates, lengths)
+    for template in templates:
+        if template not in TEMPLATES:
+            raise unknown("template", template, TEMPLATES)
+    if not all(1 <= length <= LONGEST for length in lengths):
+        raise UserError(f"lengths must be from 1 to {LONGEST} members, got {list(lengths)}.")
     cells, left_out = [], {}
     for template in templates:
         means = None

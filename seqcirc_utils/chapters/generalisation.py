@@ -7,13 +7,14 @@ from typing import Self
 import pandas as pd
 from tqdm import tqdm
 
-from seqcirc_utils.ablation.answers import KINDS, Bench
+from seqcirc_utils.ablation.answers import Bench
 from seqcirc_utils.analyses import generalisation
 from seqcirc_utils.analyses.generalisation import Ablated
 from seqcirc_utils.chapters.circuit_discovery import CircuitDiscovery
 from seqcirc_utils.chapters.findings import Findings, each, table
 from seqcirc_utils.chapters.patching import Patching
 from seqcirc_utils.chapters.setting import Setting
+from seqcirc_utils.choices import KINDS
 from seqcirc_utils.components import Component
 from seqcirc_utils.errors import CannotDo, section
 from seqcirc_utils.prompts.probes import probes

@@ -18,6 +18,7 @@ from transformer_lens.utilities.statistics import derive_generator
 from seqcirc_utils.ablation.engine import Replay, fitting
 from seqcirc_utils.ablation.evaluator import GRADIENT_BATCH, Evaluator, Metric, logit_difference
 from seqcirc_utils.ablation.replay import Activations
+from seqcirc_utils.choices import ALONE, MEMBERS
 from seqcirc_utils.circuits import search
 from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import UserError, unknown
@@ -313,10 +314,6 @@ def _relp(asked: Question) -> Answer:
 
 
 ENSEMBLE = "ensemble"
-MEMBERS = ("attribution patching", "EAP-IG inputs", "EAP-IG activations", "clean-corrupted")
-"""Methods that the ensemble averages."""
-ALONE = (*MEMBERS, "RelP")
-"""Gradient methods, which score each prompt by itself."""
 
 
 @_method(ENSEMBLE, "Mondorf et al., 2025 (parallel ensemble, mean)")

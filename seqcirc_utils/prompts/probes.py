@@ -188,6 +188,11 @@ _PROBES: tuple[tuple[str, str, str, Callable[[random.Random], list[Question]]], 
 )
 
 
+def names() -> tuple[str, ...]:
+    """All probes."""
+    return tuple(name for name, *_ in _PROBES)
+
+
 def probes(names: Sequence[str] = (), seed: int = 0) -> list[Probe]:
     """The named probes, or all, each with its questions in random order.
 

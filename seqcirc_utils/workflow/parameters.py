@@ -8,20 +8,25 @@ import ast
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqcirc_utils import store
+from seqcirc_utils import choices, store
 from seqcirc_utils.errors import UserError, unknown
 from seqcirc_utils.models import zoo
+from seqcirc_utils.prompts import probes
 from seqcirc_utils.prompts.sequences import TASKS, TEMPLATES
 from seqcirc_utils.workflow.stages import notebook
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 _QUOTE = "put it in quotes (papermill: -r, not -p), for YAML reads numbers, yes and no otherwise"
 _CHOICES = {"device": zoo.DEVICES, "dtype": ("float32", "bfloat16", "float16")}
+_CHOICES |= {"ranking": choices.ALONE, "compared": choices.KINDS}
+_CHOICES |= dict.fromkeys(("task", "tasks"), tuple(TASKS))
+_CHOICES |= dict.fromkeys(("templates", "pool_templates", "more_templates"), tuple(TEMPLATES))
+_CHOICES |= {"probes": ("all", *probes.names())}
 # 0 leaves a part out. One prompt has no interval, and few repeats have no frequency.
 _LEAST = dict.fromkeys(("seed", "das_epochs", "n_attention", "n_searched", "n_specific_random"), 0)
 _LEAST |= dict.fromkeys(("das_rank", "layer_step", "swap_step"), 1)
@@ -91,11 +96,6 @@ def check(stage: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in full.items():
         full[name] = _typed(stage, known[name], value)
         _check_value(stage, name, full[name])
-        if full[name] != known[name].default or name == "model":
-            try:
-                _check_where_used(name, full[name])
-            except UserError as error:
-                raise UserError(f"{stage}: {name}: {error}") from None
     return full
 
 
@@ -138,6 +138,12 @@ def _allowed(name: str) -> str:
         return "allowed is a number above 0 and below 1"
     if name == "threshold":
         return "allowed is a number above 0 and at most 1"
+    if name == "lengths":
+        return f"allowed are whole numbers from 1 to {choices.LONGEST}"
+    if name == "factors":
+        return "allowed are numbers from 0 up but 1, which is no edit"
+    if name == "probes":
+        return "allowed are all by itself, or names"
     if name == "prepend":
         return "allowed are auto, none, bos, or a token of the model's vocabulary"
     return ""
@@ -149,6 +155,9 @@ def _check_value(stage: str, name: str, value: Any) -> None:
         (least is not None and not least <= value < 2**63)
         or (name.startswith("share_") and not 0 < value < 1)
         or (name == "threshold" and not 0 < value <= 1)
+        or (name == "lengths" and not all(1 <= n <= choices.LONGEST for n in value))
+        or (name == "factors" and not all(x >= 0 and x != 1 for x in value))
+        or (name == "probes" and "all" in value and len(value) > 1)
         or (name == "prepend" and not value)
     )
     if wrong:
@@ -162,50 +171,15 @@ def _check_value(stage: str, name: str, value: Any) -> None:
             raise UserError(f"{stage}: {name} is empty: name at least one.")
         if len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
             raise UserError(f"{stage}: {name} names something twice: {value}.")
-    if name in ("task", "tasks") or name.endswith("templates"):
-        allowed = TEMPLATES if name.endswith("templates") else TASKS
-        for item in [value] if isinstance(value, str) else value:
-            if item not in allowed:
-                raise unknown(f"{name.removesuffix('s')} of {stage}", item, allowed)
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise unknown(f"{name} of {stage}", value, _CHOICES[name])
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if item not in _CHOICES.get(name, [item]):
+            raise unknown(f"{name.removesuffix('s')} of {stage}", item, _CHOICES[name])
+    if name in ("model", "compare"):
+        try:
+            for item in items:
+                zoo.resolve(item)
+        except UserError as error:
+            raise UserError(f"{stage}: {error}") from None
     if name == "results" and not value.strip():
         raise UserError(f"{stage}: results is empty: give a directory, as in 'results/default'.")
-
-
-def _check_where_used(name: str, value: Any) -> None:
-    """Refuse what the part that uses a parameter refuses.
-
-    That part may be slow to import, so it is asked only about what is not the default.
-    """
-    if name == "model":
-        zoo.resolve(value)
-    elif name == "compare":
-        for item in value:
-            zoo.resolve(item)
-    elif name == "probes" and value != ["all"]:
-        from seqcirc_utils.prompts.probes import probes
-
-        probes(value)
-    elif name == "lengths":
-        from seqcirc_utils.analyses.prediction import check_pool
-
-        check_pool([], value)
-    elif name == "factors":
-        from seqcirc_utils.analyses.editing import check_factors
-
-        check_factors(value)
-    elif name == "ranking":
-        from seqcirc_utils.methods.registry import ALONE
-
-        _among(name, [value], ALONE)
-    elif name == "compared":
-        from seqcirc_utils.ablation.answers import KINDS
-
-        _among("ablation", value, KINDS)
-
-
-def _among(what: str, values: Iterable[str], allowed: Iterable[str]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise unknown(what, value, allowed)

@@ -19,7 +19,7 @@ from seqcirc_utils.methods.slopes import Pairs
 @pytest.fixture(scope="module")
 def asked(gpt2, sets, means):
     """Model, prompts with answers that it has a lead for, partners, and both judges."""
-    rows = range(3)
+    rows = range(1, 4)
     clean, corrupted = sets.evaluation[rows], sets.corrupted[rows]
     other = record(gpt2, corrupted).activations
     whole, empty = (plain_logits(gpt2, clean, names, other) for names in ([], components(gpt2)))

@@ -228,6 +228,13 @@ def test_rules_refuse_capped_logits(asked, hooks_left):
 
 def test_searches_score_by_the_order_of_removal(asked, means):
     model, clean, corrupted = asked["gpt2"]
+    # Answers that the whole model says and the empty one does not: some part is needed.
+    everything = components(model)
+    whole, empty = (plain_logits(model, clean, c, means["gpt2"]) for c in ([], everything))
+    answers = (whole - empty).argmax(-1)
+    below = whole < whole.gather(-1, answers[:, None])
+    lasts = empty.masked_fill(~below, -1e9).argmax(-1)
+    clean = dataclasses.replace(clean, answer_ids=answers, last_ids=lasts)
     found = scores(model, clean, corrupted, method="published sweep", means=means["gpt2"])
     circuit = search.sweep(Evaluator(model, clean, means["gpt2"]))
     kept = [c in circuit.components for c in components(model)]
