@@ -33,7 +33,7 @@ def measured(plan: Plan) -> pd.DataFrame:
     if missing := [job.name for job in jobs if not job.is_current()]:
         raise UserError(
             f"{len(missing)} of {len(jobs)} jobs have no current results, {missing[0]} first: "
-            f"run make book PARAMS={plan.file.name} before."
+            f"run make book PARAMS={plan.file} before."
         )
     records = [store.read_json(job.record) for job in jobs]
     table = pd.DataFrame(records)[["stage", "cpu_seconds", "memory_mb"]]

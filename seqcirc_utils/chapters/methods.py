@@ -46,13 +46,14 @@ class Methods(Findings):
             keeps the threshold of the whole model's logit difference (the published ratio) under
             mean ablation, and its ``share``; rank correlation and recall against exact effects on
             the judged prompts, of heads and of MLPs but the first; ``first_mlp``, the first MLP's
-            score over its exact effect (NaN for the searches, whose scores are ranks).
+            score over its exact effect (NaN where scores are ranks, or shares of something else).
         grid: MIB's faithfulness at each size, by method, ablation and ranking.
         scores: A row per component, a column per method.
         edges: The strongest edges of the whole model: two estimates, and exactly, in logits.
         edge_patching: Edge attribution patching ``[writer, reader]``, in logits.
         edge_ig: EAP-IG inputs ``[writer, reader]``, in logits.
         edge_seconds: CPU seconds of the two, of as many prompts as ``n_scored``.
+        n_scored: Pairs of prompts that components were scored on.
         n_judged: Prompts that judged.
         threshold: The share that a circuit keeps.
         missing: Method (or ``edges``) to the reason why it is not here.
@@ -76,6 +77,7 @@ class Methods(Findings):
     edge_patching: np.ndarray = array()
     edge_ig: np.ndarray = array()
     edge_seconds: dict[str, float]
+    n_scored: int
     n_judged: int
     threshold: float
     missing: dict[str, str]
@@ -121,6 +123,7 @@ class Methods(Findings):
             methods=pd.DataFrame(rows, columns=cls.empty("methods").columns),
             grid=grid,
             scores=pd.DataFrame(names | {name: one.values for name, one in found.items()}),
+            n_scored=n,
             n_judged=len(rest),
             threshold=at["threshold"],
             missing=missing,
@@ -255,8 +258,8 @@ def _row(
             row[f"{key}_{part}"] = value
     first = int(np.flatnonzero(mlps)[0])
     unit = 1.0 if name in EXACT else whole
-    ranks = name in (*WRITTEN, "random", "ensemble")
-    row["first_mlp"] = float("nan") if ranks else one.values[first] / unit / exact[first]
+    other = name in (*WRITTEN, "random", "ensemble", "activation patching")
+    row["first_mlp"] = float("nan") if other else one.values[first] / unit / exact[first]
     return row
 
 

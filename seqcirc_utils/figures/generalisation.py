@@ -13,6 +13,8 @@ from seqcirc_utils.statistics import MIN_DRAWS, short
 
 LEVEL = 0.05
 """A corrected p-value below this gets a star."""
+LEAST = 0.001
+"""Corrected p-values below this are told as such."""
 
 
 def numbers(found: Generalisation) -> dict[str, str]:
@@ -118,13 +120,18 @@ def effects_told(found: Generalisation) -> Markdown:
         text += (
             f"\n\nEach of {tested.sum()} cells was tested against up to "
             f"{effects['n_draws'].max()} random sets; corrected for all of them, the smallest q is "
-            f"{short(effects['q'].min())}."
+            f"{_q(effects['q'].min()).removeprefix('= ').replace('<', 'below')}."
         )
     else:
         text += f"\n\nNothing was tested: a test needs at least {MIN_DRAWS} random sets."
     if found.headless:
         text += f" Without heads, and so left out: {', '.join(found.headless)}."
     return Markdown(text)
+
+
+def _q(value: float) -> str:
+    """A q: far below 1 in the number of draws it is the fitted law's, and not told exactly."""
+    return f"< {LEAST:g}" if value < LEAST else f"= {short(value)}"
 
 
 def _set_told(name: str, rows: pd.DataFrame) -> str:
@@ -185,7 +192,7 @@ def planned_told(found: Generalisation) -> Markdown:
     said = f"{found_it.sum()} of {many(len(table), 'planned test')} found more harm than random "
     said += f"sets do (q < {LEVEL:g})."
     for title, rows in (("Found it", table[found_it]), ("Did not", table[~found_it])):
-        named = [f"{r.set} on {r.subject} (q = {short(r.q)})" for r in rows.itertuples()]
+        named = [f"{r.set} on {r.subject} (q {_q(r.q)})" for r in rows.itertuples()]
         said += f"\n- **{title}:** {'; '.join(named)}." if named else ""
     return Markdown(
         f"{said}\n\nHalf of the tests could have found a loss of "

@@ -183,7 +183,7 @@ def resolve(name: str) -> Entry | Path:
     """
     if name in ZOO:
         return ZOO[name]
-    path = Path(str(name)).expanduser()
+    path = Path(os.path.expanduser(str(name)))  # pathlib raises where there is no such user
     here, path = path.absolute(), store.ROOT / path
     if name and here.is_dir() and here.resolve() != path.resolve():
         raise UserError(f"{name} is in {Path.cwd()}: give its whole path, {here}.")

@@ -275,7 +275,7 @@ def _c22(e: Evidence, least: float) -> list[Effect]:
         others = [str(c) for c in e.heads(task) if str(c) != best]
         if others:
             second = max(others, key=lambda head, task=task: e.cost(task, head).value)
-            more = e.cost(task, best).minus(e.cost(task, second))
+            more = e.cost(task, best).beyond(e.cost(task, second))
             found.append(Effect(f"{best} over {second} in {task}", more, least))
     return found
 

@@ -214,7 +214,7 @@ def _c16(e: Evidence, least: float) -> list[Effect]:
 def _c17(e: Evidence, least: float) -> list[Effect]:
     head = _most_next(e, "digits")
     following, same = (_top5(e, "digits", head, score) for score in ("next", "copy"))
-    return [Effect(f"{head}, points", following.minus(same), least)]
+    return [Effect(f"{head}, points", following.beyond(same), least)]
 
 
 @carries(

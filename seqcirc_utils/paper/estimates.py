@@ -47,6 +47,11 @@ class Estimate:
         up = math.hypot(self.high - self.value, other.value - other.low)
         return Estimate(value, value - down, value + up, min(self.n, other.n))
 
+    def beyond(self, other: "Estimate") -> "Estimate":
+        """The difference from a value of the same prompts: at worst their errors add up."""
+        bounds = self.value - other.value, self.low - other.high, self.high - other.low
+        return Estimate.of(bounds, min(self.n, other.n))
+
     def over(self, other: "Estimate") -> "Estimate":
         """The ratio to a value that is positive with its whole interval; the errors independent.
 

@@ -290,12 +290,17 @@ def test_the_best_method_for_few_passes():
     rows += [["random", 0, 0.1, 0.1, 0.1]]
     columns = ["method", "passes", "cpr", "mean_cpr", "recall_heads"]
     table = pd.DataFrame(rows, columns=columns)
-    text, shown, _ = read(methods.answer(found(methods=table)))
+    text, shown, _ = read(methods.answer(found(methods=table, n_scored=1)))
     assert "quick has the largest area" in text[0] and "of all methods exact has (2.00" in text[0]
     assert "With mean ablation fair comes first (0.80)" in text[0]
     assert [row[0] for row in shown] == ["method", "quick", "fair"]
-    text, shown, _ = read(methods.answer(found(methods=table[:1])))
+    text, shown, _ = read(methods.answer(found(methods=table[:1], n_scored=1)))
     assert "12 passes or fewer" in text[0] and not shown
+    # With more pairs every method takes as many times the passes: it is a matter of each pair.
+    four = table.assign(passes=4 * table["passes"])
+    text, again, _ = read(methods.answer(found(methods=four, n_scored=4)))
+    assert text[0].startswith("With 48 passes or fewer (12 for each of 4 pairs), quick has")
+    assert [row[0] for row in again] == ["method", "quick", "fair"]
 
 
 def swapped(*shares, source="digits"):

@@ -86,6 +86,7 @@ def nothing_but_the_lock(cache: Path) -> bool:
         ("../../etc/nowhere", "does not exist"),
         ("/nowhere", "model directory /nowhere does not exist"),
         ("~/nowhere-at-all", "does not exist"),
+        ("~no-such-user/model", "does not exist"),
     ],
 )
 def test_a_name_that_is_no_model_is_refused_with_help(name, said):

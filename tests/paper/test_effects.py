@@ -84,6 +84,7 @@ def test_how_many_prompts_would_decide():
 def test_errors_of_sums_differences_and_ratios():
     a, b = Estimate(10, 7, 13, 8), Estimate(4, 0, 8, 6)
     assert a.minus(b) == Estimate(6, 1, 11, 6)  # 3 and 4 at right angles
+    assert a.beyond(b) == Estimate(6, -1, 13, 6)  # one after the other
     assert a.plus(b) == Estimate(14, 7, 21, 6)  # at worst
     assert a.times(-2) == Estimate(-20, -26, -14, 8)
     ratio = Estimate(8, 4, 16).over(Estimate(2, 2, 2))
@@ -136,7 +137,7 @@ VALUES = {
 }
 HALVES = {
     **{"C3": 2, "C4": 2, "C7": 50**0.5, "C8": 50**0.5, "C9": 5, "C14": 6, "C16": 1},
-    **{"C17": 2**0.5, "C20": 2, "C22": 8**0.5},
+    **{"C17": 2, "C20": 2, "C22": 4},
     **dict.fromkeys(("C23", "C24", "C25", "C26"), 10),
 }
 
