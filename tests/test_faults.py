@@ -319,6 +319,17 @@ def test_a_build_that_was_interrupted_is_begun_anew(build):
     assert build() is False
 
 
+def test_the_page_of_what_is_gone_does_not_stay(build):
+    """Sphinx leaves it, and a release would hold it."""
+    other = build.page.with_name("other.md")
+    other.write_text("more")
+    assert build() is True
+    other.unlink()
+    assert build() is False
+    store.write_text(build.project / "_build" / "html" / "intro.html", "<p>new")
+    assert build() is True
+
+
 def test_a_build_does_not_go_by_dates(build):
     build.page.write_text("new")
     os.utime(build.page, (YEAR_2000, YEAR_2000))

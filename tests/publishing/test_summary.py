@@ -137,6 +137,17 @@ def test_the_summary_counts_what_is_there_and_names_what_is_missing(project):
     assert f"- {zoo.DEFAULT}, months: seeds 0, 7\n" in page
 
 
+def test_a_task_that_a_model_cannot_do_is_missing_and_ends_nothing(project):
+    plans = planning.read_plans(sweep_file(project))
+    found(plans[0], "months", [[0, 0]])
+    job = pretend(plans[0], STAGE, "digits")  # skipped: there is no circuit, or an older one
+    store.write_json(job.record, store.read_json(job.record) | {"skipped": "it cannot count"})
+    job.record.with_name(f"{STAGE}.circuit.json").write_text("{}")
+    table, circuits = summary.circuits(plans)
+    assert table["done"].sum() == 1 and list(circuits) == [("gpt2", "months", 0)]
+    assert "- gpt2, digits: seeds 0, 7\n" in summary.write(plans).read_text()
+
+
 def test_results_of_other_parameters_are_missing(project):
     plans = planning.read_plans(sweep_file(project))
     found(plans[0], "months", [[0, 0]])

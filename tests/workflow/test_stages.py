@@ -222,6 +222,19 @@ def test_fingerprint_sees_code_and_parameters_but_no_outputs(project):
     assert fingerprint("03_patching", GOOD) != before
 
 
+def test_a_record_tells_the_sources_that_a_run_began_with(project):
+    """What is changed while it runs did not make its results."""
+    write_notebook(project, "03_patching", work="print(1)")
+    run = notebook.begin("03_patching", GOOD)
+    began = fingerprint("03_patching", run.parameters)
+    write_notebook(project, "03_patching", work="print(2)")
+    record = run.finish()
+    assert store.read_json(record)["library"] == began
+    assert not records.is_current("03_patching", record)
+    write_notebook(project, "03_patching", work="print(1)")
+    assert records.is_current("03_patching", record)
+
+
 @pytest.mark.slow
 def test_a_run_writes_everything_and_remakes_what_is_stale(project):
     where = project / "results/default/gpt2/months"
