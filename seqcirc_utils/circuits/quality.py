@@ -23,7 +23,14 @@ from seqcirc_utils.components import Component, components
 from seqcirc_utils.errors import CannotDo
 from seqcirc_utils.models.loading import Model
 from seqcirc_utils.prompts.prompts import Prompts, PromptSets
-from seqcirc_utils.statistics import Interval, interval, positive_baseline, rate, ratios
+from seqcirc_utils.statistics import (
+    Interval,
+    interval,
+    over_groups,
+    positive_baseline,
+    rate,
+    ratios,
+)
 
 
 def quality(
@@ -32,9 +39,9 @@ def quality(
     """A circuit's scores with 95% intervals over prompts.
 
     Returns:
-        ``faithfulness`` (share of the whole model's mean logit difference), ``distance``
-        (|whole - kept| prompt by prompt, its mean over the same), ``kl`` (nats, to the whole
-        model), ``accuracy``,
+        ``faithfulness`` (share of the whole model's mean logit difference), ``by_start`` (the same,
+        where starts count as drawn; only of several), ``distance`` (|whole - kept| prompt by
+        prompt, its mean over the same), ``kl`` (nats, to the whole model), ``accuracy``,
         ``completeness`` (what is left when the circuit itself is ablated, as a share: low is good),
         each a mapping with ``mean``, ``low``, ``high``.
 
@@ -53,6 +60,10 @@ def quality(
         "accuracy": rate(kept.correct),
         "completeness": _share(rest.logit_diff, evaluator.intact.logit_diff, seed),
     }
+    starts = evaluator.prompts.starts
+    if len(set(starts)) > 1:
+        low, high = over_groups(kept.logit_diff[None], evaluator.intact.logit_diff, starts)
+        found["by_start"] = Interval(found["faithfulness"].mean, low.item(), high.item())
     return {name: vars(value) for name, value in found.items()}
 
 

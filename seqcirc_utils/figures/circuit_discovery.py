@@ -54,6 +54,9 @@ def search_table(found: CircuitDiscovery) -> pd.DataFrame:
                 "trials": found.trials[name],
                 "kept on discovery prompts": f"{found.scores[name]:.1%}",
                 "kept on evaluation prompts": _with_interval(scores["faithfulness"]),
+                "the same, if starts were drawn": (
+                    _with_interval(scores["by_start"]) if "by_start" in scores else "one start"
+                ),
                 "|whole − kept|, prompt by prompt": _with_interval(scores["distance"]),
                 "KL to the whole model (nats)": _with_interval(scores["kl"], ".2f"),
                 "accuracy": _with_interval(scores["accuracy"]),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import evaluator_of, plain_logits, plainly
+from scipy.stats import t
 
 from seqcirc_utils.ablation import replay
 from seqcirc_utils.circuits import quality
@@ -41,6 +42,13 @@ def test_quality_is_what_plain_passes_say(gpt2, judge, means):
     base = whole.mean()
     assert found["faithfulness"]["mean"] == pytest.approx((kept.mean() / base).item(), abs=1e-4)
     assert found["completeness"]["mean"] == pytest.approx((left.mean() / base).item(), abs=1e-4)
+    shares = kept / base - whole * (kept.mean() / base**2)  # to first order, a prompt for a start
+    half = t.isf(0.025, 5) * shares.std().item() / 6**0.5
+    by_start = found["by_start"]
+    assert by_start["mean"] == found["faithfulness"]["mean"]
+    assert by_start["high"] - by_start["low"] == pytest.approx(2 * half, rel=1e-3)
+    one = dataclasses.replace(judge.prompts, starts=[3] * 6)
+    assert "by_start" not in quality.quality(evaluator_of(gpt2, one, means["gpt2"]), CIRCUIT)
     distance = ((kept - whole).abs().mean() / base).item()
     assert found["distance"]["mean"] == pytest.approx(distance, abs=1e-4)
     logits = [plain_logits(gpt2, judge.prompts, names, means["gpt2"]) for names in (rest, [])]
