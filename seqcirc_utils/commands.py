@@ -202,10 +202,7 @@ def _ready(
     if cores is not None and cores < 1:
         raise UserError(f"--cores must be at least 1, not {cores}.")
     snakemake.read_profile(profile)
-    wanted = with_needs(until or stages.STAGES)
-    jobs = [job for plan in plans for job in plan.jobs() if job.stage in wanted]
-    for job in jobs:
-        job.plan.parameters(job.stage, job.task)
+    jobs = _checked(plans, until)
     for model in dict.fromkeys(plan.model for plan in plans):
         directory, prepend = fetching.fetch(model), plans[0].values.get("prepend", "auto")
         if prepend != "auto":
@@ -214,6 +211,15 @@ def _ready(
             loading.front(model, directory, prepend)
     for job in jobs:
         job.forget_if_stale()
+    return jobs
+
+
+def _checked(plans: Sequence[Plan], until: Sequence[str] = ()) -> list[Job]:
+    """The jobs of plans whose parameters all stages can use."""
+    wanted = with_needs(until or stages.STAGES)
+    jobs = [job for plan in plans for job in plan.jobs() if job.stage in wanted]
+    for job in jobs:
+        job.plan.parameters(job.stage, job.task)
     return jobs
 
 
@@ -282,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     add("release", _release, common, help="write a folder to keep and cite: book, results, code")
     add(
         "plan",
-        lambda given: print(costs.told(_plan(given).jobs())),
+        lambda given: print(costs.told(_checked([_plan(given)]))),
         common,
         alone=False,
         help="tell how many jobs a run has, and about how long it takes",

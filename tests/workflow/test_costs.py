@@ -135,6 +135,14 @@ def test_without_the_file_nothing_is_known(tmp_path, monkeypatch):
     assert costs.shipped()["cpu_seconds"] == {}
 
 
+def test_a_plan_that_no_run_would_take_is_refused(tmp_path, capsys):
+    file = tmp_path / "mine.yml"
+    file.write_text("tasks: [months]\nlayer_step: -3\n")
+    assert commands.main(["plan", "--params", str(file)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "11_interchange: layer_step is -3: allowed is a whole" in said.err
+
+
 def test_plan_tells_it_and_runs_nothing(capsys):
     assert commands.main(["plan", "--params", "params/quick.yml"]) == 0
     said = capsys.readouterr().out
