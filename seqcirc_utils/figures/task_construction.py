@@ -91,17 +91,14 @@ def starts_told(found: TaskConstruction) -> Markdown:
             "No start has two prompts here, so that what starts differ by cannot be told from what "
             "prompts of one start differ by."
         )
-    own, starts = Interval(**found.logit_diff), Interval(found.logit_diff["mean"], **_ends(found))
+    ends = {end: found.starts[end] for end in ("low", "high")}
+    own, starts = Interval(**found.logit_diff), Interval(**found.logit_diff | ends)
     return Markdown(
         f"**{found.starts['between']:.0%}** of the variance of the logit difference lies between "
-        f"starts. Prompts count as drawn in every interval of this book, with their starts: {own}. "
+        f"starts. Intervals over prompts count these as drawn, with their starts: {own}. "
         "For other prompts of the same starts, which take turns, that is too wide. Were the "
         f"{len(found.by_start)} starts a sample of many, it would be {starts} (Student's t)."
     )
-
-
-def _ends(found: TaskConstruction) -> dict[str, float]:
-    return {end: found.starts[end] for end in ("low", "high")}
 
 
 def length_panels(found: TaskConstruction) -> Figure | Markdown:

@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 from conftest import word_tokenizer
 from matplotlib.figure import Figure
+from scipy.stats import sem, t
 
 from seqcirc_utils.chapters.setting import Setting
 from seqcirc_utils.chapters.task_construction import TaskConstruction
 from seqcirc_utils.figures import task_construction as figures
 from seqcirc_utils.planted.circuits import PLANTED
+from seqcirc_utils.prompts import scores
 from seqcirc_utils.prompts.sequences import TEMPLATES
 
 PARAMETERS = {"task": "months", "templates": ["born"], "n_prompts": 8, "n_means": 4, "seed": 0}
@@ -102,3 +105,19 @@ def test_a_template_that_the_tokenizer_splits_ends_its_row_only(gpt2):
 def test_a_length_without_enough_fillers_is_told_in_its_place(found):
     made = dataclasses.replace(found, missing={"members shown 1": "too few fillers."})
     assert figures.length_panels(made).data == "Not here: 1 shown: too few fillers."
+
+
+def test_what_starts_make_of_the_score_is_told_where_it_can_be(gpt2, found):
+    assert found.starts == {} and "No start has two prompts" in figures.starts_told(found).data
+    at = Setting(PARAMETERS | {"n_prompts": 24}, model=gpt2)
+    three = TaskConstruction.measure(at)  # prompts of each start
+    table = pd.DataFrame({"start": at.sets().evaluation.starts})
+    table["lead"] = scores.score(gpt2, at.sets().evaluation).logit_diff.numpy()
+    means = table.groupby("start")["lead"].mean()
+    bounds = t.interval(0.95, 7, means.mean(), sem(means))
+    assert (three.starts["low"], three.starts["high"]) == pytest.approx(bounds, rel=1e-3)
+    among, within = 3 * means.var(), table.groupby("start")["lead"].var().mean()
+    share = (among - within) / (among + 2 * within)
+    assert three.starts["between"] == pytest.approx(max(0, share), abs=1e-4)
+    said = figures.starts_told(three).data
+    assert said.startswith(f"**{max(0, share):.0%}** of the variance") and "the 8 starts" in said
