@@ -158,7 +158,7 @@ def pair_grid(found: Interchange) -> Figure | Markdown:
             text += f"{100 * r['wanted_high']:.0f}]"
             shade = "white" if r["wanted"] > 0.6 else "black"
             axis.text(x, y, text, ha="center", va="center", color=shade, fontsize=size)
-    titles = [forms.wrapped(_title(task), 8) for task in order]
+    titles = [_title(task).replace(" ", "\n") for task in order]  # side by side they would touch
     axis.set_xticks(range(len(order)), titles)
     axis.set_yticks(range(len(order)), titles)
     axis.set(xlabel="prompt that is changed", ylabel="prompt that is put in")
