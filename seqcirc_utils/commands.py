@@ -94,8 +94,8 @@ def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """Make the books of all models that are compared, side by side, and the page before them.
 
     Each model's chapters are run first, then those that read the paper's model's results where they
-    lie beside, then those that compare all models. A model that fails
-    takes none of the others with it: the page before the books says why it is missing.
+    lie beside, then those that compare all models. A model that fails takes none of the others with
+    it: the page before the books says why it is missing.
 
     Args:
         plan: Its ``compare`` lists the models; the same parameters for all.
@@ -107,9 +107,9 @@ def models(plan: Plan, cores: int | None = None, profile: str = "") -> Path:
     """
     compared = parameters.check(stages.ACROSS, plan.parameters(stages.ACROSS))["compare"]
     names = [plan.model, *compared]
-    reading = {name: (s.beside_paper, s.across) for name, s in stages.STAGES.items()}
-    alone = [name for name, others in reading.items() if not any(others)]
-    beside = [name for name, others in reading.items() if others == (True, False)]
+    known = stages.STAGES.values()
+    beside = [stage.name for stage in known if stage.beside_paper]
+    alone = [stage.name for stage in known if not (stage.beside_paper or stage.across)]
     plans, failed = [dataclasses.replace(plan, model=m) for m in dict.fromkeys(names)], {}
 
     def attempt(one: Plan, do: Callable[[], Any]) -> None:

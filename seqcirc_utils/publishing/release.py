@@ -133,10 +133,10 @@ def _check(plan: Plan, why: str) -> None:
 
 
 def _reason(job: Job) -> str:
-    made = store.read_json(job.record).get("parameters", {})
+    told = store.read_json(job.record)
+    made, used, here = told.get("parameters", {}), told.get("versions", {}), versions()
     wanted = check(job.stage, job.plan.parameters(job.stage, job.task))
     other = [k for k, v in wanted.items() if k != "results" and k in made and made[k] != v]
-    used, here = store.read_json(job.record).get("versions", {}), versions()
     moved = [f"{k} {used[k]}, here {v}" for k, v in here.items() if used.get(k, v) != v]
     if other:
         return f"of another {', '.join(other)}"
